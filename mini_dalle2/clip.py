@@ -1,0 +1,135 @@
+"""CLIP: an image encoder and a text encoder that meet in one space, trained to tell which caption belongs to which image.
+
+    logits = e^τ · z_img z_txtᵀ,   loss = (cross-entropy over rows + cross-entropy over columns) / 2           (CLIP §2.3, Fig. 3)
+
+with z_img, z_txt unit vectors. Everything in DALL·E 2 hangs on this space: the prior maps a caption to a z_img, the decoder draws
+a picture from z_img (unCLIP §2; appendix C gives the sizes, ViT-H/16 with a 24-block text transformer).
+
+Shapes: B batch, S image side, P patch side, N = (S/P)² patches, L context length, W tower width, D = clip_dim, the joint space.
+References: CLIP (2103.00020) and its public code; SAM (2010.01412), which unCLIP trains CLIP with, lives in training.py.
+Read next: diffusion.py, then prior.py.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .transformer import QuickGELU, Transformer
+
+
+@dataclass(frozen=True)
+class CLIPConfig:
+    """Sizes of both towers; `clip_dim` is the width of the joint space, `eot_id` the tokenizer's end-of-text."""
+
+    clip_dim: int = 128
+    image_size: int = 32
+    patch_size: int = 8
+    vision_width: int = 160
+    vision_layers: int = 4
+    vision_heads: int = 5
+    vocab_size: int = 600
+    context_length: int = 16
+    eot_id: int = 599
+    text_width: int = 160
+    text_layers: int = 3
+    text_heads: int = 5
+
+
+class VisionTransformer(nn.Module):
+    """ViT: patches and a class token through a transformer; the class token's last state is the image. (B, 3, S, S) -> (B, D)."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        width, patches = cfg.vision_width, (cfg.image_size // cfg.patch_size) ** 2
+        self.patch_embedding = nn.Conv2d(3, width, cfg.patch_size, cfg.patch_size, bias=False)
+        self.class_embedding = nn.Parameter(torch.empty(width))
+        self.position_embedding = nn.Parameter(torch.empty(patches + 1, width))
+        self.ln_pre = nn.LayerNorm(width)
+        self.transformer = Transformer(cfg.vision_layers, width, cfg.vision_heads, activation=QuickGELU)
+        self.ln_post = nn.LayerNorm(width)
+        self.projection = nn.Linear(width, cfg.clip_dim, bias=False)
+
+    def forward(self, images):
+        x = self.patch_embedding(images).flatten(2).transpose(1, 2)        # (B, N, W)
+        x = torch.cat([self.class_embedding.expand(len(x), 1, -1), x], 1)  # (B, N + 1, W)
+        x = self.transformer(self.ln_pre(x + self.position_embedding))
+        return self.projection(self.ln_post(x[:, 0]))                      # (B, D)
+
+
+class TextTransformer(nn.Module):
+    """Causal transformer over a caption; the state at its end-of-text token, which alone has seen all of it, is the caption. (B, L) -> (B, D)."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        width = cfg.text_width
+        self.eot_id = cfg.eot_id
+        self.token_embedding = nn.Embedding(cfg.vocab_size, width)
+        self.position_embedding = nn.Parameter(torch.empty(cfg.context_length, width))
+        self.transformer = Transformer(cfg.text_layers, width, cfg.text_heads, causal=True, activation=QuickGELU)
+        self.ln_final = nn.LayerNorm(width)
+        self.projection = nn.Linear(width, cfg.clip_dim, bias=False)
+
+    def forward(self, tokens):
+        x = self.token_embedding(tokens) + self.position_embedding         # (B, L, W)
+        x = self.ln_final(self.transformer(x))
+        # Found by the token's id. OpenAI's code takes the arg-max of all ids, which is right only while no id is larger.
+        eot = (tokens == self.eot_id).int().argmax(dim=1)
+        return self.projection(x[torch.arange(len(x), device=x.device), eot])   # (B, D)
+
+
+class CLIP(nn.Module):
+    """Both towers and the temperature."""
+
+    MAX_LOG_SCALE = math.log(100)
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.cfg = cfg
+        self.visual = VisionTransformer(cfg)
+        self.text = TextTransformer(cfg)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # τ, learned as a logarithm
+        self.init_weights()
+
+    def init_weights(self):
+        """As in CLIP's code: tokens 0.02, positions 0.01, projections width^-½ (the blocks: see Transformer.init_weights)."""
+        vision_std, text_std = self.cfg.vision_width ** -0.5, self.cfg.text_width ** -0.5
+        nn.init.normal_(self.visual.class_embedding, std=vision_std)
+        nn.init.normal_(self.visual.position_embedding, std=vision_std)
+        nn.init.normal_(self.visual.projection.weight, std=vision_std)
+        nn.init.normal_(self.text.token_embedding.weight, std=0.02)
+        nn.init.normal_(self.text.position_embedding, std=0.01)
+        nn.init.normal_(self.text.projection.weight, std=text_std)
+
+    def encode_image(self, images):
+        """images (B, 3, S, S) in [-1, 1] -> z_img (B, D) of unit norm."""
+        return F.normalize(self.visual(images), dim=-1)
+
+    def encode_text(self, tokens):
+        """tokens (B, L), each row with an end-of-text -> z_txt (B, D) of unit norm."""
+        return F.normalize(self.text(tokens), dim=-1)
+
+    def forward(self, images, tokens):
+        """-> logits (B, B): row i, column j says how well image i and caption j fit; e^τ is kept at most 100 (CLIP §2.5)."""
+        # The parameter itself is cut, as in CLIP's code: a clamp in the graph would have no gradient above the bound, and no way back.
+        with torch.no_grad():
+            self.logit_scale.clamp_(max=self.MAX_LOG_SCALE)
+        return self.logit_scale.exp() * self.encode_image(images) @ self.encode_text(tokens).T
+
+    def loss(self, images, tokens):
+        """Symmetric contrastive loss, a scalar: images (B, 3, S, S) in [-1, 1], tokens (B, L). Chance is ln B."""
+        logits = self(images, tokens)
+        # mini: in a small world captions repeat. A second picture of "a small red circle" is no wrong answer to that
+        # caption, so such pairs are taken out of the softmax instead of being pushed apart.
+        same = (tokens[:, None] == tokens[None]).all(-1)                   # (B, B)
+        same.fill_diagonal_(False)
+        logits = logits.masked_fill(same, float("-inf"))
+        labels = torch.arange(len(logits), device=logits.device)
+        return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+
+    @torch.no_grad()
+    def zero_shot(self, images, tokens):
+        """Classification without training for it (CLIP §3.1): probabilities (B, K) of K captions, tokens (K, L), for each image."""
+        return self(images, tokens).softmax(dim=-1)

@@ -1,0 +1,137 @@
+"""The decoder P(x | z_img, y): from a CLIP image embedding, and if there is one a caption, to a small picture.
+
+    ε_θ(x_t, t, z_img, y):   emb = time(t) + W_1 z_img + W_2 pooled(y)          context = [4 tokens from z_img, states of y]
+
+It is GLIDE's U-Net and text transformer, with two additions of the unCLIP paper (§2.1): z_img is projected and added to the timestep
+embedding, and projected into four extra context tokens. In training z_img is zeroed 10 % of the time and the caption dropped 50 %, so
+that the same network also knows what an unconditional picture is, and classifier-free guidance can move away from that.
+
+The decoder sees CLIP only as the tensor z_img: always the *true* embedding of the training picture, never a sample of the prior.
+Shapes: B batch, S image side, L context length, W text width, D = clip_dim, E = 4 · model_channels.
+References: unCLIP (2204.06125) §2.1, Table 3; GLIDE (2112.10741) §4.1. Read next: upsampler.py.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from .diffusion import GaussianDiffusion, UniformSampler, ddim_step, ddpm_step, guide, randn_like, sample_loop, strided_timesteps
+from .transformer import CaptionEmbedding, Transformer
+from .unet import UNet, UNetConfig
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Sizes and diffusion settings; the U-Net's fields keep their names (see UNetConfig)."""
+
+    image_size: int = 32
+    clip_dim: int = 128
+    model_channels: int = 64
+    channel_mult: tuple[int, ...] = (1, 2)
+    num_res_blocks: int = 2
+    attn_resolutions: tuple[int, ...] = (8,)
+    head_dim: int = 32
+    norm_groups: int = 32
+    dropout: float = 0.0
+    patch_size: int = 1
+    position_embedding: bool = False
+    vocab_size: int = 600
+    context_length: int = 16
+    eot_id: int = 599
+    text_width: int = 128
+    text_layers: int = 3
+    text_heads: int = 4
+    z_drop: float = 0.1                 # §2.1
+    caption_drop: float = 0.5           # §2.1
+    schedule: str = "cosine"
+    num_timesteps: int = 1000
+    objective: str = "eps"
+    weighting: str = "none"
+    sampling_steps: int = 250
+    sampler: str = "ddpm"               # "ddpm": learned variance, as the paper; "ddim"
+    guidance: float = 3.0
+
+
+class Decoder(nn.Module):
+    """U-Net, text transformer and the two ways in for z_img."""
+
+    Z_TOKENS = 4
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.cfg = cfg
+        emb_dim = 4 * cfg.model_channels
+        self.diffusion = GaussianDiffusion(cfg.schedule, cfg.num_timesteps)
+        self.timestep_sampler = UniformSampler(cfg.num_timesteps)
+        self.unet = UNet(UNetConfig(
+            image_size=cfg.image_size, out_channels=6, model_channels=cfg.model_channels, channel_mult=cfg.channel_mult,
+            num_res_blocks=cfg.num_res_blocks, attn_resolutions=cfg.attn_resolutions, head_dim=cfg.head_dim, context_dim=cfg.text_width,
+            dropout=cfg.dropout, norm_groups=cfg.norm_groups, patch_size=cfg.patch_size, position_embedding=cfg.position_embedding))
+        self.caption = CaptionEmbedding(cfg.vocab_size, cfg.context_length, cfg.text_width, cfg.eot_id)
+        self.transformer = Transformer(cfg.text_layers, cfg.text_width, cfg.text_heads)   # bidirectional, trained with the U-Net
+        self.ln_final = nn.LayerNorm(cfg.text_width)
+        self.text_to_emb = nn.Linear(cfg.text_width, emb_dim)
+        self.z_to_emb = nn.Linear(cfg.clip_dim, emb_dim)
+        self.z_to_tokens = nn.Linear(cfg.clip_dim, self.Z_TOKENS * cfg.text_width)
+
+    def condition(self, z_img, tokens, keep_z=None, keep_text=None):
+        """All that the U-Net is told besides x_t and t, computed once per picture because it does not depend on t.
+
+        z_img (B, D) of unit norm, tokens (B, L); keep_z, keep_text (B,) bool, False drops that condition (None keeps all).
+        -> emb (B, E), context (B, 4 + L, W).
+        """
+        z = z_img * math.sqrt(self.cfg.clip_dim)                           # unit variance per dimension, as linear layers like it
+        if keep_z is not None:
+            z = z * keep_z[:, None]                                        # the null embedding is the zero vector (§2.1, Fig. 8)
+        states = self.ln_final(self.transformer(self.caption(tokens, keep_text)))          # (B, L, W)
+        emb = self.z_to_emb(z) + self.text_to_emb(states[:, -1])           # GLIDE pools the last position
+        z_tokens = self.z_to_tokens(z).unflatten(-1, (self.Z_TOKENS, -1))  # (B, 4, W)
+        return emb, torch.cat([z_tokens, states], dim=1)
+
+    def forward(self, x_t, t, condition):
+        """Raw output (B, 6, S, S), prediction and variance channels, for x_t (B, 3, S, S), t (B,) and what `condition` returned."""
+        return self.unet(x_t, t, *condition)
+
+    def loss(self, images, z_img, tokens, generator=None):
+        """L_hybrid, a scalar: images (B, 3, S, S) in [-1, 1], z_img (B, D) their true embeddings, tokens (B, L)."""
+        cfg, B, device = self.cfg, len(images), images.device
+        draw = torch.rand(2, B, generator=generator, device=generator.device if generator else device).to(device)
+        keep_z, keep_text = draw[0] >= cfg.z_drop, draw[1] >= cfg.caption_drop              # independent of each other
+        t, weight = self.timestep_sampler.sample(B, generator, device)
+        noise = randn_like(images, generator)
+        x_t = self.diffusion.q_sample(images, t, noise)
+        raw = self(x_t, t, self.condition(z_img, tokens, keep_z, keep_text))
+        losses = self.diffusion.loss(raw, images, x_t, t, noise, cfg.objective, cfg.weighting, learned_variance=True)
+        return (losses * weight).mean()
+
+    def denoiser(self, z_img, tokens, guidance=1.0, clip=1.0):
+        """denoise(x, t) -> ModelOutput for these conditions, guided by `guidance` (1: not at all) away from "no z_img, no caption"."""
+        B = len(z_img)
+        condition = self.condition(z_img, tokens)
+        if guidance != 1.0:
+            drop = torch.zeros(B, dtype=torch.bool, device=z_img.device)
+            null = self.condition(z_img, tokens, drop, drop)
+            condition = tuple(torch.cat([a, b]) for a, b in zip(condition, null))
+
+        def denoise(x, t):
+            if guidance == 1.0:
+                raw = self(x, t, condition)
+            else:                                                          # both halves see the same x_t, in one batch
+                raw = guide(*self(torch.cat([x, x]), torch.cat([t, t]), condition).chunk(2), guidance, learned_variance=True)
+            return self.diffusion.interpret(raw, x, t, self.cfg.objective, learned_variance=True, clip=clip)
+
+        return denoise
+
+    @torch.no_grad()
+    def sample(self, z_img, tokens, guidance=None, steps=None, generator=None, progress=False, x_T=None, eta=0.0):
+        """Pictures (B, 3, S, S) in [-1, 1] for z_img (B, D), tokens (B, L). `x_T` replaces the random start; `eta` is DDIM's."""
+        cfg = self.cfg
+        if x_T is None:
+            x_T = randn_like(torch.empty(len(z_img), 3, cfg.image_size, cfg.image_size, device=z_img.device), generator)
+        x_T = x_T.contiguous(memory_format=torch.channels_last)
+        step = ddpm_step if cfg.sampler == "ddpm" else ddim_step(eta)
+        denoise = self.denoiser(z_img, tokens, cfg.guidance if guidance is None else guidance)
+        timesteps = strided_timesteps(cfg.num_timesteps, cfg.sampling_steps if steps is None else steps)
+        return sample_loop(self.diffusion, denoise, x_T, step, timesteps, generator, progress).clamp(-1, 1)

@@ -1,0 +1,123 @@
+"""The diffusion prior P(z_img | y): from a caption to the CLIP embedding of a picture that it could describe.
+
+    L_prior = E_{t, z_t} ‖ f_θ(z_t, t, y) − z_img ‖²                                            (unCLIP Eq. 2: it predicts x_0, not ε)
+
+f_θ is a causal transformer over this sequence, whose last output is the prediction (§2.2):
+
+    caption tokens | CLIP text embedding z_txt | timestep | noised z_img | final query
+
+z_img is scaled up before it is noised, to the variance that pixels have, so that a schedule made for images fits it. The caption
+(tokens and z_txt) is dropped 10 % of the time for classifier-free guidance. Of two samples the one closer to z_txt is kept.
+
+Shapes: B batch, L context length, W width, D = clip_dim. "z_t" at time t is called x_t here, as everywhere in diffusion code.
+References: unCLIP (2204.06125) §2.2, App. C, Table 3. Read next: unet.py, decoder.py; ar_prior.py is the paper's other prior.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .diffusion import GaussianDiffusion, ddpm_step, guide, randn_like, sample_loop, strided_timesteps
+from .transformer import CaptionEmbedding, Transformer, timestep_embedding
+
+
+@dataclass(frozen=True)
+class PriorConfig:
+    """Sizes and diffusion settings."""
+
+    clip_dim: int = 128
+    width: int = 192
+    layers: int = 4
+    heads: int = 6
+    vocab_size: int = 600
+    context_length: int = 16
+    eot_id: int = 599
+    text_drop: float = 0.1              # §2.2
+    std_per_dim: float = 0.5375         # std of one coordinate of the scaled z_img: App. C's 17.2 at 1024 dimensions, 17.2 / √1024
+    schedule: str = "cosine"
+    num_timesteps: int = 1000
+    sampling_steps: int = 64
+    guidance: float = 1.0
+    candidates: int = 2                 # §2.2: sample two, keep the one with the higher z_img · z_txt
+
+
+class DiffusionPrior(nn.Module):
+    """f_θ, its loss and its sampler."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.cfg = cfg
+        # App. C multiplies unit vectors of 1024 dimensions by 17.2; at another width this keeps each coordinate's spread.
+        self.embedding_scale = cfg.std_per_dim * math.sqrt(cfg.clip_dim)
+        self.diffusion = GaussianDiffusion(cfg.schedule, cfg.num_timesteps)
+        self.caption = CaptionEmbedding(cfg.vocab_size, cfg.context_length, cfg.width, cfg.eot_id)
+        self.z_txt_proj = nn.Linear(cfg.clip_dim, cfg.width)
+        self.time_embed = nn.Sequential(nn.Linear(cfg.width, cfg.width), nn.SiLU(), nn.Linear(cfg.width, cfg.width))
+        self.z_img_proj = nn.Linear(cfg.clip_dim, cfg.width)
+        self.query = nn.Parameter(torch.empty(cfg.width))
+        self.null_z_txt = nn.Parameter(torch.empty(cfg.width))             # stands for z_txt where the text is dropped
+        self.position = nn.Parameter(torch.empty(4, cfg.width))            # of the four items behind the caption
+        self.transformer = Transformer(cfg.layers, cfg.width, cfg.heads, causal=True)
+        self.ln_final = nn.LayerNorm(cfg.width)
+        self.out_proj = nn.Linear(cfg.width, cfg.clip_dim)
+        self.init_weights()
+
+    def init_weights(self):
+        """Small normals for what is learned freely; the rest as torch and Transformer.init_weights have it."""
+        for parameter in (self.query, self.null_z_txt, self.position):
+            nn.init.normal_(parameter, std=0.02)
+
+    def forward(self, x_t, t, tokens, z_txt, keep=None):
+        """Predicted (scaled) z_img (B, D) from the noised x_t (B, D), t (B,), tokens (B, L), z_txt (B, D); keep (B,) bool: text kept?"""
+        B = len(x_t)
+        # Unit vectors are tiny per coordinate; √D brings z_txt to the size that linear layers like.
+        text = self.z_txt_proj(z_txt * math.sqrt(self.cfg.clip_dim))       # (B, W)
+        if keep is not None:
+            text = torch.where(keep[:, None], text, self.null_z_txt)
+        items = [text, self.time_embed(timestep_embedding(t, self.cfg.width)), self.z_img_proj(x_t), self.query.expand(B, -1)]
+        sequence = torch.cat([self.caption(tokens, keep), torch.stack(items, dim=1) + self.position], dim=1)   # (B, L + 4, W)
+        return self.out_proj(self.ln_final(self.transformer(sequence))[:, -1])
+
+    def loss(self, z_img, z_txt, tokens, generator=None):
+        """L_prior, a scalar (mean over coordinates): z_img, z_txt (B, D) of unit norm, tokens (B, L)."""
+        B, device = len(z_img), z_img.device
+        source = generator.device if generator else device
+        t = torch.randint(self.cfg.num_timesteps, (B,), generator=generator, device=source).to(device)
+        keep = (torch.rand(B, generator=generator, device=source) >= self.cfg.text_drop).to(device)
+        x_start = z_img * self.embedding_scale
+        noise = randn_like(x_start, generator)
+        x_t = self.diffusion.q_sample(x_start, t, noise)
+        # x_t stays in the row whose text is dropped: "unconditional" still means denoising this very x_t.
+        raw = self(x_t, t, tokens, z_txt, keep)
+        return self.diffusion.loss(raw, x_start, x_t, t, noise, objective="x_start").mean()
+
+    def denoiser(self, tokens, z_txt, guidance=1.0):
+        """denoise(x, t) -> ModelOutput for these captions; guidance acts on the predicted x_0 and drops the text only."""
+        B = len(tokens)
+        both = tokens.repeat(2, 1), z_txt.repeat(2, 1), torch.arange(2 * B, device=tokens.device) < B
+
+        def denoise(x, t):
+            if guidance == 1.0:
+                raw = self(x, t, tokens, z_txt)
+            else:
+                raw = guide(*self(torch.cat([x, x]), torch.cat([t, t]), *both).chunk(2), guidance)
+            return self.diffusion.interpret(raw, x, t, objective="x_start")
+
+        return denoise
+
+    @torch.no_grad()
+    def sample(self, tokens, z_txt, guidance=None, steps=None, generator=None, progress=False):
+        """z_img (B, D) of unit norm for captions tokens (B, L) with z_txt (B, D): the best of `candidates` samples by z_img · z_txt."""
+        cfg, k = self.cfg, self.cfg.candidates
+        denoise = self.denoiser(tokens.repeat_interleave(k, 0), z_txt.repeat_interleave(k, 0), cfg.guidance if guidance is None else guidance)
+        timesteps = strided_timesteps(cfg.num_timesteps, cfg.sampling_steps if steps is None else steps)
+        x_T = randn_like(torch.empty(len(tokens) * k, cfg.clip_dim, device=z_txt.device), generator)
+        # mini: ancestral steps of variance β̃ (as in Karlo); the paper's Analytic-DPM estimates the best variance from the data.
+        x_0 = sample_loop(self.diffusion, denoise, x_T, ddpm_step, timesteps, generator, progress)
+        # mini: the paper divides by the scale; normalising does that and also returns to the sphere CLIP lives on.
+        z_img = F.normalize(x_0, dim=-1).unflatten(0, (-1, k))             # (B, k, D)
+        best = (z_img * z_txt[:, None]).sum(-1).argmax(dim=1)              # (B,)
+        return z_img[torch.arange(len(tokens), device=best.device), best]

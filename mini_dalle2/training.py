@@ -1,0 +1,332 @@
+"""The training loop: one visible loop for every stage, and what a long run needs around it (unCLIP App. C: AdamW and EMA).
+
+    g  = ∇L(w)                              or, with SAM, ∇L(w + ρ·g/‖g‖₂)      (Foret et al. 2020; unCLIP App. C, ρ = 0.1)
+    w ← AdamW(w, g clipped to norm c)       learning rate: linear warm-up, then a half cosine to zero
+    e ← d·e + (1 − d)·w                     the moving average that is sampled from
+
+Around it: a progress bar, one line of metrics.jsonl per window of steps, checkpoints that are written atomically, Ctrl-C that saves,
+and a resume that continues bit for bit (weights, average, optimiser, step, random streams). Two files per stage lie in the run folder:
+STAGE.pt is enough by itself to sample (configuration, averaged weights, tokenizer); STAGE.resume.pt, four times as large, is needed only
+to go on training and may be deleted once a stage is done.
+
+mini: the paper names neither warm-up, decay nor clipping; ours are CLIP's (warm-up, cosine) and the usual clipping to norm 1.
+
+References: AdamW (1711.05101), SAM (2010.01412), CLIP §2.5 (2103.00020), unCLIP App. C (2204.06125).
+Read next: configs.py (the numbers), then train.py (what each stage feeds to `fit`).
+"""
+import contextlib
+import json
+import math
+import os
+import signal
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How one stage is trained. Raises ValueError for a value that cannot work."""
+    steps: int = 1000               # optimiser steps in all
+    batch_size: int = 64            # examples per step
+    lr: float = 3e-4                # peak learning rate
+    beta1: float = 0.9              # Adam's decay of the gradient's mean (0.9 in every stage of the paper)
+    beta2: float = 0.999            # Adam's decay of the squared gradient's mean
+    eps: float = 1e-8               # Adam's denominator
+    weight_decay: float = 0.0       # decoupled, on the matrices of linear and convolution layers only
+    ema: float = 0.9999             # d of the moving average, reached after a warm-up (see EMA)
+    warmup: int = 100               # steps of linear warm-up
+    decay: str = "cosine"           # "cosine": to zero at the last step; "none": constant after the warm-up
+    grad_clip: float = 1.0          # largest gradient norm; 0 = no clipping
+    sam_rho: float = 0.0            # SAM's ρ; 0 = plain gradient (one backward pass instead of two)
+    save_every: int = 500           # steps between checkpoints
+    log_every: int = 20             # steps per line of metrics.jsonl
+
+    def __post_init__(self):
+        if self.decay not in ("cosine", "none"):
+            raise ValueError(f'decay must be "cosine" or "none", not "{self.decay}"')
+        for key, value in vars(self).items():
+            low = 1 if key in ("steps", "batch_size", "save_every", "log_every") else 0
+            high = 1 if key in ("beta1", "beta2", "ema") else math.inf
+            if key != "decay" and not low <= value < high:
+                raise ValueError(f"{key} must be at least {low} and below {high}, not {value}")
+
+
+def pick_device(name="auto"):
+    """"auto", "cpu" or "cuda" -> torch.device; "auto" is the GPU if there is one. Raises ValueError when that device cannot be had."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise ValueError(f'unknown device "{name}": it is auto, cpu or cuda')
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device cuda was asked for, but torch finds no usable GPU")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def lr_at(step, cfg):
+    """Learning rate of a 0-based step: lr·(step+1)/warmup, then lr·½(1 + cos πu), u from 0 (end of warm-up) to 1 (`steps`). CLIP §2.5."""
+    if step < cfg.warmup:
+        return cfg.lr * (step + 1) / cfg.warmup
+    if cfg.decay == "none":
+        return cfg.lr
+    u = (step - cfg.warmup) / max(1, cfg.steps - cfg.warmup)
+    return cfg.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, u)))
+
+
+def make_optimizer(model, cfg):
+    """AdamW; only the matrices of linear and convolution layers are decayed, gains, biases and embeddings are not (CLIP §2.5).
+
+    Embeddings are here all tables and learned tokens: positions, null embeddings, the prior's final query. The fused kernel is taken
+    where torch has one: it is several times faster.
+    """
+    layers = (nn.Linear, nn.Conv1d, nn.Conv2d)
+    matrices = {id(m.weight) for m in model.modules() if isinstance(m, layers)}
+    matrices -= {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}       # a tied table stays a table
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [{"params": [p for p in trained if id(p) in matrices], "weight_decay": cfg.weight_decay},
+              {"params": [p for p in trained if id(p) not in matrices], "weight_decay": 0.0}]
+    fused = trained[0].device.type in ("cpu", "cuda")
+    return torch.optim.AdamW(groups, lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps, fused=fused)
+
+
+def backward(params, loss_fn, streams, rho=0.0):
+    """Leaves the gradient of `loss_fn()` in `params`, or with rho > 0 the SAM gradient, and returns the (detached) loss at w.
+
+    SAM: g = ∇L(w), then the gradient is taken again at w + ρ·g/‖g‖₂, on the same batch and with the same noise. The norm is over all
+    parameters together. With several processes each uses its own g, as in the paper (App. C).
+    """
+    if rho == 0:
+        loss = loss_fn()
+        loss.backward()
+        return loss.detach()
+    before = streams.state()
+    loss = loss_fn()
+    loss.backward()
+    params = [p for p in params if p.grad is not None]
+    norm = torch.linalg.vector_norm(torch.stack([p.grad.norm() for p in params]))
+    weights = [p.detach().clone() for p in params]         # kept, because (w + e) − e is not w in floating point
+    with torch.no_grad():
+        for p in params:
+            p.add_(p.grad * (rho / (norm + 1e-12)))
+            p.grad = None
+    streams.load(before)                                   # the same dropout and noise at both points
+    loss_fn().backward()
+    with torch.no_grad():
+        for p, w in zip(params, weights):
+            p.copy_(w)
+    return loss.detach()
+
+
+class EMA:
+    """Exponential moving average of the weights, e ← d_n·e + (1 − d_n)·w with d_n = min(d, (1+n)/(10+n)) at update n = 0, 1, ….
+
+    The warm-up makes the average span about the last tenth of the steps so far, until d's own span 1/(1−d) is shorter. With the constant
+    d = 0.9999 a run of 3,000 steps would still be 74 % initialisation. Buffers are constants here, so the copies made at the start serve.
+    """
+
+    def __init__(self, model, decay):
+        self.decay = decay
+        self.shadow = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        self._pairs = [(self.shadow[name], p) for name, p in model.named_parameters() if name in self.shadow]
+
+    @torch.no_grad()
+    def update(self, n):
+        """Moves the average towards the model's present weights; n counts the updates made before."""
+        decay = min(self.decay, (1 + n) / (10 + n))
+        for average, p in self._pairs:
+            average.lerp_(p, 1 - decay)
+
+
+class Streams:
+    """Random streams: `data` (on the CPU: which examples), `noise` (on the model's device: t, ε, dropped conditions), torch's own (dropout).
+
+    Their states are part of a checkpoint, so that a resumed run draws what the uninterrupted one would have drawn.
+    """
+
+    def __init__(self, device, seed=0):
+        self.device = torch.device(device)
+        self.data = torch.Generator().manual_seed(seed)
+        self.noise = torch.Generator(self.device).manual_seed(seed + 1)
+
+    def state(self):
+        """A dict of byte tensors."""
+        state = {"data": self.data.get_state(), "noise": self.noise.get_state(), "cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            state["cuda"] = torch.cuda.get_rng_state(self.device)
+        return state
+
+    def load(self, state):
+        """Restores `state()`. A run that moves from CPU to CUDA or back keeps its data stream and starts new noise."""
+        self.data.set_state(state["data"])
+        torch.set_rng_state(state["cpu"])
+        if ("cuda" in state) == (self.device.type == "cuda"):
+            self.noise.set_state(state["noise"])
+            if "cuda" in state:
+                torch.cuda.set_rng_state(state["cuda"], self.device)
+
+
+@contextlib.contextmanager
+def atomic_open(path):
+    """Opens a neighbour of `path` for writing bytes and renames it over `path` at the end: there is the old file or the new, never half."""
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())                        # the contents reach the disk before the name does
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def save_checkpoint(checkpoint, path):
+    """Writes a dict of tensors and plain values atomically. Its key "stage" says what it is."""
+    with atomic_open(path) as file:
+        torch.save(checkpoint, file)
+
+
+def load_checkpoint(path):
+    """Reads a checkpoint, a dict with tensors on the CPU, without running any code in it. Raises FileNotFoundError, ValueError."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path}")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:                             # torch raises half a dozen types for a damaged file, all with long texts
+        raise ValueError(f"{path} cannot be read as a checkpoint: it is damaged or not one ({type(error).__name__})") from None
+    if not isinstance(checkpoint, dict) or "stage" not in checkpoint:
+        raise ValueError(f"{path} is a torch file, but no checkpoint of mini_dalle2")
+    return checkpoint
+
+
+def read_metrics(run):
+    """The lines of metrics.jsonl as a list of dicts; a half-written one (the machine went down) is left out."""
+    path, entries = Path(run) / "metrics.jsonl", []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            entries.append(json.loads(line))
+    return entries
+
+
+class Log:
+    """Progress bar and metrics.jsonl: collects losses on the device and reads them once per window, so that a GPU need not wait."""
+
+    def __init__(self, stage, run, cfg, step, seconds):
+        self.stage, self.path, self.every, self.lr = stage, Path(run) / "metrics.jsonl", cfg.log_every, cfg.lr
+        self.start, self.smooth, self.window = time.perf_counter() - seconds, None, []
+        # Lines after `step` are those of a run that went down after its last checkpoint and is now repeated.
+        kept = [entry for entry in read_metrics(run) if entry["stage"] != stage or entry["step"] <= step]
+        with atomic_open(self.path) as file:
+            file.write("".join(json.dumps(entry) + "\n" for entry in kept).encode())
+        self.bar = tqdm(total=cfg.steps, initial=step, desc=stage, unit="step", dynamic_ncols=True, mininterval=0.5)
+
+    def seconds(self):
+        """Time spent in this stage, those of earlier, interrupted sessions included."""
+        return time.perf_counter() - self.start
+
+    def add(self, step, loss, norm, lr):
+        """Notes one step; `step` counts the steps done."""
+        self.window.append((step, loss, norm, lr))
+        self.bar.update()
+        if step % self.every == 0:
+            self.flush()
+
+    def flush(self):
+        """Writes the window as one line. Raises FloatingPointError when a loss or a gradient in it was not finite."""
+        if not self.window:
+            return
+        steps, losses, norms, rates = zip(*self.window)
+        self.window = []
+        values = torch.stack([torch.stack(losses), torch.stack(norms)]).tolist()
+        for step, loss, norm in zip(steps, *values):
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise FloatingPointError(f"{self.stage}: loss {loss:g}, gradient norm {norm:g} at step {step}; nothing was saved after it: "
+                                         f"go on with --resume and a lower rate, say --{self.stage}.lr={self.lr / 3:.1e}")
+        loss, norm = (sum(column) / len(column) for column in values)
+        self.smooth = loss if self.smooth is None else 0.8 * self.smooth + 0.2 * loss
+        self.bar.set_postfix_str(f"loss {self.smooth:.4f}", refresh=False)
+        entry = {"stage": self.stage, "step": steps[-1], "loss": loss, "lr": rates[-1], "grad_norm": norm, "seconds": self.seconds()}
+        with open(self.path, "a") as file:
+            file.write(json.dumps(entry) + "\n")
+
+
+class Interrupt:
+    """While it is entered, the first Ctrl-C only sets `requested`; a second one interrupts at once, as usual."""
+    def __enter__(self):
+        self.requested = False
+        self.here = threading.current_thread() is threading.main_thread()      # only there may a handler be set
+        self.previous = self.here and signal.signal(signal.SIGINT, self._request) or signal.default_int_handler
+        return self
+
+    def _request(self, signum, frame):
+        self.requested = True
+        signal.signal(signal.SIGINT, self.previous)
+
+    def __exit__(self, *_):
+        if self.here:
+            signal.signal(signal.SIGINT, self.previous)
+
+
+def restore(path, model, optimizer, ema, streams):
+    """Loads STAGE.resume.pt into the four; returns (step, seconds). Raises ValueError when the file is not of this model."""
+    saved = load_checkpoint(path)
+    try:
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["optimizer"]})      # betas and the like may have changed
+        for name, value in ema.shadow.items():
+            value.copy_(saved["ema"][name])
+        streams.load(saved["streams"])
+    except (KeyError, RuntimeError, ValueError):
+        raise ValueError(f"{path} belongs to a model of other sizes, or is not from training") from None
+    return saved["step"], saved["seconds"]
+
+
+def fit(stage, model, draw, loss_fn, cfg, run, header, resume=False, seed=0):
+    """Trains `model` and returns (model with its averaged weights, in eval mode; seconds spent).
+
+    stage:   name of the files and of the bar; `header`: what STAGE.pt carries besides weights (configuration, tokenizer), plain values
+    draw:    draw(generator) -> batch; the generator lives on the CPU and decides which examples
+    loss_fn: loss_fn(model, batch, generator) -> scalar; the generator lives on the model's device and makes the noise
+    run:     folder for STAGE.pt, STAGE.resume.pt and metrics.jsonl
+    resume:  continue STAGE.resume.pt if there is one; a finished stage takes no further step
+    Raises FloatingPointError when the loss is not finite (the last checkpoint stays), KeyboardInterrupt after a Ctrl-C (state saved),
+    ValueError when the checkpoint is damaged or of another model.
+    """
+    params, (step, seconds), latest = [p for p in model.parameters() if p.requires_grad], (0, 0.0), Path(run) / f"{stage}.resume.pt"
+    optimizer, ema, streams = make_optimizer(model, cfg), EMA(model, cfg.ema), Streams(params[0].device, seed)
+    if resume and latest.is_file():
+        step, seconds = restore(latest, model, optimizer, ema, streams)
+
+    def save():
+        done = {"stage": stage, "step": step, "seconds": log.seconds(), "ema": ema.shadow}
+        save_checkpoint(done | {"model": model.state_dict(), "optimizer": optimizer.state_dict()["state"], "streams": streams.state()}, latest)
+        save_checkpoint(header | done | {"steps": cfg.steps}, Path(run) / f"{stage}.pt")
+
+    log = Log(stage, run, cfg, step, seconds)
+    if step >= cfg.steps:
+        save()                                             # the machine may have gone down between the two files of the last step
+    model.train()
+    with contextlib.closing(log.bar), Interrupt() as interrupt:
+        while step < cfg.steps:
+            lr = lr_at(step, cfg)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            batch = draw(streams.data)
+            loss = backward(params, lambda: loss_fn(model, batch, streams.noise), streams, cfg.sam_rho)
+            norm = nn.utils.clip_grad_norm_(params, cfg.grad_clip or math.inf)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            ema.update(step)
+            step += 1
+            log.add(step, loss, norm, lr)
+            if step % cfg.save_every == 0 or step >= cfg.steps or interrupt.requested:
+                log.flush()                                # first, because it refuses a state that has gone wrong
+                save()
+            if interrupt.requested:
+                raise KeyboardInterrupt(f"{stage} stopped and saved at step {step} of {cfg.steps}")
+    model.load_state_dict(ema.shadow)
+    return model.eval(), log.seconds()

@@ -1,0 +1,161 @@
+"""Transformer parts: attention written out once, and the blocks that CLIP, the priors and the decoder's text encoder share.
+
+    attention(Q, K, V) = softmax(Q Kᵀ / √d + mask) V                                  (Attention Is All You Need, Eq. 1)
+
+Blocks are pre-LayerNorm, x + attn(ln_1(x)) and then x + mlp(ln_2(x)), as in GPT-2 and CLIP. Context tokens enter attention as
+extra keys and values *before* the sequence's own, in one softmax, which is how GLIDE's U-Net reads a caption (see unet.py).
+
+Shapes: B batch, L sequence length, D width (n_embd), H heads, d = D / H head width.
+References: Vaswani et al. 2017; GPT-2; CLIP (2103.00020) for QuickGELU and the initialisation; GLIDE (2112.10741) §4.1 for padding.
+Read next: clip.py.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def attention_by_hand(q, k, v, causal=False):
+    """Attention as the formula says it: q, k, v (B, H, L, d) -> (B, H, L, d). The reference that the fused kernel is tested against."""
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])              # (B, H, Lq, Lk)
+    if causal:
+        future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+        scores = scores.masked_fill(future, float("-inf"))
+    return scores.softmax(dim=-1) @ v
+
+
+def attention(q, k, v, causal=False):
+    """The same function by torch's fused kernel, which is what runs: it never stores the (L, L) matrix."""
+    return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+
+
+def split_heads(x, head_dim):
+    """(B, L, D) -> (B, H, L, d). The last dimension stays contiguous: otherwise the fused kernel falls back to the slow path."""
+    return x.unflatten(-1, (-1, head_dim)).transpose(1, 2)
+
+
+def merge_heads(x):
+    """(B, H, L, d) -> (B, L, D), the inverse of `split_heads`."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def timestep_embedding(t, dim, max_period=10000.0):
+    """Sinusoids of the diffusion step: t (B,), any number, -> (B, dim), dim even, first the cosines, then the sines.
+
+    Frequencies fall geometrically from 1 to 1/max_period (guided-diffusion's order and spacing).
+    """
+    half = dim // 2
+    freqs = torch.exp(-math.log(max_period) * torch.arange(half, device=t.device, dtype=torch.float32) / half)
+    args = t[:, None].float() * freqs                                      # (B, dim / 2)
+    return torch.cat([args.cos(), args.sin()], dim=-1)                     # (B, dim)
+
+
+def caption_mask(tokens, eot_id):
+    """True where a row of tokens (B, L) holds the caption, its end-of-text included; a row without one is all False (no caption)."""
+    is_eot = tokens == eot_id
+    before_or_at = (is_eot.cumsum(1) - is_eot.long()) == 0                 # (B, L)
+    return before_or_at & is_eot.any(dim=1, keepdim=True)
+
+
+class QuickGELU(nn.Module):
+    """x · σ(1.702 x), the approximation that OpenAI's CLIP was trained with."""
+
+    def forward(self, x):
+        return x * torch.sigmoid(1.702 * x)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, (B, L, D) -> (B, L, D); with `causal`, position i sees positions 0..i only."""
+
+    def __init__(self, n_embd, n_head, causal=False):
+        super().__init__()
+        if n_embd % n_head:
+            raise ValueError(f"width {n_embd} is not divisible by {n_head} heads")
+        self.head_dim = n_embd // n_head
+        self.causal = causal
+        self.c_attn = nn.Linear(n_embd, 3 * n_embd)
+        self.c_proj = nn.Linear(n_embd, n_embd)
+
+    def forward(self, x):
+        q, k, v = (split_heads(part, self.head_dim) for part in self.c_attn(x).chunk(3, dim=-1))   # (B, H, L, d) each
+        return self.c_proj(merge_heads(attention(q, k, v, self.causal)))
+
+
+class MLP(nn.Module):
+    """The position-wise network: D -> 4D -> D."""
+
+    def __init__(self, n_embd, activation):
+        super().__init__()
+        self.c_fc = nn.Linear(n_embd, 4 * n_embd)
+        self.act = activation()
+        self.c_proj = nn.Linear(4 * n_embd, n_embd)
+
+    def forward(self, x):
+        return self.c_proj(self.act(self.c_fc(x)))
+
+
+class Block(nn.Module):
+    """Pre-LayerNorm residual block: attention, then MLP."""
+
+    def __init__(self, n_embd, n_head, causal=False, activation=nn.GELU):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(n_embd)
+        self.attn = Attention(n_embd, n_head, causal)
+        self.ln_2 = nn.LayerNorm(n_embd)
+        self.mlp = MLP(n_embd, activation)
+
+    def forward(self, x):
+        x = x + self.attn(self.ln_1(x))
+        return x + self.mlp(self.ln_2(x))
+
+
+class Transformer(nn.Module):
+    """A stack of n_layer blocks, (B, L, D) -> (B, L, D), without embedding or final norm: each model adds its own."""
+
+    def __init__(self, n_layer, n_embd, n_head, causal=False, activation=nn.GELU):
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(n_embd, n_head, causal, activation) for _ in range(n_layer))
+        self.init_weights(n_embd, n_layer)
+
+    def init_weights(self, width, depth):
+        """CLIP's initialisation: attention width^-½; whatever writes to the residual stream shrinks with (2·depth)^-½ on top."""
+        for block in self.blocks:
+            nn.init.normal_(block.attn.c_attn.weight, std=width ** -0.5)
+            nn.init.normal_(block.attn.c_proj.weight, std=width ** -0.5 * (2 * depth) ** -0.5)
+            nn.init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)
+            nn.init.normal_(block.mlp.c_proj.weight, std=width ** -0.5 * (2 * depth) ** -0.5)
+            for linear in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj):
+                nn.init.zeros_(linear.bias)
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class CaptionEmbedding(nn.Module):
+    """Token plus position embedding; positions after the caption hold a learned padding embedding instead (GLIDE's way, no mask needed).
+
+    tokens (B, L) -> (B, L, D). `keep` (B,) bool: a False row loses its caption, that is, becomes padding throughout, which is
+    what the models learn as "no caption" for classifier-free guidance.
+    """
+
+    def __init__(self, vocab_size, context_length, n_embd, eot_id):
+        super().__init__()
+        self.eot_id = eot_id
+        self.token = nn.Embedding(vocab_size, n_embd)
+        self.position = nn.Parameter(torch.empty(context_length, n_embd))
+        self.padding = nn.Parameter(torch.empty(context_length, n_embd))
+        nn.init.normal_(self.token.weight, std=0.02)
+        nn.init.normal_(self.position, std=0.01)
+        nn.init.normal_(self.padding, std=0.02)
+
+    def forward(self, tokens, keep=None):
+        if tokens.shape[1] != len(self.position):
+            raise ValueError(f"captions are {tokens.shape[1]} tokens long, this model was built for {len(self.position)}")
+        mask = caption_mask(tokens, self.eot_id)                           # (B, L)
+        if keep is not None:
+            mask = mask & keep[:, None]
+        return torch.where(mask[..., None], self.token(tokens) + self.position, self.padding)

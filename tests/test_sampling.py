@@ -1,0 +1,250 @@
+"""Samplers of diffusion.py on a world that can be solved exactly, and step for step against diffusers' schedulers.
+
+The Gaussian world: if the data are N(m, s²), then x_t is N(√ᾱ m, ᾱs² + 1−ᾱ) and the perfect denoiser is known in closed form,
+    E[x_0 | x_t] = m + √ᾱ s² / (ᾱs² + 1−ᾱ) · (x_t − √ᾱ m),   Var[x_0 | x_t] = s² (1−ᾱ) / (ᾱs² + 1−ᾱ),
+so every sampler must turn noise back into N(m, s²), and the variational bound must equal the entropy. No training is involved.
+"""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, UnCLIPScheduler
+
+from mini_dalle2.diffusion import (
+    GaussianDiffusion, LossAwareSampler, ModelOutput, UniformSampler, ddim_step, ddpm_step, guide, make_betas, randn_like, sample_loop,
+    strided_timesteps)
+
+T = 1000
+
+
+def gaussian_denoiser(diffusion, m, s, frac=None):
+    """The perfect denoise(x, t) for data N(m, s²), one number per row; `frac` is what the variance channel says."""
+
+    def denoise(x, t):
+        a, x = diffusion.alphas_cumprod.double()[t][:, None], x.double()
+        x_start = m + a.sqrt() * s ** 2 / (a * s ** 2 + 1 - a) * (x - a.sqrt() * m)
+        eps = (x - a.sqrt() * x_start) / (1 - a).sqrt()
+        return ModelOutput(x_start.float(), eps.float(), None if frac is None else torch.full_like(x, frac).float())
+
+    return denoise
+
+
+def exact_step(s):
+    """Ancestral rule with the true variance of p(x_s | x_t) for data of variance s² (what "analytic" sampling estimates)."""
+
+    def step(diffusion, out, x_t, t, noise):
+        mean, log_var = diffusion.p_mean_variance(out, x_t, torch.full((len(x_t),), t))
+        a = diffusion.alphas_cumprod[t]
+        spread = s ** 2 * (1 - a) / (a * s ** 2 + 1 - a) * diffusion.posterior_mean_coef1[t] ** 2
+        return mean if t == 0 else mean + (log_var.exp() + spread).sqrt() * noise()
+
+    return step
+
+
+# ---------------------------------------------------------------------- on an exactly solvable Gaussian
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_deterministic_ddim_carries_noise_to_the_data(schedule):
+    """DDIM is then an affine map of x_T; three points show where it sends the mean and the standard deviation."""
+    diffusion, m, s = GaussianDiffusion(schedule, T), 0.4, 0.3
+    a = diffusion.alphas_cumprod[-1].double()
+    start = (a.sqrt() * m + torch.tensor([[0.0], [1.0], [-2.0]]) * (a * s ** 2 + 1 - a).sqrt()).float()
+    errors = []
+    for steps in (10, 50, 250, 1000):
+        end = sample_loop(diffusion, gaussian_denoiser(diffusion, m, s), start, ddim_step(), strided_timesteps(T, steps))[:, 0]
+        assert end[0].item() == pytest.approx(m, abs=1e-4)
+        assert (end[2] - end[0]).item() == pytest.approx(-2 * (end[1] - end[0]).item(), abs=1e-4)
+        errors.append(abs((end[1] - end[0]).item() - s))
+    assert errors == sorted(errors, reverse=True) and errors[-1] < 0.005 and errors[-1] < errors[0] / 20
+
+
+@pytest.mark.parametrize("step", [ddpm_step, ddim_step(1.0), ddim_step(0.5)], ids=["ddpm", "eta1", "eta0.5"])
+def test_random_samplers_return_the_data_distribution(step):
+    diffusion, m, s = GaussianDiffusion("cosine", T), -0.3, 0.5
+    generator = torch.Generator().manual_seed(0)
+    x_T = torch.randn(20000, 1, generator=generator)
+    x = sample_loop(diffusion, gaussian_denoiser(diffusion, m, s), x_T, step, strided_timesteps(T, 500), generator)
+    assert x.mean().item() == pytest.approx(m, abs=0.015) and x.std().item() == pytest.approx(s, rel=0.03)
+
+
+def test_reverse_variance_decides_what_few_steps_return():
+    """Data N(0, 0.29), 8 steps: the exact reverse variance gives 0.290; β̃ is too little, 0.154; β too much, 0.364."""
+    diffusion, s = GaussianDiffusion("cosine", T), math.sqrt(0.29)
+
+    def variance(step, frac):
+        generator = torch.Generator().manual_seed(0)
+        x_T = torch.randn(200000, 1, generator=generator)
+        denoise = gaussian_denoiser(diffusion, 0.0, s, frac)
+        return sample_loop(diffusion, denoise, x_T, step, strided_timesteps(T, 8), generator).var().item()
+
+    assert variance(exact_step(s), None) == pytest.approx(0.290, abs=0.004)
+    assert variance(ddpm_step, None) == variance(ddpm_step, 0.0) == pytest.approx(0.154, abs=0.003)
+    assert variance(ddpm_step, 1.0) == pytest.approx(0.364, abs=0.005)
+
+
+def test_the_sum_of_all_terms_is_the_entropy_of_gaussian_data():
+    """With the exact reverse process the bound is tight: Σ_t L_t = −E log₂ P(x_0) = ½ log₂(2πe s²) + log₂(255 / 2) bits."""
+    torch.manual_seed(0)
+    m, s, n = 0.1, 0.25, 8000
+    diffusion = GaussianDiffusion("linear", 100)
+    bits = 0.0
+    for step in range(100):
+        t = torch.full((n,), step)
+        x_start = ((m + s * torch.randn(n, 1)).clamp(-1, 1) * 127.5).round() / 127.5
+        x_t = diffusion.q_sample(x_start, t, torch.randn(n, 1))
+        a, small = diffusion.alphas_cumprod[step].double(), diffusion.posterior_variance[step].double()
+        exact = small + diffusion.posterior_mean_coef1[step].double() ** 2 * s ** 2 * (1 - a) / (a * s ** 2 + 1 - a)
+        low, high = diffusion.posterior_log_variance[step].double(), diffusion.log_betas[step].double()
+        out = gaussian_denoiser(diffusion, m, s, ((exact.log() - low) / (high - low)).item())(x_t, t)
+        bits += diffusion.vlb_term(out, x_start, x_t, t).mean().item()
+    assert bits == pytest.approx(0.5 * math.log2(2 * math.pi * math.e * s ** 2) + math.log2(127.5), abs=0.04)
+
+
+# ---------------------------------------------------------------------- against diffusers, step for step
+
+def raw_network(channels):
+    """A fixed nonsense network: raw output (B, channels, 4, 4) that depends on every pixel of x and on the *original* t."""
+    weight = torch.randn(channels, 3, generator=torch.Generator().manual_seed(3)) * 0.5
+    return lambda x, t: torch.einsum("oc,bchw->bohw", weight, x.sin()) + (t.float() / T).cos().view(-1, 1, 1, 1) * 0.3
+
+
+def exact_tables(scheduler, betas):
+    """diffusers' own formulas on float64 tables, so that what is compared are the formulas and not its float32 cumulative product."""
+    scheduler.betas = torch.tensor(betas, dtype=torch.float64)
+    scheduler.alphas = 1 - scheduler.betas
+    scheduler.alphas_cumprod = scheduler.alphas.cumprod(0)
+    return scheduler
+
+
+def compare(scheduler_step, timesteps, step, objective, clip, learned=False, schedule="cosine"):
+    """Run our loop and theirs side by side with the same network and the same noise; every intermediate x must agree."""
+    diffusion, net = GaussianDiffusion(schedule, T), raw_network(6 if learned else 3)
+    ours, theirs = [torch.Generator().manual_seed(1) for _ in range(2)]
+    x_T = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(2))
+    seen, mine = [], []
+
+    def denoise(x, t):
+        seen.append(t.tolist())
+        mine.append(x)
+        return diffusion.interpret(net(x, t), x, t, objective, learned, clip)
+
+    mine.append(sample_loop(diffusion, denoise, x_T, step, timesteps, ours))
+    assert seen == [[t, t] for t in reversed(timesteps)]                   # the network is shown the original steps, falling
+    x = x_T
+    for k in reversed(range(len(timesteps))):
+        torch.testing.assert_close(mine[len(timesteps) - 1 - k].double(), x.double(), atol=1e-5, rtol=1e-5)
+        raw = net(x.float(), torch.full((2,), timesteps[k]))
+        x = scheduler_step(raw, timesteps[k], x, timesteps[k - 1] if k else None, theirs)
+    torch.testing.assert_close(mine[-1].double(), x.double(), atol=1e-5, rtol=1e-5)
+
+
+PREDICTIONS = [("eps", "epsilon"), ("x_start", "sample"), ("v", "v_prediction")]
+
+
+@pytest.mark.parametrize("objective, prediction", PREDICTIONS)
+@pytest.mark.parametrize("learned", [False, True])
+def test_ancestral_steps_are_those_of_diffusers_ddpm(objective, prediction, learned):
+    scheduler = exact_tables(DDPMScheduler(T, variance_type="learned_range" if learned else "fixed_small", prediction_type=prediction,
+                                           clip_sample=True, timestep_spacing="linspace"), make_betas("cosine", T))
+    scheduler.set_timesteps(25)
+    assert scheduler.timesteps.tolist() == strided_timesteps(T, 25)[::-1]
+    step = lambda raw, t, x, before, generator: scheduler.step(raw, t, x, generator).prev_sample
+    compare(step, strided_timesteps(T, 25), ddpm_step, objective, 1.0, learned)
+
+
+@pytest.mark.parametrize("steps, objective, learned, clip", [(25, "x_start", False, 10.0), (50, "eps", True, 1.0), (7, "eps", False, 1.0)])
+def test_ancestral_steps_are_those_of_karlo(steps, objective, learned, clip):
+    scheduler = exact_tables(UnCLIPScheduler(T, "learned_range" if learned else "fixed_small_log", clip_sample_range=clip,
+                                             prediction_type="epsilon" if objective == "eps" else "sample"), make_betas("cosine", T))
+    scheduler.set_timesteps(steps)
+    assert scheduler.timesteps.tolist() == strided_timesteps(T, steps)[::-1]
+    step = lambda raw, t, x, before, generator: scheduler.step(raw, t, x, before, generator).prev_sample
+    compare(step, strided_timesteps(T, steps), ddpm_step, objective, clip, learned)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("objective, prediction", PREDICTIONS)
+def test_ddim_steps_are_those_of_diffusers(eta, objective, prediction):
+    scheduler = exact_tables(DDIMScheduler(T, prediction_type=prediction, clip_sample=True), np.linspace(1e-4, 0.02, T))
+    scheduler.set_timesteps(20)                                            # 0, 50, ..., 950
+
+    def step(raw, t, x, before, generator):
+        noise = torch.randn(x.shape, generator=generator) if eta else None
+        return scheduler.step(raw, t, x, eta, use_clipped_model_output=True, variance_noise=noise).prev_sample
+
+    compare(step, scheduler.timesteps.tolist()[::-1], ddim_step(eta), objective, 1.0, schedule="linear")
+
+
+def test_ddim_with_eta_one_is_the_ancestral_step():
+    torch.manual_seed(0)
+    diffusion = GaussianDiffusion("cosine", T).strided([3, 200, 600, 901])
+    x_t, noise = torch.randn(2, 2, 3, 4).unbind(0)
+    for k in range(4):
+        out = diffusion.interpret(torch.randn(2, 3, 4), x_t, torch.full((2,), k), "x_start")
+        torch.testing.assert_close(ddim_step(1.0)(diffusion, out, x_t, k, lambda: noise),
+                                   ddpm_step(diffusion, out, x_t, k, lambda: noise), atol=2e-5, rtol=2e-5)
+
+
+def test_the_last_step_adds_no_noise_and_a_seed_fixes_the_sample():
+    diffusion = GaussianDiffusion("cosine", T)
+    denoise = gaussian_denoiser(diffusion, 0.2, 0.5, 0.7)
+    x, noise = torch.randn(4, 3), torch.randn(4, 3)
+    out = denoise(x, torch.zeros(4, dtype=torch.long))
+    for step in (ddpm_step, ddim_step(0.0), ddim_step(1.0)):
+        torch.testing.assert_close(step(diffusion, out, x, 0, lambda: noise), out.x_start, atol=1e-5, rtol=1e-5)
+    for step, random in ((ddpm_step, True), (ddim_step(1.0), True), (ddim_step(0.0), False)):
+        assert torch.equal(step(diffusion, out, x, 5, lambda: noise), step(diffusion, out, x, 5, lambda: -noise)) != random
+    draw = lambda seed: sample_loop(diffusion, denoise, x, ddpm_step, strided_timesteps(T, 5), torch.Generator().manual_seed(seed))
+    assert torch.equal(draw(0), draw(0)) and not torch.equal(draw(0), draw(1))
+
+
+def test_noise_of_a_picture_depends_on_its_own_generator_only():
+    alone = torch.Generator().manual_seed(7)
+    first, second = randn_like(torch.empty(2, 3), alone), randn_like(torch.empty(2, 3), alone)
+    both = [torch.Generator().manual_seed(3), torch.Generator().manual_seed(7)]
+    assert torch.equal(randn_like(torch.empty(4, 3), both)[2:], first) and torch.equal(randn_like(torch.empty(4, 3), both)[2:], second)
+    assert not torch.equal(first, second)
+    noise = randn_like(torch.empty(100, 1000), torch.Generator().manual_seed(0))
+    assert abs(noise.mean().item()) < 0.02 and noise.std().item() == pytest.approx(1, abs=0.02)
+    with pytest.raises(ValueError):
+        randn_like(torch.empty(3, 3), both + both)
+
+
+# ---------------------------------------------------------------------- guidance, and which t to train on
+
+def test_guidance_extrapolates_the_prediction_and_never_the_variance():
+    torch.manual_seed(0)
+    cond, null = torch.randn(2, 4, 6, 2, 2).unbind(0)
+    for scale in (0.0, 1.0, 3.5):
+        expected = null + scale * (cond - null)
+        torch.testing.assert_close(guide(cond, null, scale), expected)
+        out = guide(cond, null, scale, learned_variance=True)
+        torch.testing.assert_close(out[:, :3], expected[:, :3])
+        assert torch.equal(out[:, 3:], cond[:, 3:])
+    torch.testing.assert_close(guide(cond, null, 1.0), cond)
+
+
+def test_uniform_sampler_reaches_every_step():
+    t, weight = UniformSampler(6).sample(6000, torch.Generator().manual_seed(0))
+    counts = torch.bincount(t, minlength=6)
+    assert len(counts) == 6 and counts.min() > 850 and counts.max() < 1150 and torch.all(weight == 1)
+
+
+def test_loss_aware_sampler_is_uniform_until_full_then_proportional_and_unbiased():
+    sampler, true_loss = LossAwareSampler(5, history=3), torch.tensor([8.0, 4.0, 2.0, 1.0, 0.5])
+    for step in range(5):
+        for i in range(3):
+            torch.testing.assert_close(sampler.probabilities(), torch.full((5,), 0.2, dtype=torch.float64))
+            sampler.update(torch.tensor([step]), true_loss[step:step + 1] * (i + 1))
+    rms = true_loss.double() * math.sqrt((1 + 4 + 9) / 3)                  # √E[L²] of 1·L, 2·L, 3·L
+    torch.testing.assert_close(sampler.probabilities(), 0.999 * rms / rms.sum() + 0.001 / 5)
+    sampler.update(torch.tensor([0]), torch.tensor([40.0]))                # pushes out the oldest of step 0, which was 8
+    rms[0] = math.sqrt((16 ** 2 + 24 ** 2 + 40 ** 2) / 3)
+    p = sampler.probabilities()
+    torch.testing.assert_close(p, 0.999 * rms / rms.sum() + 0.001 / 5)
+    t, weight = sampler.sample(40000, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(torch.bincount(t, minlength=5).double() / 40000, p, atol=0.01, rtol=0)
+    torch.testing.assert_close(weight.double(), 1 / (5 * p[t]), rtol=1e-5, atol=0)
+    assert (true_loss[t] * weight).mean().item() == pytest.approx(true_loss.mean().item(), rel=0.02)   # the weighted loss is unbiased
