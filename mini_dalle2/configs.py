@@ -1,27 +1,25 @@
 """Configurations: every number of a run in one object; presets, command-line overrides, and JSON there and back.
 
-    Config = data + tokenizer + five stages, each Stage(model: its sizes, train: its TrainConfig)
+    Config = data + tokenizer + five stages, each a Stage(model: its sizes, train: its TrainConfig)
 
 `preset("paper")` is Table 3 of the unCLIP paper (App. C), to the digit where the paper gives one; the others are the same models, narrower.
-An override `--decoder.lr=3e-4` is looked up in the stage's model, then in its training. Numbers that stages must share have one owner and
-follow it (`FOLLOWS`): clip.clip_dim is also the prior's and the decoder's, the decoder's image_size is the first upsampler's low_size.
+An override `--decoder.lr=3e-4` is looked up in the stage's model, then in its training. Numbers that stages must share have one owner, and
+the others follow it (`FOLLOWS`): clip.clip_dim is also the prior's and the decoder's; the decoder's image_size is what upsampler1 enlarges.
 
-References: unCLIP Table 3 (2204.06125); CLIP §2.5 (2103.00020) for CLIP's own numbers. Read next: train.py.
+References: unCLIP Table 3 (2204.06125); CLIP §2.5 (2103.00020) for CLIP's own training. Read next: train.py.
 """
-import dataclasses
+
 import difflib
 import math
 import types
 import typing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, fields, replace
 
-import torch
-
-from .clip import CLIP, CLIPConfig
-from .decoder import Decoder, DecoderConfig
-from .prior import DiffusionPrior, PriorConfig
-from .training import TrainConfig, load_checkpoint
-from .upsampler import Upsampler, UpsamplerConfig
+from .clip import CLIPConfig
+from .decoder import DecoderConfig
+from .prior import PriorConfig
+from .training import TrainConfig
+from .upsampler import UpsamplerConfig
 
 
 @dataclass(frozen=True)
@@ -29,27 +27,27 @@ class DataConfig:
     """What is learned from, and how much of it is held in memory."""
     source: str = "shapes"              # "shapes": drawn; otherwise a folder of captioned pictures
     images: int = 40000                 # for CLIP, prior and decoder (folder: at most)
-    val_images: int = 1000              # never trained on; for the pictures after each stage
+    val_images: int = 1000              # never trained on; for the pictures after each stage (folder: at most a tenth)
     upsampler1_images: int = 4000       # large pictures are few: each gives many crops
     upsampler2_images: int = 400
-    seed: int = 0                       # of the drawn pictures and of everything random in training
+    seed: int = 0                       # of the drawn pictures, and of everything random in training
 
     def __post_init__(self):
-        for key in ("images", "val_images", "upsampler1_images", "upsampler2_images"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"data.{key} must be at least 1, not {getattr(self, key)}")
+        for key, value in vars(self).items():
+            if key.endswith("images") and value < 1:
+                raise ValueError(f"{key} must be at least 1, not {value}")
 
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """`vocab_size` is what is asked for; few captions may yield fewer merges, and then the models take what came out."""
+    """How many ids the tokenizer may learn; few captions may yield fewer, and the models then take what came out."""
     vocab_size: int = 640
 
 
 @dataclass(frozen=True)
 class Stage:
     """One model and its training."""
-    model: object
+    model: CLIPConfig | PriorConfig | DecoderConfig | UpsamplerConfig
     train: TrainConfig
 
 
@@ -66,155 +64,224 @@ class Config:
     upsampler2: Stage
 
     def __post_init__(self):
-        for key, (section, owner) in FOLLOWS.items():
-            mine, name = key.split(".")
-            if (have := getattr(getattr(self, mine).model, name)) != (want := getattr(_part(self, section, owner), owner)):
-                raise ValueError(f"{key} is {have}, but must be equal to {section}.{owner}, which is {want}")
+        for key, owner in FOLLOWS.items():
+            if get(self, key) != get(self, owner):
+                raise ValueError(f"{key} is {get(self, key)}, but must be equal to {owner}, which is {get(self, owner)}")
 
 
-MODELS = {"clip": (CLIP, CLIPConfig), "prior": (DiffusionPrior, PriorConfig), "decoder": (Decoder, DecoderConfig),
-          "upsampler1": (Upsampler, UpsamplerConfig), "upsampler2": (Upsampler, UpsamplerConfig)}
-STAGES = ("tokenizer", *MODELS)                            # in the order of training
-FOLLOWS = {"prior.clip_dim": ("clip", "clip_dim"), "decoder.clip_dim": ("clip", "clip_dim"),
-           "prior.vocab_size": ("clip", "vocab_size"), "decoder.vocab_size": ("clip", "vocab_size"),
-           "prior.eot_id": ("clip", "eot_id"), "decoder.eot_id": ("clip", "eot_id"),
-           "upsampler1.low_size": ("decoder", "image_size"), "upsampler2.low_size": ("upsampler1", "high_size")}
+MODELS = {"clip": CLIPConfig, "prior": PriorConfig, "decoder": DecoderConfig, "upsampler1": UpsamplerConfig, "upsampler2": UpsamplerConfig}
+STAGES = ("tokenizer", *MODELS)                                            # in the order of training
+SHARED = ("clip_dim", "vocab_size", "context_length", "eot_id")            # by the three models that read captions
+FOLLOWS = {f"{stage}.{key}": f"clip.{key}" for stage in ("prior", "decoder") for key in SHARED}
+FOLLOWS |= {"upsampler1.low_size": "decoder.image_size", "upsampler2.low_size": "upsampler1.high_size"}
+LEARNED = ("clip.vocab_size", "clip.eot_id")                               # what the tokenizer turned out to be
 
 
-def _part(config, section, key):
-    """The dataclass that holds `section.key`: a stage's model or its training, or the section itself."""
+def holder(config, key):
+    """Where "section.key" lives: (section, "model" | "train" | "" for a section that is no stage)."""
+    section, name = key.split(".")
     part = getattr(config, section)
-    if not isinstance(part, Stage):
-        return part
-    return part.model if hasattr(part.model, key) else part.train
+    return section, ("model" if hasattr(part.model, name) else "train") if isinstance(part, Stage) else ""
+
+
+def get(config, key):
+    """The value of "section.key"."""
+    section, inner = holder(config, key)
+    part = getattr(config, section)
+    return getattr(getattr(part, inner) if inner else part, key.split(".")[1])
 
 
 def changed(config, values):
-    """The config with {"section.key": value} replaced, followers moved along, and everything checked."""
-    values = dict(values)
-    parts = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-    for key, (section, owner) in FOLLOWS.items():          # in this order: upsampler1 has moved before upsampler2 looks at it
-        if f"{section}.{owner}" in values:
-            values[key] = values[f"{section}.{owner}"]
+    """The config with {"section.key": value} replaced, followers moved along, and everything checked again. Raises ValueError."""
+    values = values | {key: values[owner] for key, owner in FOLLOWS.items() if owner in values}
     grouped = {}
     for key, value in values.items():
-        section, name = key.split(".")
-        where = "" if not isinstance(parts[section], Stage) else "model" if hasattr(parts[section].model, name) else "train"
-        grouped.setdefault((section, where), {})[name] = value
-    for (section, where), new in grouped.items():          # all of one dataclass at once: they may only fit together
+        grouped.setdefault(holder(config, key), {})[key.split(".")[1]] = value
+    parts = {}
+    for (section, inner), new in grouped.items():                          # all of one dataclass at once: they may only fit together
+        part = parts.get(section, getattr(config, section))
         try:
-            part = dataclasses.replace(getattr(parts[section], where) if where else parts[section], **new)
+            parts[section] = replace(part, **{inner: replace(getattr(part, inner), **new)}) if inner else replace(part, **new)
         except ValueError as error:
             raise ValueError(f"{section}: {error}") from None
-        parts[section] = dataclasses.replace(parts[section], **{where: part}) if where else part
-    return Config(**parts)
-
-
-def with_tokenizer(config, tokenizer):
-    """The config with the models' vocabulary and end-of-text taken from the tokenizer that was really learned."""
-    return changed(config, {"clip.vocab_size": tokenizer.vocab_size, "clip.eot_id": tokenizer.eot_id})
+    return replace(config, **parts)
 
 
 # ---------------------------------------------------------------------------------------------------------------- the command line
 
-def parse_value(text, kind, key):
-    """Text -> value of type `kind`: int, float, bool, str, tuple[...] ("1,2,4"), or X | None ("None"). Raises ValueError naming `key`."""
-    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
-        if text.lower() == "none":
-            return None
-        kind = next(k for k in typing.get_args(kind) if k is not types.NoneType)
-    if kind is str:
-        return text
-    if typing.get_origin(kind) is tuple:
-        inner = typing.get_args(kind)[0]
-        return tuple(parse_value(item.strip(), inner, key) for item in text.strip("()[] ").split(",") if item.strip())
-    try:
-        if kind is bool:
-            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
-        if kind is float and not math.isfinite(float(text)):
-            raise ValueError
-        return kind(text)
-    except (ValueError, KeyError):
-        raise ValueError(f'--{key}="{text}" is not {"a number" if kind is float else "true or false" if kind is bool else "a whole number"}') from None
-
-
 def kinds(config):
-    """All that can be set: {"section.key": type}, in the order of the sections."""
+    """Everything that can be set: {"section.key": type}, in order."""
     found = {}
-    for section in dataclasses.fields(config)[1:]:
+    for section in fields(config)[1:]:
         part = getattr(config, section.name)
-        for holder in (part.model, part.train) if isinstance(part, Stage) else (part,):
-            for name, kind in typing.get_type_hints(type(holder)).items():
-                found.setdefault(f"{section.name}.{name}", kind)
+        for inner in (part.model, part.train) if isinstance(part, Stage) else (part,):
+            found |= {f"{section.name}.{name}": kind for name, kind in typing.get_type_hints(type(inner)).items()}
     return found
 
 
+def parse_value(text, kind, key):
+    """Text -> value of type `kind`: int, float, bool, str, tuple[int, ...] ("1,2,4"), X | None ("none"). Raises ValueError naming `key`."""
+    if isinstance(kind, types.UnionType):
+        if text.lower() == "none":
+            return None
+        kind = typing.get_args(kind)[0]
+    if kind is str:
+        return text
+    if typing.get_origin(kind) is tuple:
+        return tuple(parse_value(item.strip(), typing.get_args(kind)[0], key) for item in text.strip("()[] ").split(",") if item.strip())
+    try:
+        value = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
+        if not math.isfinite(value):
+            raise ValueError
+        return value
+    except (ValueError, KeyError):
+        wanted = {bool: "true or false", int: "a whole number", float: "a finite number"}[kind]
+        raise ValueError(f'--{key} takes {wanted}, not "{text}"') from None
+
+
 def override(config, arguments):
-    """Applies ["--decoder.lr=3e-4", ...]. Raises ValueError for what is not of that form, unknown (naming the closest key) or of a wrong type."""
+    """Applies ["--decoder.lr=3e-4", ...]; returns the new config.
+
+    Raises ValueError for an argument of another form, an unknown key (naming the closest), a wrong type, a value that cannot work.
+    """
     known, values = kinds(config), {}
     for argument in arguments:
         key, equals, text = argument.removeprefix("--").partition("=")
-        if not argument.startswith("--") or "." not in key:
-            raise ValueError(f'"{argument}" is not understood: an override looks like --decoder.lr=3e-4, --help shows the rest')
+        if not argument.startswith("--"):
+            raise ValueError(f'"{argument}" is not understood: settings look like --decoder.lr=3e-4, and --help shows the rest')
         if key not in known:
-            section, _, name = key.partition(".")
-            near = [k for k in known if k.startswith(section + ".")] or list(known)
-            close = difflib.get_close_matches(key, near, 1, 0.5) or difflib.get_close_matches(key, known, 1, 0.0)
-            raise ValueError(f"there is no setting --{key}; the closest is --{close[0]}")
+            same_section = [k for k in known if k.split(".")[0] == key.split(".")[0]]
+            closest = difflib.get_close_matches(key, same_section or known, n=1, cutoff=0)[0]
+            raise ValueError(f"there is no setting --{key}; the closest is --{closest}")
         if not equals:
-            raise ValueError(f"--{key} needs a value: --{key}={_example(config, key)}")
-        if key in FOLLOWS or key in ("clip.vocab_size", "clip.eot_id"):
-            owner = ".".join(FOLLOWS[key]) if key in FOLLOWS and FOLLOWS[key][0] != "clip" or key.endswith("clip_dim") else "tokenizer.vocab_size"
-            raise ValueError(f"--{key} follows {owner}: set --{owner} instead")
+            raise ValueError(f"--{key} needs a value, as in --{key}={as_text(get(config, key))}")
+        owner = FOLLOWS.get(key, key)
+        if owner in LEARNED or owner != key:
+            owner = "tokenizer.vocab_size" if owner in LEARNED else owner
+            raise ValueError(f"--{key} is not set by itself: it follows --{owner}")
         values[key] = parse_value(text, known[key], key)
     return changed(config, values)
 
 
-def _example(config, key):
-    """The present value of a setting as one would type it."""
-    value = getattr(_part(config, *key.split(".")), key.split(".")[1])
-    return ",".join(map(str, value)) if isinstance(value, tuple) else value
+def as_text(value):
+    """A value as one would type it after "="."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-# ---------------------------------------------------------------------------------------------------------------- JSON, checkpoints
+# ---------------------------------------------------------------------------------------------------------------- JSON
 
 def to_dict(config):
-    """Plain dicts, lists and values, ready for JSON and for a checkpoint."""
-    def plain(value):
-        if isinstance(value, dict):
-            return {key: plain(inner) for key, inner in value.items()}
-        return list(map(plain, value)) if isinstance(value, (tuple, list)) else value
-    return plain(dataclasses.asdict(config))
+    """Plain dicts and values, for config.json and checkpoints."""
+    return asdict(config)
 
 
 def from_dict(saved):
-    """The inverse of `to_dict`. Raises ValueError when keys are missing, unknown, or do not fit together."""
+    """The inverse of `to_dict`, after JSON too (which turns tuples into lists). Raises ValueError for anything else."""
     def build(cls, values):
-        unknown = set(values) - {f.name for f in dataclasses.fields(cls)}
-        if unknown:
-            raise ValueError(f"unknown setting {sorted(unknown)[0]} in {cls.__name__}")
         return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
     try:
-        stages = {name: Stage(build(MODELS[name][1], saved[name]["model"]), build(TrainConfig, saved[name]["train"])) for name in MODELS}
+        stages = {name: Stage(build(cls, saved[name]["model"]), build(TrainConfig, saved[name]["train"])) for name, cls in MODELS.items()}
         return Config(saved["preset"], build(DataConfig, saved["data"]), build(TokenizerConfig, saved["tokenizer"]), **stages)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"this is not the configuration of a run: {error}") from None
 
 
-def load_model(path, device="cpu"):
-    """Builds the model of a checkpoint STAGE.pt with its averaged weights, in eval mode: (model, checkpoint without the weights).
-
-    The checkpoint's "config" is the run's (`from_dict` reads it), "tokenizer" goes to BPETokenizer.from_state_dict.
-    Raises FileNotFoundError, ValueError.
-    """
-    checkpoint = load_checkpoint(path)
-    try:
-        stage, config, weights = checkpoint["stage"], from_dict(checkpoint["config"]), checkpoint.pop("ema")
-        model = MODELS[stage][0](getattr(config, stage).model)
-        model.load_state_dict(weights)
-    except (KeyError, RuntimeError) as error:
-        raise ValueError(f"{path} does not hold a model that can be sampled from: {str(error).splitlines()[0]}") from None
-    return model.to(device=device, memory_format=torch.channels_last).eval(), checkpoint
-
-
 # ---------------------------------------------------------------------------------------------------------------- presets
+
+def micro():
+    """For tests: 16 → 32 → 64, the whole chain in seconds on one core. It learns next to nothing."""
+    text = dict(clip_dim=32, vocab_size=640, context_length=32, eot_id=639)
+    fast = dict(steps=30, batch_size=16, lr=1e-3, warmup=5, ema=0.9, save_every=20, log_every=5)
+    small = dict(model_channels=16, channel_mult=(1, 2), num_res_blocks=1, norm_groups=8, objective="v")
+    return Config(
+        "micro", DataConfig(images=256, val_images=64, upsampler1_images=32, upsampler2_images=16), TokenizerConfig(640),
+        Stage(CLIPConfig(image_size=16, patch_size=4, vision_width=32, vision_layers=2, vision_heads=2, text_width=32, text_layers=2,
+                         text_heads=2, **text), TrainConfig(**fast)),
+        Stage(PriorConfig(width=32, layers=2, heads=2, sampling_steps=8, **text), TrainConfig(**fast)),
+        Stage(DecoderConfig(image_size=16, attn_resolutions=(8,), head_dim=16, text_width=32, text_layers=1, text_heads=2,
+                            sampling_steps=8, **small, **text), TrainConfig(**fast)),
+        Stage(UpsamplerConfig(low_size=16, high_size=32, sampling_steps=4, **small), TrainConfig(**fast)),
+        Stage(UpsamplerConfig(low_size=32, high_size=64, schedule="linear", degradation="bsr", sampling_steps=3, **small),
+              TrainConfig(**fast)))
+
+
+def tiny():
+    """For a laptop, the default: 32 → 128 → 512, the whole chain in half an hour on two CPU cores."""
+    text = dict(clip_dim=128, vocab_size=640, context_length=16, eot_id=639)
+    return Config(
+        "tiny", DataConfig(), TokenizerConfig(640),
+        Stage(CLIPConfig(image_size=32, patch_size=8, vision_width=160, vision_layers=4, vision_heads=5, text_width=160, text_layers=4,
+                         text_heads=5, **text),
+              TrainConfig(steps=1500, batch_size=256, lr=1e-3, beta2=0.98, eps=1e-6, weight_decay=0.1, ema=0.995, warmup=100)),
+        Stage(PriorConfig(width=192, layers=4, heads=6, **text),
+              TrainConfig(steps=1500, batch_size=256, lr=1e-3, beta2=0.96, eps=1e-6, weight_decay=6e-2, ema=0.995, warmup=100)),
+        Stage(DecoderConfig(image_size=32, patch_size=2, model_channels=64, channel_mult=(1, 2), attn_resolutions=(8,), head_dim=32,
+                            text_width=128, text_layers=3, text_heads=4, weighting="min_snr", sampling_steps=50, guidance=2.0, **text),
+              TrainConfig(steps=3500, batch_size=64, lr=1e-3, ema=0.998, warmup=200)),
+        Stage(UpsamplerConfig(low_size=32, high_size=128, model_channels=32, channel_mult=(1, 2), num_res_blocks=1, norm_groups=8,
+                              patch_size=2, objective="v"),
+              TrainConfig(steps=600, batch_size=32, lr=1e-3, ema=0.99, warmup=50)),
+        Stage(UpsamplerConfig(low_size=128, high_size=512, model_channels=32, channel_mult=(1, 2), num_res_blocks=1, norm_groups=8,
+                              patch_size=4, objective="v", schedule="linear", degradation="bsr", sampling_steps=15),
+              TrainConfig(steps=400, batch_size=8, lr=1e-3, ema=0.99, warmup=50)))
+
+
+def small():
+    """For one GPU and real captions: 64 → 256 → 1024, about an hour."""
+    text = dict(clip_dim=256, vocab_size=8192, context_length=48, eot_id=8191)
+    train = dict(beta2=0.99, weight_decay=1e-2, ema=0.9995, warmup=500, log_every=50, save_every=1000)
+    return Config(
+        "small", DataConfig(images=100000, upsampler1_images=20000, upsampler2_images=2000), TokenizerConfig(8192),
+        Stage(CLIPConfig(image_size=64, patch_size=8, vision_width=384, vision_layers=8, vision_heads=6, text_width=384, text_layers=6,
+                         text_heads=6, **text),
+              TrainConfig(steps=10000, batch_size=1024, lr=5e-4, **train | dict(beta2=0.98, eps=1e-6, weight_decay=0.2))),
+        Stage(PriorConfig(width=512, layers=10, heads=8, **text),
+              TrainConfig(steps=15000, batch_size=512, lr=3e-4, **train | dict(beta2=0.96, eps=1e-6, weight_decay=6e-2))),
+        Stage(DecoderConfig(image_size=64, model_channels=128, channel_mult=(1, 2, 3, 4), attn_resolutions=(32, 16, 8), head_dim=64,
+                            text_width=512, text_layers=6, text_heads=8, dropout=0.1, weighting="min_snr", sampling_steps=100, **text),
+              TrainConfig(steps=20000, batch_size=128, lr=2e-4, **train)),
+        Stage(UpsamplerConfig(low_size=64, high_size=256, model_channels=96, channel_mult=(1, 2, 3), norm_groups=32),
+              TrainConfig(steps=8000, batch_size=64, lr=2e-4, **train)),
+        Stage(UpsamplerConfig(low_size=256, high_size=1024, model_channels=64, channel_mult=(1, 2, 3), norm_groups=32, patch_size=2,
+                              objective="v", schedule="linear", degradation="bsr", sampling_steps=15),
+              TrainConfig(steps=6000, batch_size=16, lr=2e-4, **train)))
+
+
+def paper():
+    """unCLIP's Table 3; CLIP from its App. C (ViT-H/16) and, as it says "as in CLIP", CLIP §2.5. For reading and for real clusters."""
+    # mini: one row of tokens serves all three models here, so CLIP reads 256 of them too instead of its 77, and the vocabulary is CLIP's.
+    text = dict(clip_dim=1024, vocab_size=49408, context_length=256, eot_id=49407)
+    # mini: the paper is silent on warm-up, decay and clipping outside CLIP; ADM, whose training it continues, used none of them.
+    plain = dict(warmup=0, decay="none", grad_clip=0.0, save_every=5000, log_every=100)
+    large = dict(beta2=0.999, eps=1e-8, ema=0.9999, **plain)
+    # CLIP sees 650 million pairs 32 times (App. C; CLIP §2.5), 32,768 at once: 634,766 steps. Its weights are not averaged.
+    return Config(
+        "paper", DataConfig(images=250_000_000, upsampler1_images=250_000_000, upsampler2_images=250_000_000), TokenizerConfig(49408),
+        Stage(CLIPConfig(image_size=256, patch_size=16, vision_width=1280, vision_layers=32, vision_heads=20, text_width=1024,
+                         text_layers=24, text_heads=16, **text),
+              TrainConfig(steps=634_766, batch_size=32768, lr=3e-4, beta2=0.98, eps=1e-6, weight_decay=0.2, ema=0.0, sam_rho=0.1,
+                          **plain | dict(warmup=2000, decay="cosine"))),
+        # mini: Table 3 samples the prior with the analytic variance; here it is β̃, over the same 64 steps.
+        Stage(PriorConfig(width=2048, layers=24, heads=32, sampling_steps=64, **text),
+              TrainConfig(steps=600_000, batch_size=4096, lr=1.1e-4, beta2=0.96, eps=1e-6, weight_decay=6e-2, ema=0.9999, **plain)),
+        Stage(DecoderConfig(image_size=64, model_channels=512, channel_mult=(1, 2, 3, 4), num_res_blocks=3, attn_resolutions=(32, 16, 8),
+                            head_dim=64, dropout=0.1, text_width=2048, text_layers=24, text_heads=32, sampling_steps=250, guidance=1.25,
+                            **text),
+              TrainConfig(steps=800_000, batch_size=2048, lr=1.2e-4, **large)),
+        Stage(UpsamplerConfig(low_size=64, high_size=256, model_channels=320, channel_mult=(1, 2, 3, 4), num_res_blocks=3, norm_groups=32,
+                              dropout=0.1, schedule="cosine", degradation="blur", sampling_steps=27),
+              TrainConfig(steps=1_000_000, batch_size=1024, lr=1.2e-4, **large)),
+        Stage(UpsamplerConfig(low_size=256, high_size=1024, model_channels=192, channel_mult=(1, 1, 2, 2, 4, 4), num_res_blocks=2,
+                              norm_groups=32, schedule="linear", degradation="bsr", sampling_steps=15),
+              TrainConfig(steps=1_000_000, batch_size=512, lr=1.0e-4, **large)))
+
+
+PRESETS = {"micro": micro, "tiny": tiny, "small": small, "paper": paper}
+
+
+def preset(name):
+    """The Config of a preset: "micro", "tiny", "small" or "paper". Raises ValueError for another name, naming the closest."""
+    if name not in PRESETS:
+        closest = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0)[0]
+        raise ValueError(f'there is no preset "{name}" (there are {", ".join(PRESETS)}); the closest is {closest}')
+    return PRESETS[name]()

@@ -296,7 +296,7 @@ def wrap(draw, text, font, width):
 def caption_grid(rows, captions, path=None):
     """A sheet of pictures with captions beneath, saved to `path` if given: RGB image.
 
-    rows: list of rows of PIL images; small ones are enlarged to 128 px, pixels kept visible. captions: one str per row, set beneath its first
+    rows: list of rows of PIL images; small ones are enlarged to 128 px, pixels kept visible. captions: one str per row, beneath its first
     picture and as wide as the row, or one list per row with a str for each picture. Raises ValueError if they do not match.
     """
     rows = [list(row) for row in rows]

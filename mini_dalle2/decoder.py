@@ -7,7 +7,7 @@ embedding, and projected into four extra context tokens. In training z_img is ze
 that the same network also knows what an unconditional picture is, and classifier-free guidance can move away from that.
 
 The decoder sees CLIP only as the tensor z_img: always the *true* embedding of the training picture, never a sample of the prior.
-Shapes: B batch, S image side, L context length, W text width, D = clip_dim, E = 4 · model_channels.
+Shapes: B batch, S image side, L context length, W text width, D = clip_dim, E the U-Net's width of emb.
 References: unCLIP (2204.06125) §2.1, Table 3; GLIDE (2112.10741) §4.1. Read next: upsampler.py.
 """
 
@@ -37,6 +37,7 @@ class DecoderConfig:
     dropout: float = 0.0
     patch_size: int = 1
     position_embedding: bool = False
+    emb_channels: int | None = None
     vocab_size: int = 600
     context_length: int = 16
     eot_id: int = 599
@@ -62,13 +63,14 @@ class Decoder(nn.Module):
     def __init__(self, cfg):
         super().__init__()
         self.cfg = cfg
-        emb_dim = 4 * cfg.model_channels
         self.diffusion = GaussianDiffusion(cfg.schedule, cfg.num_timesteps)
         self.timestep_sampler = UniformSampler(cfg.num_timesteps)
         self.unet = UNet(UNetConfig(
             image_size=cfg.image_size, out_channels=6, model_channels=cfg.model_channels, channel_mult=cfg.channel_mult,
             num_res_blocks=cfg.num_res_blocks, attn_resolutions=cfg.attn_resolutions, head_dim=cfg.head_dim, context_dim=cfg.text_width,
-            dropout=cfg.dropout, norm_groups=cfg.norm_groups, patch_size=cfg.patch_size, position_embedding=cfg.position_embedding))
+            dropout=cfg.dropout, norm_groups=cfg.norm_groups, patch_size=cfg.patch_size, position_embedding=cfg.position_embedding,
+            emb_channels=cfg.emb_channels))
+        emb_dim = self.unet.cfg.emb_dim
         self.caption = CaptionEmbedding(cfg.vocab_size, cfg.context_length, cfg.text_width, cfg.eot_id)
         self.transformer = Transformer(cfg.text_layers, cfg.text_width, cfg.text_heads)   # bidirectional, trained with the U-Net
         self.ln_final = nn.LayerNorm(cfg.text_width)

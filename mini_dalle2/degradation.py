@@ -9,7 +9,8 @@ super-resolution, draws a different chain of flaws, of different strengths and i
 
 Shapes: B batch, h × w the sharp picture, h/f × w/f the small one (f = factor, 4 in the paper), k side of a kernel.
 All randomness comes from one generator; each picture gets its own seed from it, so it is degraded the same way in any company.
-References: BSRGAN (2103.14006) §3; latent diffusion (2112.10752) appendix, which prefers a milder BSR; SR3 (2104.07636). Read next: upsampler.py.
+References: BSRGAN (2103.14006) §3; latent diffusion (2112.10752) appendix, which prefers a milder BSR; SR3 (2104.07636).
+Read next: upsampler.py.
 """
 
 import io

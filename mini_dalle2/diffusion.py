@@ -210,9 +210,13 @@ def normal_kl(mean1, log_var1, mean2, log_var2):
 def discretized_gaussian_log_likelihood(x, mean, log_scale):
     """log-probability per element, in nats, of 8-bit images x in [-1, 1]: the Gaussian's mass in x ± 1/255, tails open at ±1 (DDPM Eq. 13)."""
     normal = torch.distributions.Normal(0.0, 1.0)
-    plus, minus = (x - mean + 1 / 255) * (-log_scale).exp(), (x - mean - 1 / 255) * (-log_scale).exp()
-    cdf_plus, cdf_minus = normal.cdf(plus), normal.cdf(minus)
-    mass = torch.where(x < -0.999, cdf_plus, torch.where(x > 0.999, 1 - cdf_minus, cdf_plus - cdf_minus))
+    precision, error = (-log_scale).exp(), x - mean
+    lower_tail = normal.cdf((error + 1 / 255) * precision)                 # all the mass below the bin's upper edge
+    upper_tail = normal.cdf((1 / 255 - error) * precision)                 # all above its lower edge
+    # By symmetry the bin is taken on the left side, where a float can still tell two small tails apart.
+    left = -error.abs()
+    inside = normal.cdf((left + 1 / 255) * precision) - normal.cdf((left - 1 / 255) * precision)
+    mass = torch.where(x < -0.999, lower_tail, torch.where(x > 0.999, upper_tail, inside))
     return mass.clamp(min=1e-12).log()
 
 

@@ -87,13 +87,18 @@ def load_picture(path, size):
         if image.format == "JPEG":
             image.draft(image.mode, (2 * size, 2 * size))                  # libjpeg decodes straight to a half, quarter or eighth
         image.load()
-        image = to_rgb(image)
+        return central_square(image, size)
+
+
+def central_square(image, size):
+    """Any PIL image -> the central square of its upright, opaque self: RGB, size × size, bicubic with antialiasing."""
+    image = to_rgb(image)
     side = min(image.size)
     left, top = (image.width - side) / 2, (image.height - side) / 2
     return image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
 
 
-VERIFIED = {}                                                              # (path, change time, bytes) -> reason: looked at once for all sizes
+VERIFIED = {}                                                           # (path, change time, bytes) -> reason: decoded once for all sizes
 
 
 def why_unreadable(path, size):

@@ -8,7 +8,8 @@ model has computed already: no network lives here.
 
 How `grade` reads a picture. Each pixel is taken as a mixture (1−α)·background + α·colour, the colour being the palette entry whose line
 through the background passes closest; regions of one colour with α > ½ are the objects; and an object's soft mask α is compared with each
-shape, drawn by the same code that draws the data set, at the centre and radius that fit best. Best overlap names the shape.
+shape, drawn by the same code that draws the data set, at the centre and radius that fit best. Best overlap names the shape. Last, the
+scene so found is drawn and held against the picture: holes, dirt and missing parts show up as clutter.
 
 Shapes: N pictures, D feature width, S side of a picture. Features are (N, D) arrays or tensors; sums are done in float64.
 References: Heusel et al. 2017 (FID); Kynkäänniemi et al. 2019, arXiv 1904.06991 (precision and recall); Hessel et al. 2021 (CLIP score).
@@ -25,7 +26,7 @@ from . import data
 
 GRID = 128                     # larger pictures are averaged down to this side before they are read; smaller ones are read as they are
 MIN_AREA = 0.004               # of the canvas: anything smaller is a stray speck; the smallest object, a counted star, covers 0.019
-MAX_CLUTTER = 0.01             # of the canvas: more unexplained area than this spoils a picture
+MAX_CLUTTER = 0.015            # of the canvas: more than this that the objects do not explain spoils a picture
 MIN_OVERLAP = 0.80             # intersection over union with the best shape
 MAX_COLOUR_ERROR = 55.0        # distance in RGB levels; the two closest palette entries, orange and yellow, are 73 apart
 SIZE_TOLERANCE = 0.03          # radius, beyond the range that the data set draws from
@@ -136,8 +137,8 @@ def fit(alpha, corner, size):
 def read_objects(image):
     """Read a picture back into objects: (list of {"colour", "shape", "x", "y", "r", "overlap"}, largest first; clutter).
 
-    colour or shape is None where nothing fits; x, y, r are fractions of the side; clutter is the fraction of the canvas that differs from
-    the background and belongs to no object, 1.0 if the background is not one light grey.
+    colour or shape is None where nothing fits; x, y, r are fractions of the side; clutter is the fraction of the canvas that looks
+    unlike these objects drawn afresh on this background, 1.0 if the background is not one light grey.
     """
     pixels = to_array(image)
     size = pixels.shape[0]
@@ -154,7 +155,7 @@ def read_objects(image):
     for _ in range(2):                                                                     # soft edges belong to the region beside them
         for d in ((0, 1), (1, 0), (0, -1), (-1, 0)):
             owner = np.where(owner > 0, owner, shifted(owner, *d, 0))
-    objects = []
+    objects, redrawn = [], np.broadcast_to(background, pixels.shape).copy()
     for i in kept:
         ys, xs = np.nonzero(owner == i)
         window = slice(ys.min(), ys.max() + 1), slice(xs.min(), xs.max() + 1)
@@ -162,13 +163,18 @@ def read_objects(image):
         line = colour.ravel()[i - 1]                                                       # a region's id is one of its pixels' number
         alpha = alphas[line][window] * (owner[window] == i)
         core = pixels[window][alpha >= min(0.9, np.quantile(alpha[alpha > 0.5], 0.7))]     # the most solid pixels show the pure colour
-        distance = {name: np.linalg.norm(np.median(core, axis=0) - rgb) for name, rgb in data.COLOURS.items()}
+        pure = np.median(core, axis=0)
+        distance = {name: np.linalg.norm(pure - rgb) for name, rgb in data.COLOURS.items()}
         name = min(distance, key=distance.get)
         shape, x, y, r, score = fit(alpha, corner, size)
         objects.append({"colour": name if distance[name] <= MAX_COLOUR_ERROR else None, "shape": shape if score >= MIN_OVERLAP else None,
                         "x": float(x), "y": float(y), "r": float(r), "overlap": float(score)})
-    differs = np.abs(pixels - background).max(-1) > 50
-    return sorted(objects, key=lambda o: -o["r"]), float((differs & (owner == 0)).mean())
+        mask, (left, top) = data.coverage(shape, x, y, r, size)
+        sheet = Image.new("L", (size, size))
+        sheet.paste(mask, (left, top))
+        redrawn += np.asarray(sheet)[..., None] / 255 * (pure - background)
+    unlike = np.abs(pixels - redrawn).max(-1) > 64
+    return sorted(objects, key=lambda o: -o["r"]), float(unlike.mean())
 
 
 # ---------------------------------------------------------------------------------------------------------------- the verdict
@@ -198,7 +204,7 @@ def grade(image, caption):
 
     image: PIL image or tensor (3, S, S) in [-1, 1], S ≥ 24. caption: one that `CaptionedShapes` could give, else ValueError.
     colours, shapes: each object has what the caption gives it. layout: as many objects as asked, and their size or relation is right.
-    all: everything, and no clutter besides. The two objects of a relation are held against the caption in both orders and the kinder reading
+    all: everything, and no clutter besides. The two objects of a relation are held against the caption in both orders; the kinder reading
     counts, so that swapped colours are an error in the colours alone.
     """
     kind, word, asked = parse_caption(caption)
@@ -231,7 +237,7 @@ def frechet_distance(a, b):
     """Squared Fréchet distance of the Gaussians fitted to two feature sets (N_a, D), (N_b, D): a float, 0 for equal mean and covariance.
 
     |μ_a − μ_b|² + Tr(Σ_a + Σ_b − 2·(Σ_a·Σ_b)^½) (Heusel et al., Eq. 6), covariances over N − 1. It is "FID" only with Inception features,
-    and small sets overstate it. Σ_a·Σ_b is not symmetric, but it has the eigenvalues of Σ_a^½·Σ_b·Σ_a^½, which is: no complex roots to drop.
+    and small sets overstate it. Σ_a·Σ_b is not symmetric, but it has the eigenvalues of Σ_a^½·Σ_b·Σ_a^½, which is: no complex roots.
     Raises ValueError for fewer than two rows, different widths or values that are not finite.
     """
     a, b = features(a, "a", 2), features(b, "b", 2)

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from .clip import CLIP, CLIPConfig
-from .data import from_pil, prepare, to_float, to_pil
 from .decoder import Decoder, DecoderConfig
+from .folder import central_square, from_pil, to_float, to_pil
 from .prior import DiffusionPrior, PriorConfig
 from .tokenizer import BPETokenizer
 from .training import load_checkpoint, pick_device
@@ -100,7 +100,7 @@ class DALLE2:
         size = self.clip.cfg.image_size
         if not torch.is_tensor(images):
             images = [images] if isinstance(images, Image.Image) else images
-            images = torch.stack([to_float(from_pil(prepare(image, size))) for image in images])
+            images = torch.stack([to_float(from_pil(central_square(image, size))) for image in images])
         return self.clip.encode_image(images.to(self.device))
 
     # ------------------------------------------------------------------ out of it

@@ -1,6 +1,6 @@
 """The tokenizer: from a caption to a row of integers, by byte-level byte-pair encoding (BPE) exactly as CLIP does it.
 
-    "A red  circle!"  ->  clean  "a red circle!"  ->  words  a · red · circle · !  ->  bytes  ->  merges  ->  ids [..]
+    "A red  circle!"  ->  clean "a red circle!"  ->  words a · red · circle · !  ->  bytes  ->  merges  ->  ids [320, 736, 7117, 256]
 
 A word starts as its UTF-8 bytes, so nothing is ever "unknown". Training glues together, again and again, the pair of neighbours that
 the captions hold most often,
@@ -19,7 +19,7 @@ decoded, white space squeezed, lower case) and where the spaces stood: decode(en
 As in OpenAI's code, "<|startoftext|>" or "<|endoftext|>" written out in a caption becomes the special id; so a caption can end early.
 
 Shapes: B captions, L context_length.
-References: unCLIP (2204.06125) App. C, "as in CLIP"; CLIP (2103.00020) §2.4; Sennrich et al. 2016 (1508.07909) for BPE; GPT-2 for bytes.
+References: unCLIP (2204.06125) App. C; CLIP (2103.00020) §2.4; Sennrich et al. 2016 (1508.07909) for BPE; GPT-2 for bytes.
 Read next: transformer.py.
 """
 
@@ -72,7 +72,7 @@ def clean(text):
     entities are decoded twice, since captions from the web are often escaped twice ("&amp;lt;"); white space runs become one space.
     """
     text = html.unescape(html.unescape(ftfy.fix_text(require_str(text)))).strip()
-    text = text.replace("\u0345", " ")                    # a lone iota subscript: no word of OpenAI's pattern takes it, so it acts as a space
+    text = text.replace("\u0345", " ")                    # a lone iota subscript: OpenAI's pattern drops it, as it does a space
     return regex.sub(r"\s+", " ", text).strip().lower()
 
 
@@ -115,7 +115,7 @@ def learn_merges(word_counts, limit):
         for pair in zip(symbols, symbols[1:]):
             pair_counts[pair] += count
             found_in[pair].add(index)
-    queue = [(-count, pair) for pair, count in pair_counts.items()]
+    queue = [(-count, pair) for pair, count in pair_counts.items()]    # always holds each pair, at its count or above
     heapq.heapify(queue)
 
     merges = []

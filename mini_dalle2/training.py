@@ -11,8 +11,7 @@ to go on training and may be deleted once a stage is done.
 
 mini: the paper names neither warm-up, decay nor clipping; ours are CLIP's (warm-up, cosine) and the usual clipping to norm 1.
 
-References: AdamW (1711.05101), SAM (2010.01412), CLIP §2.5 (2103.00020), unCLIP App. C (2204.06125).
-Read next: configs.py (the numbers), then train.py (what each stage feeds to `fit`).
+References: AdamW (1711.05101), SAM (2010.01412), CLIP §2.5 (2103.00020). Read next: configs.py (the numbers), train.py (the batches).
 """
 import contextlib
 import json
@@ -141,7 +140,7 @@ class EMA:
 
 
 class Streams:
-    """Random streams: `data` (on the CPU: which examples), `noise` (on the model's device: t, ε, dropped conditions), torch's own (dropout).
+    """Random streams: `data` (on the CPU: which examples), `noise` (the model's device: t, ε, dropped conditions), torch's own (dropout).
 
     Their states are part of a checkpoint, so that a resumed run draws what the uninterrupted one would have drawn.
     """
@@ -152,11 +151,8 @@ class Streams:
         self.noise = torch.Generator(self.device).manual_seed(seed + 1)
 
     def state(self):
-        """A dict of byte tensors."""
-        state = {"data": self.data.get_state(), "noise": self.noise.get_state(), "cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            state["cuda"] = torch.cuda.get_rng_state(self.device)
-        return state
+        cuda = {"cuda": torch.cuda.get_rng_state(self.device)} if self.device.type == "cuda" else {}
+        return {"data": self.data.get_state(), "noise": self.noise.get_state(), "cpu": torch.get_rng_state()} | cuda
 
     def load(self, state):
         """Restores `state()`. A run that moves from CPU to CUDA or back keeps its data stream and starts new noise."""
@@ -236,7 +232,7 @@ class Log:
             self.flush()
 
     def flush(self):
-        """Writes the window as one line. Raises FloatingPointError when a loss or a gradient in it was not finite."""
+        """Writes the window, if there is one, as one line. Raises FloatingPointError when a loss or a gradient in it was not finite."""
         if not self.window:
             return
         steps, losses, norms, rates = zip(*self.window)
@@ -288,13 +284,13 @@ def restore(path, model, optimizer, ema, streams):
 def fit(stage, model, draw, loss_fn, cfg, run, header, resume=False, seed=0):
     """Trains `model` and returns (model with its averaged weights, in eval mode; seconds spent).
 
-    stage:   name of the files and of the bar; `header`: what STAGE.pt carries besides weights (configuration, tokenizer), plain values
+    stage:   name of the files and of the bar
+    header:  header(averaged weights) -> dict of plain values that STAGE.pt carries besides them (configuration, tokenizer)
     draw:    draw(generator) -> batch; the generator lives on the CPU and decides which examples
     loss_fn: loss_fn(model, batch, generator) -> scalar; the generator lives on the model's device and makes the noise
     run:     folder for STAGE.pt, STAGE.resume.pt and metrics.jsonl
     resume:  continue STAGE.resume.pt if there is one; a finished stage takes no further step
-    Raises FloatingPointError when the loss is not finite (the last checkpoint stays), KeyboardInterrupt after a Ctrl-C (state saved),
-    ValueError when the checkpoint is damaged or of another model.
+    Raises FloatingPointError when the loss is not finite, KeyboardInterrupt after a Ctrl-C (saved), ValueError for a bad checkpoint.
     """
     params, (step, seconds), latest = [p for p in model.parameters() if p.requires_grad], (0, 0.0), Path(run) / f"{stage}.resume.pt"
     optimizer, ema, streams = make_optimizer(model, cfg), EMA(model, cfg.ema), Streams(params[0].device, seed)
@@ -302,9 +298,10 @@ def fit(stage, model, draw, loss_fn, cfg, run, header, resume=False, seed=0):
         step, seconds = restore(latest, model, optimizer, ema, streams)
 
     def save():
-        done = {"stage": stage, "step": step, "seconds": log.seconds(), "ema": ema.shadow}
-        save_checkpoint(done | {"model": model.state_dict(), "optimizer": optimizer.state_dict()["state"], "streams": streams.state()}, latest)
-        save_checkpoint(header | done | {"steps": cfg.steps}, Path(run) / f"{stage}.pt")
+        done = header(ema.shadow) | {"stage": stage, "step": step, "steps": cfg.steps, "seconds": log.seconds(), "ema": ema.shadow}
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()["state"], "streams": streams.state()}
+        save_checkpoint(done | state, latest)
+        save_checkpoint(done, Path(run) / f"{stage}.pt")
 
     log = Log(stage, run, cfg, step, seconds)
     if step >= cfg.steps:

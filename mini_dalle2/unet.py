@@ -7,10 +7,11 @@ It goes down in resolution (average-pooling inside a residual block), through th
 residual block), each block on the way up also reading the block at its own height on the way down. Conditioning arrives in two
 forms: one vector `emb`, added to the timestep embedding, scales and shifts every residual block; a sequence `context` is attended to.
 
-Shapes: B batch, C channels (of the level), H × W pixels of the level, L context tokens, E = 4 · model_channels.
+Shapes: B batch, C channels (of the level), H × W pixels of the level, L context tokens, E width of emb (4 · model_channels in ADM).
 References: ADM (2105.05233) §3 and its public code; GLIDE (2112.10741) §4.1. Read next: decoder.py, upsampler.py.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +40,12 @@ class UNetConfig:
     middle_attention: bool = True
     patch_size: int = 1                 # mini: see UNet
     position_embedding: bool = False    # mini: see UNet
+    emb_channels: int | None = None     # width E of the conditioning vector; None: 4 · model_channels, as in ADM
+
+    @property
+    def emb_dim(self):
+        """E."""
+        return self.emb_channels or 4 * self.model_channels
 
 
 def norm(channels, groups):
@@ -63,6 +70,16 @@ def upsample(x):
     return F.interpolate(x, scale_factor=2, mode="nearest")
 
 
+def waves(channels, side):
+    """Position embedding to start from, (1, C, side, side): products of cosines over the square, from slow to fast (the DCT's basis)."""
+    n = math.isqrt(channels - 1) + 1                                       # n² waves are enough for C channels
+    place = (torch.arange(side) + 0.5) / side
+    line = torch.cos(math.pi * torch.arange(n)[:, None] * place)           # (n, side): half waves
+    plane = torch.einsum("iy,jx->ijyx", line, line).flatten(0, 1)          # (n², side, side)
+    slow_first = torch.tensor([i + j for i in range(n) for j in range(n)]).argsort(stable=True)
+    return plane[slow_first[:channels]][None].contiguous()
+
+
 class ResBlock(nn.Module):
     """GN, SiLU, conv, AdaGN, SiLU, dropout, zero conv, plus the skip; `resample` acts on both paths (BigGAN's up/down block)."""
 
@@ -71,7 +88,7 @@ class ResBlock(nn.Module):
         self.use_adagn, self.resample = cfg.use_adagn, resample
         self.in_norm = norm(c_in, cfg.norm_groups)
         self.in_conv = nn.Conv2d(c_in, c_out, 3, padding=1)
-        self.emb_proj = nn.Linear(4 * cfg.model_channels, 2 * c_out if cfg.use_adagn else c_out)
+        self.emb_proj = nn.Linear(cfg.emb_dim, 2 * c_out if cfg.use_adagn else c_out)
         self.out_norm = norm(c_out, cfg.norm_groups)
         self.dropout = nn.Dropout(cfg.dropout)
         self.out_conv = zero(nn.Conv2d(c_out, c_out, 3, padding=1))
@@ -141,12 +158,12 @@ class UNet(nn.Module):
         # after the last. The paper's networks see single pixels (1); at 32 px a CPU has better uses for its time.
         p, widths = cfg.patch_size, [cfg.model_channels * m for m in cfg.channel_mult]
         side = cfg.image_size // p
-        emb_dim = 4 * cfg.model_channels
-        self.time_embed = nn.Sequential(nn.Linear(cfg.model_channels, emb_dim), nn.SiLU(), nn.Linear(emb_dim, emb_dim))
+        self.time_embed = nn.Sequential(
+            nn.Linear(cfg.model_channels, cfg.emb_dim), nn.SiLU(), nn.Linear(cfg.emb_dim, cfg.emb_dim))
         self.in_conv = nn.Conv2d(cfg.in_channels * p * p, widths[0], 3, padding=1)
         # mini: convolutions learn only slowly, from the zeros beyond the border, where "above" is. A learned vector per
-        # position tells them; ADM has none.
-        self.position = nn.Parameter(torch.randn(1, widths[0], side, side) * 0.02) if cfg.position_embedding else None
+        # position, which starts as waves, tells them; ADM has none.
+        self.position = nn.Parameter(waves(widths[0], side)) if cfg.position_embedding else None
 
         def stage(c_in, c_out, side):
             attn = AttentionBlock(cfg, c_out) if side in cfg.attn_resolutions else None

@@ -158,17 +158,18 @@ class Upsampler(nn.Module):
         """Large pictures (B, 3, S, S) in [-1, 1] for small ones (B, 3, s, s) in [-1, 1], by DDIM with η = 0.
 
         s may be any size whose S the U-Net can halve as often as it must; ValueError otherwise. Large batches are done in chunks.
+        `generator`: one for all, or a list with one per picture (see diffusion.randn_like); only the start is random.
         """
         cfg = self.cfg
         B, _, h, w = low.shape
         H, W = h * cfg.factor, w * cfg.factor
         if H % cfg.stride or W % cfg.stride:
             raise ValueError(f"pictures of {H} × {W} pixels: the upsampler's U-Net needs multiples of {cfg.stride}")
-        timesteps = sampling_timesteps(steps or cfg.sampling_steps, cfg.num_timesteps)
+        timesteps = sampling_timesteps(cfg.sampling_steps if steps is None else steps, cfg.num_timesteps)
         x_T = randn_like(low.new_empty(B, 3, H, W), generator)             # all at once, so that chunks do not change the result
         x_T = x_T.contiguous(memory_format=torch.channels_last)
         chunk = max(1, self.CHUNK_PIXELS // (H * W))
         # mini: the paper gives no η; 0, so that the last noise is drawn above and the picture depends on nothing else.
-        high = [sample_loop(self.diffusion, self.denoiser(low_part), x_part, ddim_step(eta=0.0), timesteps, generator, progress)
+        high = [sample_loop(self.diffusion, self.denoiser(low_part), x_part, ddim_step(eta=0.0), timesteps, progress=progress)
                 for low_part, x_part in zip(low.split(chunk), x_T.split(chunk))]
         return torch.cat(high).clamp(-1, 1).contiguous()

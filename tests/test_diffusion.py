@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from mini_dalle2.diffusion import GaussianDiffusion, ModelOutput, discretized_gaussian_log_likelihood, make_betas, normal_kl, strided_timesteps
+from mini_dalle2.diffusion import (
+    GaussianDiffusion, ModelOutput, discretized_gaussian_log_likelihood, make_betas, normal_kl, strided_timesteps)
 
 T = 1000
 
@@ -250,6 +251,16 @@ def test_discretised_likelihood_is_a_distribution_over_256_values():
             log_p = discretized_gaussian_log_likelihood(values, torch.full_like(values, mean), torch.full_like(values, math.log(scale)))
             assert log_p.exp().sum().item() == pytest.approx(1, abs=1e-6)  # the clamp at 1e-12 adds at most 256e-12
             assert values[log_p.argmax()].item() == pytest.approx(min(max(mean, -1), 1), abs=1 / 255) or scale > 1
+
+
+def test_discretised_likelihood_is_as_exact_above_the_mean_as_below():
+    scale, sigmas = 0.02, torch.tensor([-6.0, -4.0, -1.0, 0.0, 1.0, 4.0, 6.0])                    # in float32 Φ(6) is 1
+    x = (0.1 + sigmas * scale).double()
+    normal = Normal(0.1, torch.tensor(scale, dtype=torch.float64))
+    lower, upper = -(x - 0.1).abs() - 1 / 255 + 0.1, -(x - 0.1).abs() + 1 / 255 + 0.1
+    expected = (normal.cdf(upper) - normal.cdf(lower)).log()
+    ours = discretized_gaussian_log_likelihood(x.float(), torch.full((7,), 0.1), torch.full((7,), math.log(scale)))
+    torch.testing.assert_close(ours.double(), expected, atol=1e-3, rtol=1e-3)
 
 
 def test_normal_kl_is_torch_distributions():

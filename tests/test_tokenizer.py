@@ -83,7 +83,7 @@ CONTROLS = [chr(code) for code in [*range(0x20), *range(0x7f, 0xa0), 0xad, 0x200
 
 
 def random_text(rng, vocabulary):
-    """A string of up to a dozen pieces, from the pools above, CLIP's vocabulary or all of Unicode (surrogates too), with odd spaces between."""
+    """Up to a dozen pieces, from the pools above, CLIP's vocabulary or all of Unicode (surrogates too), with odd spaces between."""
     def code_points():
         top = rng.choice([0x7f, 0xff, 0x7ff, 0x33ff, 0xffff, 0x1ffff, 0x10ffff])
         return "".join(chr(rng.randint(0, top)) for _ in range(rng.randint(1, 6)))

@@ -1,0 +1,96 @@
+"""How much of what a caption says is in the picture? Grades a trained run on captioned shapes; the README's table of results.
+
+    python tests/benchmarks/grade_chain.py --run runs/tiny [--n 256] [--seed 0] [--stage base|full] [--guidance 1 2 3]
+
+For captions of `val` (seen combinations) and `held_out` (a combination that training never saw) it draws one picture each, from the
+whole chain and from the true z_img of a picture of that caption, and lets metrics.grade read the picture back. Every figure is the share
+of pictures where that holds. A grid of the first pictures, with what is wrong written beneath, goes into the run folder. With --guidance
+it tries several scales at the base size instead.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from mini_dalle2 import DALLE2                                             # noqa: E402
+from mini_dalle2.data import CaptionedShapes, caption_grid, load_table, to_float   # noqa: E402
+from mini_dalle2.metrics import grade, retrieval_accuracy                           # noqa: E402
+
+ASPECTS = ("all", "colours", "shapes", "layout")
+
+
+def shares(pictures, captions):
+    """(grades, {aspect: share of pictures where it holds, and "all" by kind of caption})."""
+    grades = [grade(picture, caption) for picture, caption in zip(pictures, captions)]
+    result = {aspect: sum(g[aspect] for g in grades) / len(grades) for aspect in ASPECTS}
+    for kind in ("size", "relation", "count"):
+        of_kind = [g["all"] for g, caption in zip(grades, captions) if kind_of(caption) == kind]
+        result[kind] = sum(of_kind) / max(1, len(of_kind))
+    return grades, result
+
+
+def kind_of(caption):
+    """What a caption is about: "size", "relation" or "count"."""
+    words = caption.split()
+    return "relation" if {"above", "below", "of"} & set(words) else "size" if {"small", "large"} & set(words) else "count"
+
+
+def report(name, result, results):
+    """Prints a line of the table and keeps it."""
+    results[name] = result
+    print(f"{name:<34}" + "".join(f"{result[key]:>10.1%}" for key in (*ASPECTS, "size", "relation", "count")), flush=True)
+
+
+def picture_of(run, name, pictures, grades, captions):
+    """Writes a grid of the first 32 pictures, each with its caption and what is wrong with it."""
+    notes = [caption + ("" if g["all"] else "\nWRONG: " + ", ".join(a for a in ASPECTS[1:] if not g[a])) for caption, g in zip(captions, grades)]
+    rows = [range(i, min(i + 8, len(pictures), 32)) for i in range(0, min(32, len(pictures)), 8)]
+    caption_grid([[pictures[i] for i in row] for row in rows], [[notes[i] for i in row] for row in rows], run / f"grade_{name}.png")
+
+
+def main():
+    """Prints the table; writes RUN/grade.json and the grids."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, default=Path("runs/tiny"))
+    parser.add_argument("--n", type=int, default=256)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--stage", choices=["base", "full"], default="full")
+    parser.add_argument("--guidance", type=float, nargs="+", default=[None])
+    args = parser.parse_args()
+    model, results = DALLE2.load(args.run), {}
+    print(f"{'':<34}" + "".join(f"{key:>10}" for key in (*ASPECTS, "size", "relation", "count")))
+    for split in ("val", "held_out"):
+        table, captions = load_table(CaptionedShapes(split, model.clip.cfg.image_size, 0, 1000), progress=False)
+        z_img, z_txt = model.encode_image(to_float(table)), model.encode_text(captions)
+        found = retrieval_accuracy(z_img, z_txt, captions)
+        print(f"{split}: CLIP finds the right caption among {len(captions)} for {found:.1%} of the pictures")
+        results[f"{split} retrieval"] = found
+        captions = captions[:args.n]
+        for guidance in args.guidance:
+            label = f"{split}" + ("" if guidance is None else f", guidance {guidance:g}")
+            generators = [torch.Generator().manual_seed(args.seed) for _ in captions]
+            true = []
+            for i in range(0, len(captions), model.BATCH):
+                part = slice(i, i + model.BATCH)
+                true += model.decode(z_img[part], model.tokens(captions[part]), generators[part], guidance, stage="base", progress=False)
+            report(f"{label}: true z_img, base", shares(true, captions)[1], results)
+            began = time.perf_counter()
+            full = args.stage == "full" and split == "val" and args.guidance == [None]
+            drawn = model.text_to_image(captions, seed=args.seed, guidance=guidance, stage="each" if full else "base")
+            drawn = [row[0] if full else {"base": row[0]} for row in drawn]
+            for size in drawn[0]:
+                pictures = [d[size] for d in drawn]
+                grades, result = shares(pictures, captions)
+                report(f"{label}: whole chain, {size} ({pictures[0].width} px)", result, results)
+                picture_of(args.run, f"{split}_{size}", pictures, grades, captions)
+            print(f"{'':<34}{(time.perf_counter() - began) / len(captions):.2f} s a picture")
+    (args.run / "grade.json").write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()

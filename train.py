@@ -1,0 +1,165 @@
+"""Train DALL·E 2, stage by stage, from captioned pictures.
+
+    python train.py                                          the preset `tiny` on captioned shapes, into runs/tiny
+    python train.py --preset micro --data my_pictures        your own folder (metadata.jsonl, or one .txt beside each picture)
+    python train.py --stage decoder --out runs/tiny          one stage; those before it must be there
+    python train.py --resume                                 go on after Ctrl-C, or after the power went
+    python train.py --out runs/slow --decoder.lr=3e-4 --decoder.steps=8000
+
+Stages: tokenizer, clip, prior, decoder, upsampler1, upsampler2 (mini_dalle2/stages.py says what each learns from). A run folder holds
+config.json, tokenizer.json, a checkpoint STAGE.pt, a loss curve and a picture for each stage, and metrics.jsonl. A run keeps its
+configuration: with --resume, or for one more stage, only the changes need to be given. Read next: mini_dalle2/stages.py.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from mini_dalle2 import configs
+from mini_dalle2.pipeline import STAGES as MODELS
+from mini_dalle2.stages import TRAIN, Job, write_json
+from mini_dalle2.training import load_checkpoint, pick_device, read_metrics
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but a mistake is a ValueError with one sentence."""
+
+    def error(self, message):
+        raise ValueError(message)
+
+
+def parse(argv):
+    """Command line -> namespace, with the overrides as a list in `settings`."""
+    parser = Parser(prog="train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+                    epilog="--SECTION.NAME=VALUE sets any number of configs.py; sections: data, " + ", ".join(configs.STAGES))
+    parser.add_argument("--preset", choices=list(configs.PRESETS), help="sizes and budgets (default: tiny, or what --out was begun with)")
+    parser.add_argument("--stage", default="all", choices=["all", *configs.STAGES], help="train this stage only")
+    parser.add_argument("--data", metavar="shapes|FOLDER", help="captioned shapes (default) or your own captioned pictures")
+    parser.add_argument("--out", metavar="FOLDER", help="the run folder (default: runs/PRESET)")
+    parser.add_argument("--resume", action="store_true", help="go on with what is in the run folder")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    args, args.settings = parser.parse_known_args(argv)
+    args.run = Path(args.out or f"runs/{args.preset or 'tiny'}")
+    args.stages = list(configs.STAGES) if args.stage == "all" else [args.stage]
+    return args
+
+
+def made(run, stage):
+    """Whether a run folder holds anything of a stage."""
+    names = ["tokenizer.json"] if stage == "tokenizer" else [f"{stage}.pt", f"{stage}.resume.pt"]
+    return any((run / name).is_file() for name in names)
+
+
+def settle(args):
+    """The run's configuration: that of the folder if it has one, else the preset, then the command line's changes. Raises ValueError."""
+    path, saved = args.run / "config.json", None
+    if path.is_file():
+        try:
+            saved = configs.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise ValueError(f"{path} cannot be used: {error}") from None
+    there = [stage for stage in configs.STAGES if made(args.run, stage)]
+    if args.resume and saved is None:
+        raise FileNotFoundError(f"there is nothing to resume in {args.run}")
+    if not there and not args.resume:
+        saved = None                                                       # left by a call that failed before it made anything
+    if saved and args.preset not in (None, saved.preset):
+        raise ValueError(f"{args.run} was begun with the preset {saved.preset}, not {args.preset}: choose another --out")
+    config = saved or configs.preset(args.preset or "tiny")
+    config = configs.override(config, ([f"--data.source={args.data}"] if args.data else []) + args.settings)
+    if not args.resume and set(there) & set(args.stages):
+        raise ValueError(f"{args.run} already holds {', '.join(s for s in there if s in args.stages)}: add --resume to go on with it, "
+                         f"or choose another folder with --out")
+    for stage in there if saved else ():
+        changed = config.data.source != saved.data.source or (
+            config.tokenizer != saved.tokenizer if stage == "tokenizer" else getattr(config, stage).model != getattr(saved, stage).model)
+        if changed:
+            raise ValueError(f"{args.run} already holds a {stage} of other sizes or from other data: choose another folder with --out")
+    for stage in args.stages:
+        check(config, stage)
+    return config
+
+
+def check(config, stage):
+    """Builds a stage's model without memory, so that sizes which cannot work are found before anything is trained. Raises ValueError."""
+    if stage != "tokenizer":
+        try:
+            with torch.device("meta"):
+                MODELS[stage][0](getattr(config, stage).model)
+        except (ValueError, RuntimeError, ArithmeticError, IndexError) as error:
+            raise ValueError(f"{stage} cannot be built with these sizes: {error}") from None
+
+
+def finished(job, stage):
+    """Whether a stage needs no more steps. Raises ValueError when it does, but what training needs to go on is gone."""
+    path = job.run / f"{stage}.pt"
+    if stage == "tokenizer" or not path.is_file():
+        return stage == "tokenizer" and made(job.run, stage)
+    step, steps = load_checkpoint(path)["step"], getattr(job.config, stage).train.steps
+    if step < steps and not (job.run / f"{stage}.resume.pt").is_file():
+        raise ValueError(f"{path} has {step} of {steps} steps, but {stage}.resume.pt, which is needed to go on, is not there")
+    return step >= steps
+
+
+def summary(job, minutes):
+    """Prints a table of the stages and the command to run next."""
+    print(f"\n{'stage':<12}{'steps':>8}{'minutes':>10}{'loss':>10}")
+    for stage, spent in minutes.items():
+        lines = [line for line in read_metrics(job.run) if line["stage"] == stage][-5:]
+        steps, loss = (lines[-1]["step"], f"{sum(line['loss'] for line in lines) / len(lines):.4f}") if lines else ("", "")
+        print(f"{stage:<12}{steps:>8}{spent:>10.1f}{loss:>10}")
+    print(f"{'together':<12}{sum(minutes.values()):>18.1f}\n")
+    missing = [stage for stage in configs.STAGES if not made(job.run, stage)]
+    caption = "a red circle above a blue square" if job.config.data.source == "shapes" else job.pictures.captions()[0]
+    sample, rest = f"python sample.py text {json.dumps(caption, ensure_ascii=False)}", f"python train.py --stage {(missing or [0])[0]}"
+    print(f"next: {rest} --out {job.run}" if missing else f"next: {sample} --run {job.run}")
+
+
+def work(args):
+    """Runs the stages. Returns the exit code."""
+    config = settle(args)
+    job = Job(config, args.run, pick_device(args.device), args.resume)
+    args.run.mkdir(parents=True, exist_ok=True)
+    write_json(configs.to_dict(config), args.run / "config.json")
+    minutes = {}
+    try:
+        for stage in args.stages:
+            began = time.perf_counter()
+            if args.resume and finished(job, stage):
+                print(f"{stage}: was finished before")
+                continue
+            if stage != "tokenizer":
+                tokenizer = job.tokenizer()
+                job.config = configs.changed(job.config, {"clip.vocab_size": tokenizer.vocab_size, "clip.eot_id": tokenizer.eot_id})
+                write_json(configs.to_dict(job.config), args.run / "config.json")
+            TRAIN[stage](job)
+            minutes[stage] = (time.perf_counter() - began) / 60
+    except KeyboardInterrupt as stop:
+        only = "" if args.stage == "all" else f" --stage {args.stage}"
+        print(f"\n{stop or 'stopped'}; go on with: python train.py --out {args.run}{only} --resume", file=sys.stderr)
+        return 130
+    summary(job, minutes)
+    return 0
+
+
+def main(argv=None):
+    """The command: 0 when all went well, 2 after a mistake (one sentence on standard error), 130 after Ctrl-C."""
+    torch.set_float32_matmul_precision("high")                             # TF32 on GPUs that have it
+    try:
+        return work(parse(argv))
+    except KeyboardInterrupt:
+        return 130
+    except torch.cuda.OutOfMemoryError:
+        message = "the GPU has too little memory: make a batch smaller, as in --decoder.batch_size=16"
+    except (ValueError, OSError, FloatingPointError) as error:
+        message = " ".join(str(error).split())
+    print(f"train.py: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
