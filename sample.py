@@ -13,15 +13,9 @@ import time
 from pathlib import Path
 
 from mini_dalle2 import DALLE2
+from mini_dalle2.configs import Parser
 from mini_dalle2.data import caption_grid
 from mini_dalle2.training import atomic_open
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse, but a mistake is a ValueError with one sentence."""
-
-    def error(self, message):
-        raise ValueError(message)
 
 
 def parse(argv):
@@ -52,15 +46,15 @@ def text(args):
     model = DALLE2.load(args.run, args.device)
     rows = model.text_to_image(args.captions, n=args.n, seed=args.seed, guidance=args.guidance, steps=args.steps, stage=args.stage)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    written = [args.out]
-    caption_grid(rows, args.captions, args.out)
+    files = {args.out: caption_grid(rows, args.captions)}
     if args.singles:
-        for i, row in enumerate(rows, start=1):
-            for j, picture in enumerate(row, start=1):
-                written.append(args.out.with_name(f"{args.out.stem}-{i}-{j}.png"))
-                with atomic_open(written[-1]) as file:
-                    picture.save(file, format="PNG")
-    print(f"{sum(map(len, rows))} pictures of {rows[0][0].width} pixels in {time.perf_counter() - began:.0f} s: {', '.join(map(str, written))}")
+        files |= {args.out.with_name(f"{args.out.stem}-{i}-{j}.png"): picture
+                  for i, row in enumerate(rows, start=1) for j, picture in enumerate(row, start=1)}
+    for path, picture in files.items():
+        with atomic_open(path) as file:
+            picture.save(file, format="PNG")
+    seconds = time.perf_counter() - began
+    print(f"{sum(map(len, rows))} pictures of {rows[0][0].width} pixels in {seconds:.0f} s: {', '.join(map(str, files))}")
 
 
 def main(argv=None):

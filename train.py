@@ -20,16 +20,10 @@ from pathlib import Path
 import torch
 
 from mini_dalle2 import configs
+from mini_dalle2.configs import Parser
 from mini_dalle2.pipeline import STAGES as MODELS
 from mini_dalle2.stages import TRAIN, Job, write_json
 from mini_dalle2.training import load_checkpoint, pick_device, read_metrics
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse, but a mistake is a ValueError with one sentence."""
-
-    def error(self, message):
-        raise ValueError(message)
 
 
 def parse(argv):

@@ -9,6 +9,7 @@ the others follow it (`FOLLOWS`): clip.clip_dim is also the prior's and the deco
 References: unCLIP Table 3 (2204.06125); CLIP §2.5 (2103.00020) for CLIP's own training. Read next: train.py.
 """
 
+import argparse
 import difflib
 import math
 import types
@@ -75,6 +76,13 @@ SHARED = ("clip_dim", "vocab_size", "context_length", "eot_id")            # by 
 FOLLOWS = {f"{stage}.{key}": f"clip.{key}" for stage in ("prior", "decoder") for key in SHARED}
 FOLLOWS |= {"upsampler1.low_size": "decoder.image_size", "upsampler2.low_size": "upsampler1.high_size"}
 LEARNED = ("clip.vocab_size", "clip.eot_id")                               # what the tokenizer turned out to be
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but a mistake is a ValueError with one sentence, which the commands turn into exit code 2."""
+
+    def error(self, message):
+        raise ValueError(message)
 
 
 def holder(config, key):
@@ -208,22 +216,26 @@ def micro():
 def tiny():
     """For a laptop, the default: 32 → 128 → 512, the whole chain in half an hour on two CPU cores."""
     text = dict(clip_dim=128, vocab_size=640, context_length=16, eot_id=639)
+    # mini: the networks see patches (patch_size) and predict x_0: a narrow layer cannot pass on the noise of every pixel of a patch,
+    # which predicting ε asks of it, but it can say what the picture is. In 560 steps of the decoder, squared error of x̂_0 at t = 500:
+    # 0.022, against 0.059 when it predicts v. L_vlb, which belongs to the scale of ε, then weighs less: at 0.001 it drowned L_simple.
+    patches = dict(objective="x_start", norm_groups=8, num_res_blocks=1)
     return Config(
-        "tiny", DataConfig(), TokenizerConfig(640),
-        Stage(CLIPConfig(image_size=32, patch_size=8, vision_width=160, vision_layers=4, vision_heads=5, text_width=160, text_layers=4,
-                         text_heads=5, **text),
-              TrainConfig(steps=1500, batch_size=256, lr=1e-3, beta2=0.98, eps=1e-6, weight_decay=0.1, ema=0.995, warmup=100)),
-        Stage(PriorConfig(width=192, layers=4, heads=6, **text),
-              TrainConfig(steps=1500, batch_size=256, lr=1e-3, beta2=0.96, eps=1e-6, weight_decay=6e-2, ema=0.995, warmup=100)),
-        Stage(DecoderConfig(image_size=32, patch_size=2, model_channels=64, channel_mult=(1, 2), attn_resolutions=(8,), head_dim=32,
-                            text_width=128, text_layers=3, text_heads=4, weighting="min_snr", sampling_steps=50, guidance=2.0, **text),
-              TrainConfig(steps=3500, batch_size=64, lr=1e-3, ema=0.998, warmup=200)),
-        Stage(UpsamplerConfig(low_size=32, high_size=128, model_channels=32, channel_mult=(1, 2), num_res_blocks=1, norm_groups=8,
-                              patch_size=2, objective="v"),
-              TrainConfig(steps=600, batch_size=32, lr=1e-3, ema=0.99, warmup=50)),
-        Stage(UpsamplerConfig(low_size=128, high_size=512, model_channels=32, channel_mult=(1, 2), num_res_blocks=1, norm_groups=8,
-                              patch_size=4, objective="v", schedule="linear", degradation="bsr", sampling_steps=15),
-              TrainConfig(steps=400, batch_size=8, lr=1e-3, ema=0.99, warmup=50)))
+        "tiny", DataConfig(images=60000, upsampler1_images=3000, upsampler2_images=300), TokenizerConfig(640),
+        Stage(CLIPConfig(image_size=32, patch_size=8, vision_width=128, vision_layers=4, vision_heads=4, text_width=128, text_layers=2,
+                         text_heads=4, **text),
+              TrainConfig(steps=1100, batch_size=256, lr=2e-3, beta2=0.98, eps=1e-6, weight_decay=0.2, ema=0.98, warmup=50)),
+        Stage(PriorConfig(width=128, layers=4, heads=4, **text),
+              TrainConfig(steps=1000, batch_size=256, lr=2e-3, beta2=0.96, eps=1e-6, weight_decay=6e-2, ema=0.99, warmup=50)),
+        Stage(DecoderConfig(image_size=32, patch_size=4, model_channels=96, channel_mult=(1,), attn_resolutions=(8,), head_dim=32,
+                            emb_channels=384, position_embedding=True, text_width=128, text_layers=3, text_heads=4, vlb_weight=1e-5,
+                            sampler="ddim", sampling_steps=50, guidance=2.0, **patches, **text),
+              TrainConfig(steps=6000, batch_size=32, lr=2e-3, ema=0.999, warmup=200)),
+        Stage(UpsamplerConfig(low_size=32, high_size=128, model_channels=32, channel_mult=(1, 2), patch_size=2, **patches),
+              TrainConfig(steps=700, batch_size=32, lr=1e-3, ema=0.99, warmup=50)),
+        Stage(UpsamplerConfig(low_size=128, high_size=512, model_channels=32, channel_mult=(1, 2), patch_size=4, schedule="linear",
+                              degradation="bsr", sampling_steps=15, **patches),
+              TrainConfig(steps=500, batch_size=8, lr=2e-3, ema=0.99, warmup=50)))
 
 
 def small():
@@ -243,7 +255,7 @@ def small():
         Stage(UpsamplerConfig(low_size=64, high_size=256, model_channels=96, channel_mult=(1, 2, 3), norm_groups=32),
               TrainConfig(steps=8000, batch_size=64, lr=2e-4, **train)),
         Stage(UpsamplerConfig(low_size=256, high_size=1024, model_channels=64, channel_mult=(1, 2, 3), norm_groups=32, patch_size=2,
-                              objective="v", schedule="linear", degradation="bsr", sampling_steps=15),
+                              objective="x_start", schedule="linear", degradation="bsr", sampling_steps=15),
               TrainConfig(steps=6000, batch_size=16, lr=2e-4, **train)))
 
 

@@ -50,6 +50,7 @@ class DecoderConfig:
     num_timesteps: int = 1000
     objective: str = "eps"
     weighting: str = "none"
+    vlb_weight: float = 0.001           # of L_vlb in L_hybrid (improved DDPM §3.1)
     sampling_steps: int = 250
     sampler: str = "ddpm"               # "ddpm": learned variance, as the paper; "ddim"
     guidance: float = 3.0
@@ -105,7 +106,8 @@ class Decoder(nn.Module):
         noise = randn_like(images, generator)
         x_t = self.diffusion.q_sample(images, t, noise)
         raw = self(x_t, t, self.condition(z_img, tokens, keep_z, keep_text))
-        losses = self.diffusion.loss(raw, images, x_t, t, noise, cfg.objective, cfg.weighting, learned_variance=True)
+        losses = self.diffusion.loss(raw, images, x_t, t, noise, cfg.objective, cfg.weighting, learned_variance=True,
+                                     vlb_weight=cfg.vlb_weight)
         return (losses * weight).mean()
 
     def denoiser(self, z_img, tokens, guidance=1.0, clip=1.0):

@@ -154,8 +154,9 @@ class GaussianDiffusion(nn.Module):
 
     # ------------------------------------------------------------------ losses
 
-    def loss(self, raw, x_start, x_t, t, noise, objective="eps", weighting="none", learned_variance=False):
-        """Loss per example (B,): weighted L_simple, plus 0.001 · T · L_vlb with a detached mean when the variance is learned (L_hybrid).
+    def loss(self, raw, x_start, x_t, t, noise, objective="eps", weighting="none", learned_variance=False,
+             vlb_weight=0.001):
+        """Loss per example (B,): weighted L_simple, plus vlb_weight · T · L_t with a detached mean when the variance is learned (L_hybrid).
 
         weighting "none": plain squared error of what the network predicts (DDPM Eq. 14 for ε; the paper's L_prior for x_0).
         weighting "min_snr": the x_0 error weighs min(SNR, 5) whatever the network predicts (2303.09556).
@@ -168,7 +169,7 @@ class GaussianDiffusion(nn.Module):
         if learned_variance:
             frozen = torch.cat([prediction.detach(), raw.chunk(2, dim=1)[1]], dim=1)   # the variance learns, the mean does not
             out = self.interpret(frozen, x_t, t, objective, learned_variance=True)
-            loss = loss + self.num_timesteps / 1000 * self.vlb_term(out, x_start, x_t, t)
+            loss = loss + vlb_weight * self.num_timesteps * self.vlb_term(out, x_start, x_t, t)
         return loss
 
     def loss_weight(self, t, objective, weighting):
@@ -209,13 +210,15 @@ def normal_kl(mean1, log_var1, mean2, log_var2):
 
 def discretized_gaussian_log_likelihood(x, mean, log_scale):
     """log-probability per element, in nats, of 8-bit images x in [-1, 1]: the Gaussian's mass in x ± 1/255, tails open at ±1 (DDPM Eq. 13)."""
-    normal = torch.distributions.Normal(0.0, 1.0)
+    def cdf(z):
+        return 0.5 * torch.erfc(-z / math.sqrt(2))                         # exact far into the left tail, unlike ½(1 + erf)
+
     precision, error = (-log_scale).exp(), x - mean
-    lower_tail = normal.cdf((error + 1 / 255) * precision)                 # all the mass below the bin's upper edge
-    upper_tail = normal.cdf((1 / 255 - error) * precision)                 # all above its lower edge
+    lower_tail = cdf((error + 1 / 255) * precision)                        # all the mass below the bin's upper edge
+    upper_tail = cdf((1 / 255 - error) * precision)                        # all above its lower edge
     # By symmetry the bin is taken on the left side, where a float can still tell two small tails apart.
     left = -error.abs()
-    inside = normal.cdf((left + 1 / 255) * precision) - normal.cdf((left - 1 / 255) * precision)
+    inside = cdf((left + 1 / 255) * precision) - cdf((left - 1 / 255) * precision)
     mass = torch.where(x < -0.999, lower_tail, torch.where(x > 0.999, upper_tail, inside))
     return mass.clamp(min=1e-12).log()
 

@@ -10,7 +10,7 @@ z_img is scaled up before it is noised, to the variance that pixels have, so tha
 (tokens and z_txt) is dropped 10 % of the time for classifier-free guidance. Of two samples the one closer to z_txt is kept.
 
 Shapes: B batch, L context length, W width, D = clip_dim. "z_t" at time t is called x_t here, as everywhere in diffusion code.
-References: unCLIP (2204.06125) §2.2, App. C, Table 3. Read next: unet.py, decoder.py; ar_prior.py is the paper's other prior.
+References: unCLIP (2204.06125) §2.2, App. C, Table 3. Read next: unet.py, decoder.py.
 """
 
 import math

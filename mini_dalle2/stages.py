@@ -83,7 +83,7 @@ class Job:
     def __init__(self, config, run, device, resume):
         self.config, self.run, self.device, self.resume = config, run, device, resume
         self.pictures = Pictures(config.data, device)
-        self.clip = None
+        self.clip, self.noted = None, False
 
     # ------------------------------------------------------------------ what earlier stages made
 
@@ -114,7 +114,8 @@ class Job:
         tokenizer, length = self.tokenizer(), self.config.clip.model.context_length
         tokens = tokenizer.tokenize(captions, length, truncate=True)
         cut = sum(len(tokenizer.encode(caption)) + 2 > length for caption in set(captions))
-        if cut:
+        if cut and not self.noted:
+            self.noted = True
             print(f"note: {cut} captions have more than {length} tokens and lose their end; --clip.context_length={2 * length} keeps more")
         return tokens.to(self.device)
 
@@ -151,8 +152,8 @@ class Job:
         tokenizer = self.tokenizer().state_dict() if stage in ("clip", "prior", "decoder") else None
 
         def header(weights):
-            return {"config": configs.to_dict(self.config), "model_config": asdict(cfg.model), "train_config": asdict(cfg.train),
-                    "tokenizer": tokenizer, "clip_signature": signature(weights) if stage == "clip" else clip_signature}
+            return {"config": configs.to_dict(self.config), "model_config": asdict(cfg.model), "tokenizer": tokenizer,
+                    "clip_signature": signature(weights) if stage == "clip" else clip_signature}
 
         torch.manual_seed(self.config.data.seed)
         model = MODELS[stage][0](cfg.model).to(self.device, memory_format=torch.channels_last)     # much faster convolutions on a CPU

@@ -154,8 +154,8 @@ class UNet(nn.Module):
     def __init__(self, cfg):
         super().__init__()
         self.cfg = cfg
-        # mini: patch_size 2 folds each 2 × 2 square of pixels into channels before the first convolution and unfolds
-        # after the last. The paper's networks see single pixels (1); at 32 px a CPU has better uses for its time.
+        # mini: patch_size p folds each p × p square of pixels into channels before the first convolution and unfolds
+        # after the last. The paper's networks see single pixels (1); a CPU has better uses for its time.
         p, widths = cfg.patch_size, [cfg.model_channels * m for m in cfg.channel_mult]
         side = cfg.image_size // p
         self.time_embed = nn.Sequential(

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -190,9 +189,3 @@ def test_what_is_no_configuration_is_refused():
     for value in ({}, [], None, 3, {"preset": "tiny"}):
         with pytest.raises(ValueError, match="not the configuration of a run"):
             from_dict(value)
-
-
-def test_the_file_says_what_it_changes():
-    """Each place where the paper preset departs from the paper is marked."""
-    source = Path(configs.__file__).read_text(encoding="utf-8")
-    assert source.count("# mini:") >= 3

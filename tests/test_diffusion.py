@@ -216,6 +216,8 @@ def test_hybrid_loss_is_mean_square_plus_a_thousandth_of_the_bound(objective, nu
     expected = error.square().flatten(1).mean(1).double() + 0.001 * num_timesteps * bits
     loss = diffusion.loss(raw, x_start, x_t, t, noise, objective, learned_variance=True)
     torch.testing.assert_close(loss.double(), expected, atol=1e-4, rtol=2e-3)
+    loss = diffusion.loss(raw, x_start, x_t, t, noise, objective, learned_variance=True, vlb_weight=0.03)
+    torch.testing.assert_close(loss.double(), expected + 0.029 * num_timesteps * bits, atol=1e-3, rtol=2e-3)
 
 
 def test_the_bound_teaches_the_variance_only():

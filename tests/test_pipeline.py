@@ -1,0 +1,163 @@
+"""pipeline.py and sample.py: what comes out for which captions and seeds, and one sentence for every mistake."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import sample
+from mini_dalle2 import DALLE2
+from mini_dalle2.data import CaptionedShapes, to_pil
+from mini_dalle2.pipeline import load_model
+from mini_dalle2.training import load_checkpoint, save_checkpoint
+
+CAPTIONS = ["a red circle above a blue square", "two cyan rings", "a small black star"]
+
+
+@pytest.fixture(scope="module")
+def model(run):
+    return DALLE2.load(run, "cpu")
+
+
+def pixels(image):
+    return np.asarray(image).astype(int)
+
+
+def draw(model, captions, **options):
+    return model.text_to_image(captions, progress=False, **options)
+
+
+def nearly(a, b):
+    """The same picture: another batch size may round the last bit of a float differently, which can move a pixel by one level."""
+    return np.abs(pixels(a) - pixels(b)).max() <= 1
+
+
+def test_pictures_come_in_rows_of_n_at_the_size_of_the_last_stage(model):
+    rows = draw(model, CAPTIONS[:2], n=3)
+    assert [len(row) for row in rows] == [3, 3]
+    assert all(image.size == (64, 64) and image.mode == "RGB" for row in rows for image in row)
+    assert draw(model, CAPTIONS[0], stage="base")[0][0].size == (16, 16)
+
+
+def test_each_stage_on_request_and_the_same_as_alone(model):
+    each = draw(model, CAPTIONS[:1], stage="each", seed=3)[0][0]
+    assert {name: image.size[0] for name, image in each.items()} == {"base": 16, "up1": 32, "up2": 64}
+    assert nearly(each["base"], draw(model, CAPTIONS[:1], stage="base", seed=3)[0][0])
+    assert nearly(each["up2"], draw(model, CAPTIONS[:1], seed=3)[0][0])
+
+
+def test_a_picture_depends_on_its_caption_and_seed_alone(model):
+    many = draw(model, CAPTIONS, n=2, seed=5, stage="base")
+    assert nearly(many[1][0], draw(model, CAPTIONS[1:2], seed=5, stage="base")[0][0])
+    assert nearly(many[1][1], draw(model, CAPTIONS[1:2], seed=6, stage="base")[0][0])
+    assert not nearly(many[1][0], many[1][1])
+
+
+def test_batches_do_not_show(model, monkeypatch):
+    whole = draw(model, CAPTIONS, n=2, stage="base")
+    monkeypatch.setattr(model, "BATCH", 4)
+    assert all(nearly(a, b) for row, again in zip(whole, draw(model, CAPTIONS, n=2, stage="base")) for a, b in zip(row, again))
+
+
+def test_prior_none_gives_the_text_embedding_to_the_decoder(model, monkeypatch):
+    seen = []
+    decode = model.decode
+    monkeypatch.setattr(model, "decode", lambda z_img, *rest: seen.append(z_img) or decode(z_img, *rest))
+    draw(model, CAPTIONS, prior="none", stage="base")
+    assert torch.equal(seen[0], model.encode_text(CAPTIONS))
+    draw(model, CAPTIONS, stage="base")
+    assert not torch.allclose(seen[1], seen[0], atol=0.1)
+
+
+def test_embeddings_are_unit_vectors_of_the_clip(model):
+    images = [to_pil(CaptionedShapes("val", 16, 0, 4)[i]["image"]) for i in range(4)]
+    from_pil, from_tensor = model.encode_image(images), model.encode_image(torch.stack([CaptionedShapes("val", 16)[i]["image"] for i in range(4)]))
+    assert torch.allclose(from_pil, from_tensor, atol=0.02)                 # 8-bit rounding lies between them
+    assert torch.allclose(from_pil.norm(dim=1), torch.ones(4)) and torch.allclose(model.encode_text(CAPTIONS).norm(dim=1), torch.ones(3))
+    on_glass = images[0].convert("RGBA")
+    assert torch.allclose(model.encode_image(on_glass), from_pil[:1], atol=1e-5)
+
+
+@pytest.mark.parametrize("options, words", [
+    (dict(captions=[""]), "empty"), (dict(captions=["  "]), "empty"), (dict(captions=[]), "no caption"),
+    (dict(captions=["a red circle " * 40]), "context_length"), (dict(n=0), "at least one"), (dict(prior="none such"), "unknown prior"),
+    (dict(stage="huge"), "unknown stage"), (dict(steps=0), "sampling steps"), (dict(steps=2000), "sampling steps"),
+    (dict(guidance=-1.0), "guidance"), (dict(guidance=float("nan")), "guidance"),
+])
+def test_mistakes_are_named(model, options, words):
+    with pytest.raises(ValueError, match=words):
+        draw(model, **(dict(captions=CAPTIONS[:1]) | options))
+
+
+# ---------------------------------------------------------------------------------------------------------------- run folders
+
+@pytest.fixture
+def copy(run, tmp_path):
+    """A copy of the run that a test may damage."""
+    folder = tmp_path / "copy"
+    shutil.copytree(run, folder)
+    return folder
+
+
+def test_a_run_without_upsamplers_draws_base_pictures(copy):
+    (copy / "upsampler1.pt").unlink()
+    assert draw(DALLE2.load(copy, "cpu"), CAPTIONS[:1])[0][0].size == (16, 16)
+
+
+def test_missing_and_damaged_files_are_named(copy, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no run folder"):
+        DALLE2.load(tmp_path / "nowhere")
+    (copy / "prior.pt").rename(copy / "elsewhere.pt")
+    with pytest.raises(FileNotFoundError, match="no prior.pt"):
+        DALLE2.load(copy)
+    (copy / "prior.pt").write_bytes((copy / "elsewhere.pt").read_bytes()[:1000])
+    with pytest.raises(ValueError, match="prior.pt"):
+        DALLE2.load(copy)
+
+
+def test_stages_of_two_clips_are_not_mixed(copy):
+    checkpoint = load_checkpoint(copy / "decoder.pt")
+    save_checkpoint(checkpoint | {"clip_signature": "0" * 16}, copy / "decoder.pt")
+    with pytest.raises(ValueError, match="another CLIP"):
+        DALLE2.load(copy)
+
+
+def test_weights_of_other_sizes_are_refused(copy):
+    checkpoint = load_checkpoint(copy / "prior.pt")
+    save_checkpoint(checkpoint | {"model_config": checkpoint["model_config"] | {"width": 48}}, copy / "prior.pt")
+    with pytest.raises(ValueError, match="does not fit"):
+        load_model(copy / "prior.pt")
+
+
+# ---------------------------------------------------------------------------------------------------------------- the command
+
+def command(capsys, *arguments):
+    """Exit code and what was written to standard error by sample.py itself, not by progress bars."""
+    code = sample.main([str(a) for a in arguments])
+    return code, [line for line in capsys.readouterr().err.splitlines() if line.startswith("sample.py")]
+
+
+def test_command_writes_a_grid_and_singles(run, tmp_path, capsys):
+    code, errors = command(capsys, "text", *CAPTIONS[:2], "--run", run, "--n", 2, "--out", tmp_path / "new" / "grid.png", "--singles")
+    assert (code, errors) == (0, [])
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["grid-1-1.png", "grid-1-2.png", "grid-2-1.png", "grid-2-2.png", "grid.png"]
+    with Image.open(tmp_path / "new" / "grid-2-1.png") as image:
+        assert image.size == (64, 64)
+
+
+@pytest.mark.parametrize("arguments", [
+    ["text", "", "--out", "x.png"], ["text", "a circle", "--out", "x.gif"], ["text", "a circle", "--n", "0"], ["text", "a circle", "--n", "two"],
+    ["text"], ["paint", "a circle"], ["text", "a circle", "--colour", "red"], ["text", "word " * 200],
+])
+def test_mistakes_are_one_sentence_and_exit_code_2(run, tmp_path, capsys, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    code, errors = command(capsys, *arguments, *(["--run", run] if len(arguments) > 1 else []))
+    assert code == 2 and len(errors) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_run_is_one_sentence_too(tmp_path, capsys):
+    code, errors = command(capsys, "text", "a circle", "--run", tmp_path / "nowhere")
+    assert code == 2 and len(errors) == 1 and "train.py" in errors[0]

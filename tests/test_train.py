@@ -1,0 +1,235 @@
+"""train.py: the whole chain at toy size, going on after a stop, folders of pictures, and one sentence for every mistake."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import train                                               # the script at the top level
+from conftest import ROOT, SMALL
+from mini_dalle2 import configs
+from mini_dalle2.data import CaptionedShapes, to_pil
+from mini_dalle2.pipeline import load_model
+from mini_dalle2.stages import Job, Pictures, signature
+from mini_dalle2.training import load_checkpoint, read_metrics
+
+
+def call(capsys, *arguments):
+    """Runs train.py in this process: (exit code, what it said on standard output, the last line on standard error)."""
+    capsys.readouterr()
+    code = train.main([str(a) for a in arguments])
+    out, error = capsys.readouterr()
+    return code, out, (error.strip().splitlines() or [""])[-1]
+
+
+def copy_of(run, folder, leave_out=()):
+    """A copy of a run folder without some of its files."""
+    folder.mkdir()
+    for path in run.iterdir():
+        if path.name not in leave_out:
+            os.link(path, folder / path.name)                              # files are only ever replaced, never written into
+    return folder
+
+
+# ---------------------------------------------------------------------------------------------------------------- the chain
+
+def test_run_folder(run):
+    names = {path.name for path in run.iterdir()}
+    stages = set(configs.MODELS)
+    assert {f"{stage}{end}" for stage in stages for end in (".pt", ".resume.pt", ".png", "_loss.png")} <= names
+    assert names - {f"{stage}{end}" for stage in stages for end in (".pt", ".resume.pt", ".png", "_loss.png")} == {
+        "config.json", "tokenizer.json", "embeddings.pt", "metrics.jsonl"}
+    assert {line["stage"] for line in read_metrics(run)} == stages
+    for name in names:
+        if name.endswith(".png"):
+            with Image.open(run / name) as picture:
+                picture.load()
+
+
+def test_checkpoints_carry_all_that_sampling_needs(run):
+    config = configs.from_dict(json.loads((run / "config.json").read_text()))
+    vocab = config.clip.model.vocab_size
+    assert 514 < vocab < 640 and config.clip.model.eot_id == vocab - 1     # as the tokenizer came out, not as it was asked for
+    signatures = set()
+    for stage in configs.MODELS:
+        model, checkpoint = load_model(run / f"{stage}.pt")
+        assert model.cfg == getattr(config, stage).model and configs.from_dict(checkpoint["config"]) == config
+        assert checkpoint["step"] == 3 and "optimizer" not in checkpoint
+        if not stage.startswith("upsampler"):
+            assert len(checkpoint["tokenizer"]["merges"]) == vocab - 514
+            signatures.add(checkpoint["clip_signature"])
+    assert len(signatures) == 1 and signatures.pop() == signature(load_checkpoint(run / "clip.pt")["ema"])
+
+
+def test_embeddings_are_those_of_the_frozen_clip(run):
+    saved = load_checkpoint(run / "embeddings.pt")
+    clip, _ = load_model(run / "clip.pt")
+    dataset = CaptionedShapes("train", 16, 0, 40)
+    z = clip.encode_image(torch.stack([dataset[i]["image"] for i in range(5)])).detach()
+    assert torch.allclose(z, saved["z_img"][:5], atol=2e-2)                # the table rounds pictures to 8 bits
+    assert saved["captions"] == [dataset.scene(i).text for i in range(40)] and saved["z_txt"].shape == (40, 32)
+
+
+def test_finished_stages_are_skipped_and_next_command_is_named(run, capsys):
+    before = (run / "clip.pt").stat().st_mtime_ns
+    code, out, _ = call(capsys, "--out", run, "--resume")
+    assert code == 0 and out.count("was finished before") == 6 and (run / "clip.pt").stat().st_mtime_ns == before
+    assert out.strip().splitlines()[-1] == f'next: python sample.py text "a red circle above a blue square" --run {run}'
+
+
+def test_more_steps_on_resume(run, tmp_path, capsys):
+    copy = copy_of(run, tmp_path / "copy")
+    assert call(capsys, "--out", copy, "--resume", "--stage=decoder", "--decoder.steps=5", "--decoder.lr=1e-5")[0] == 0
+    assert load_checkpoint(copy / "decoder.pt")["step"] == 5 and load_checkpoint(run / "decoder.pt")["step"] == 3
+    assert json.loads((copy / "config.json").read_text())["decoder"]["train"]["lr"] == 1e-5
+
+
+def test_one_stage_alone_equals_the_chain(run, tmp_path, capsys):
+    """A stage's weights do not depend on what ran before it in the same process; it needs no --resume, and takes the run's own numbers."""
+    copy = copy_of(run, tmp_path / "copy", ["decoder.pt", "decoder.resume.pt", "embeddings.pt"])
+    code, out, _ = call(capsys, "--out", copy, "--stage=decoder")
+    assert code == 0 and "decoder" in out and "clip " not in out
+    a, b = (load_checkpoint(folder / "decoder.pt")["ema"] for folder in (run, copy))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_new_clip_makes_the_prior_stale(run, tmp_path, capsys):
+    copy = copy_of(run, tmp_path / "copy", ["clip.pt", "clip.resume.pt"])
+    assert call(capsys, "--out", copy, "--stage=clip", "--clip.lr=3e-3")[0] == 0
+    old = load_checkpoint(copy / "embeddings.pt")
+    code, _, error = call(capsys, "--out", copy, "--stage=prior", "--resume", "--prior.steps=5")
+    assert code == 2 and "prior.pt was trained on the embeddings of another CLIP" in error
+    (copy / "prior.pt").unlink(), (copy / "prior.resume.pt").unlink()
+    assert call(capsys, "--out", copy, "--stage=prior")[0] == 0
+    new = load_checkpoint(copy / "embeddings.pt")                          # computed again
+    assert new["key"] != old["key"] and not torch.allclose(new["z_img"], old["z_img"], atol=1e-4)
+
+
+def test_embeddings_are_kept_while_nothing_changed(run, tmp_path, capsys, monkeypatch):
+    copy = copy_of(run, tmp_path / "copy", ["prior.pt", "prior.resume.pt"])
+    drawn = []
+    original = Pictures.dataset
+    monkeypatch.setattr(Pictures, "dataset", lambda self, split, *rest: drawn.append(split) or original(self, split, *rest))
+    assert call(capsys, "--out", copy, "--stage=prior")[0] == 0
+    assert drawn == ["val"]                                                # no training picture was drawn
+
+
+# ---------------------------------------------------------------------------------------------------------------- folders
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Twelve captioned pictures, one of them with an overlong caption, and a corrupt one."""
+    path, dataset = tmp_path_factory.mktemp("pictures"), CaptionedShapes("train", 40, 1, 12)
+    for i in range(12):
+        to_pil(dataset[i]["image"]).save(path / f"{i:02}.png")
+        (path / f"{i:02}.txt").write_text("a very long caption " * 20 if i == 3 else dataset[i]["text"])
+    (path / "broken.png").write_bytes((path / "00.png").read_bytes()[:100])
+    (path / "broken.txt").write_text("broken")
+    return path
+
+
+def test_a_folder_of_pictures(folder, tmp_path, capsys):
+    code, out, _ = call(capsys, *SMALL, "--data", folder, "--out", tmp_path / "run")
+    assert code == 0 and "12 captioned pictures" in out and "broken.png" in out
+    assert "1 captions have more than 32 tokens and lose their end" in out
+    assert len(load_checkpoint(tmp_path / "run" / "embeddings.pt")["captions"]) == 11      # one in ten is kept aside
+    code, _, error = call(capsys, "--data=shapes", "--out", tmp_path / "run", "--resume")
+    assert code == 2 and "from other data" in error
+
+
+def test_folder_split_is_disjoint_and_fixed(folder):
+    cfg = configs.DataConfig(source=str(folder), images=100, val_images=5)
+    pictures = Pictures(cfg, torch.device("cpu"))
+    train_part, val_part = (pictures.dataset(split, 8, 100).indices for split in ("train", "val"))
+    assert len(val_part) == 1 and sorted(train_part + val_part) == list(range(12))
+    assert pictures.dataset("train", 16, 4).indices == train_part[:4]      # the same order at every size
+    assert sorted(pictures.captions()) == sorted(t for i in train_part for t in pictures.folder(1).texts(i))
+    key = pictures.key()
+    os.utime(folder / "05.png", ns=(1, 1))
+    assert pictures.key() != key
+
+
+def test_few_examples_make_small_batches_of_distinct_ones():
+    job = Job(configs.preset("micro"), Path("nowhere"), torch.device("cpu"), False)
+    indices = job.batches("clip", 5)(torch.Generator().manual_seed(0))
+    assert sorted(indices.tolist()) == list(range(5))
+    assert len(set(job.batches("clip", 100)(torch.Generator()).tolist())) == 16
+
+
+# ---------------------------------------------------------------------------------------------------------------- mistakes
+
+@pytest.mark.parametrize("arguments, said", [
+    (["--preset=huge"], "invalid choice: 'huge'"), (["--stage=vae"], "invalid choice: 'vae'"), (["--device=abacus"], "abacus"),
+    (["--decoder.lrr=1"], "closest is --decoder.lr"), (["--decoder.lr=fast"], "takes a finite number"), (["--lr", "3"], "no setting --lr"),
+    (["stray"], "not understood"), (["--data=no/such/folder"], "no such folder"), (["--resume"], "nothing to resume"),
+    (["--decoder.head_dim=5"], "decoder cannot be built"), (["--clip.vision_heads=7"], "clip cannot be built"),
+    (["--stage=clip"], "tokenizer.json is missing"), (["--stage=prior"], "tokenizer.json is missing"), (["--out"], "expected one argument")])
+def test_mistakes_are_one_sentence(arguments, said, tmp_path, capsys):
+    out = tmp_path / "run"
+    code = train.main([*SMALL, "--out", str(out), *arguments])
+    error = capsys.readouterr().err
+    assert code == 2 and said in error and error.startswith("train.py: ") and error.count("\n") == 1
+    assert not out.exists() or {path.name for path in out.iterdir()} <= {"config.json"}    # nothing half-made
+
+
+def test_no_finished_work_is_destroyed(run, capsys):
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    for arguments in (SMALL, [], ["--stage=prior"], ["--stage=tokenizer"]):
+        code, _, error = call(capsys, *arguments, "--out", run)
+        assert code == 2 and "already holds" in error and "--resume" in error and "--out" in error
+    code, _, error = call(capsys, "--out", run, "--resume", "--preset=tiny")
+    assert code == 2 and "was begun with the preset micro, not tiny" in error
+    code, _, error = call(capsys, "--out", run, "--resume", "--decoder.model_channels=32")
+    assert code == 2 and "already holds a decoder of other sizes" in error
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_damaged_files_are_one_sentence(run, tmp_path, capsys):
+    for name, arguments in (("config.json", ["--resume"]), ("tokenizer.json", ["--stage=clip", "--resume", "--clip.steps=9"]),
+                            ("clip.pt", ["--stage=prior", "--resume", "--prior.steps=9"]),
+                            ("decoder.resume.pt", ["--stage=decoder", "--resume", "--decoder.steps=9"])):
+        copy = copy_of(run, tmp_path / name, [name])
+        (copy / name).write_bytes(b"{ rubbish")
+        code, _, error = call(capsys, "--out", copy, *arguments)
+        assert code == 2 and name in error and "Traceback" not in error
+
+
+def test_missing_resume_file_is_said(run, tmp_path, capsys):
+    copy = copy_of(run, tmp_path / "copy", ["prior.resume.pt"])
+    code, _, error = call(capsys, "--out", copy, "--stage=prior", "--resume", "--prior.steps=9")
+    assert code == 2 and "prior.resume.pt, which is needed to go on, is not there" in error
+
+
+def test_exit_code_and_silence_of_a_real_process(tmp_path):
+    process = subprocess.run([sys.executable, "train.py", "--decoder.lrr=1", f"--out={tmp_path / 'run'}"], cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 2 and process.stdout == "" and not (tmp_path / "run").exists()
+    assert process.stderr == "train.py: there is no setting --decoder.lrr; the closest is --decoder.lr\n"
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, capsys):
+    """Ctrl-C in the middle of a long CLIP stage; then the run goes on from there, with nothing but --resume."""
+    out = tmp_path / "run"
+
+    def press():
+        while not read_metrics(out):
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=press, daemon=True)
+    thread.start()
+    code, _, error = call(capsys, *SMALL, "--out", out, "--clip.steps=1000000")
+    thread.join()
+    step = load_checkpoint(out / "clip.resume.pt")["step"]
+    assert code == 130
+    assert error == f"clip stopped and saved at step {step} of 1000000; go on with: python train.py --out {out} --resume"
+    assert call(capsys, "--out", out, "--stage=prior")[0] == 2             # not on a CLIP that is not finished
+    assert call(capsys, "--out", out, "--resume", "--stage=clip", f"--clip.steps={step + 2}")[0] == 0
+    assert load_checkpoint(out / "clip.pt")["step"] == step + 2
