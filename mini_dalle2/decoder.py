@@ -53,6 +53,7 @@ class DecoderConfig:
     vlb_weight: float = 0.001           # of L_vlb in L_hybrid (improved DDPM §3.1)
     sampling_steps: int = 250
     sampler: str = "ddpm"               # "ddpm": learned variance, as the paper; "ddim"
+    eta: float = 0.0                    # of the "ddim" sampler
     guidance: float = 3.0
 
 
@@ -129,13 +130,13 @@ class Decoder(nn.Module):
         return denoise
 
     @torch.no_grad()
-    def sample(self, z_img, tokens, guidance=None, steps=None, generator=None, progress=False, x_T=None, eta=0.0):
-        """Pictures (B, 3, S, S) in [-1, 1] for z_img (B, D), tokens (B, L). `x_T` replaces the random start; `eta` is DDIM's."""
+    def sample(self, z_img, tokens, guidance=None, steps=None, generator=None, progress=False, x_T=None, eta=None):
+        """Pictures (B, 3, S, S) in [-1, 1] for z_img (B, D), tokens (B, L). `x_T` replaces the random start; `eta` is DDIM's (None: the configuration's)."""
         cfg = self.cfg
         if x_T is None:
             x_T = randn_like(torch.empty(len(z_img), 3, cfg.image_size, cfg.image_size, device=z_img.device), generator)
         x_T = x_T.contiguous(memory_format=torch.channels_last)
-        step = ddpm_step if cfg.sampler == "ddpm" else ddim_step(eta)
+        step = ddpm_step if cfg.sampler == "ddpm" else ddim_step(cfg.eta if eta is None else eta)
         denoise = self.denoiser(z_img, tokens, cfg.guidance if guidance is None else guidance)
         timesteps = strided_timesteps(cfg.num_timesteps, cfg.sampling_steps if steps is None else steps)
         return sample_loop(self.diffusion, denoise, x_T, step, timesteps, generator, progress).clamp(-1, 1)

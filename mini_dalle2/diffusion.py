@@ -160,6 +160,7 @@ class GaussianDiffusion(nn.Module):
 
         weighting "none": plain squared error of what the network predicts (DDPM Eq. 14 for ε; the paper's L_prior for x_0).
         weighting "min_snr": the x_0 error weighs min(SNR, 5) whatever the network predicts (2303.09556).
+        weighting "snr_plus_1": it weighs min(SNR + 1, 5): like v's plain error (2202.00512 §4), but cut where only fine noise is left.
         """
         check_objective(objective)
         prediction = raw.chunk(2, dim=1)[0] if learned_variance else raw
@@ -176,11 +177,12 @@ class GaussianDiffusion(nn.Module):
         """Factor per example (B,) on the squared error in the space of `objective`. See `loss`."""
         if weighting == "none":
             return torch.ones_like(t, dtype=torch.float32)
-        if weighting == "min_snr":
+        if weighting in ("min_snr", "snr_plus_1"):
             check_objective(objective)
             snr = self.snr[t]
-            return snr.clamp(max=5.0) / {"eps": snr, "x_start": torch.ones_like(snr), "v": snr + 1}[objective]
-        raise ValueError(f"unknown loss weighting '{weighting}': it is 'none' or 'min_snr'")
+            of_x_start = (snr if weighting == "min_snr" else snr + 1).clamp(max=5.0)
+            return of_x_start / {"eps": snr, "x_start": torch.ones_like(snr), "v": snr + 1}[objective]
+        raise ValueError(f"unknown loss weighting '{weighting}': it is 'none', 'min_snr' or 'snr_plus_1'")
 
     def vlb_term(self, out, x_start, x_t, t):
         """One term of the variational bound per example, in bits per dimension (B,): KL(q‖p) for t > 0, −log p(x_0 | x_1) at t = 0."""

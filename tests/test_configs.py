@@ -35,7 +35,8 @@ def failure(config, *arguments):
 def test_paper_is_table_3():
     """unCLIP Table 3, row by row (App. C); the AR prior's column is another file's."""
     c = preset("paper")
-    models, trains = ([getattr(getattr(c, s), part) for s in ("prior", "decoder", "upsampler1", "upsampler2")] for part in ("model", "train"))
+    columns = (c.prior, c.decoder, c.upsampler1, c.upsampler2)
+    models, trains = [stage.model for stage in columns], [stage.train for stage in columns]
     assert [m.num_timesteps for m in models] == [1000] * 4
     assert [m.schedule for m in models] == ["cosine", "cosine", "cosine", "linear"]
     assert [m.sampling_steps for m in models] == [64, 250, 27, 15]
@@ -68,7 +69,8 @@ def test_paper_clip():
     assert t.steps == pytest.approx(32 * 650e6 / 32768, rel=1e-5)
 
 
-@pytest.mark.parametrize("stage, millions", [("clip", 632 + 354), ("prior", 1327), ("decoder", 3565), ("upsampler1", 730), ("upsampler2", 282)])
+@pytest.mark.parametrize("stage, millions", [("clip", 632 + 354), ("prior", 1327), ("decoder", 3565),
+                                             ("upsampler1", 730), ("upsampler2", 282)])
 def test_paper_parameter_counts(stage, millions):
     """On the meta device, that is, without memory; the figures follow from Table 3's sizes by hand."""
     with torch.device("meta"):

@@ -232,16 +232,17 @@ def test_the_bound_teaches_the_variance_only():
     assert (grad[:, 2:].abs().flatten(1).sum(1) > 0).all() and (bound[:, :2].abs().sum() > 0)
 
 
-def test_min_snr_weighs_the_same_x_start_error_alike():
+@pytest.mark.parametrize("weighting, plus", [("min_snr", 0), ("snr_plus_1", 1)])
+def test_weightings_weigh_the_same_x_start_error_alike(weighting, plus):
     diffusion, t = GaussianDiffusion("cosine", T), torch.tensor([30, 300, 500, 900])
     x_start, noise, other = torch.randn(3, 4, 3, 2, 2).unbind(0)
     x_t = diffusion.q_sample(x_start, t, noise)
     eps = diffusion.eps_from_x_start(x_t, t, other)                        # one wrong guess at x_0, said in three languages
     raws = {"x_start": other, "eps": eps, "v": diffusion.v_from(other, t, eps)}
     snr = diffusion.alphas_cumprod[t].double() / (1 - diffusion.alphas_cumprod[t].double())
-    expected = (other - x_start).square().flatten(1).mean(1) * snr.clamp(max=5).float()
+    expected = (other - x_start).square().flatten(1).mean(1) * (snr + plus).clamp(max=5).float()
     for objective, raw in raws.items():
-        loss = diffusion.loss(raw, x_start, x_t, t, noise, objective, weighting="min_snr")
+        loss = diffusion.loss(raw, x_start, x_t, t, noise, objective, weighting=weighting)
         torch.testing.assert_close(loss, expected, rtol=1e-3, atol=1e-5)
     assert snr[0] > 5 > snr[1] > snr[3]
 

@@ -171,7 +171,8 @@ def test_few_examples_make_small_batches_of_distinct_ones():
     (["--decoder.lrr=1"], "closest is --decoder.lr"), (["--decoder.lr=fast"], "takes a finite number"), (["--lr", "3"], "no setting --lr"),
     (["stray"], "not understood"), (["--data=no/such/folder"], "no such folder"), (["--resume"], "nothing to resume"),
     (["--decoder.head_dim=5"], "decoder cannot be built"), (["--clip.vision_heads=7"], "clip cannot be built"),
-    (["--stage=clip"], "tokenizer.json is missing"), (["--stage=prior"], "tokenizer.json is missing"), (["--out"], "expected one argument")])
+    (["--stage=clip"], "tokenizer.json is missing"), (["--stage=prior"], "tokenizer.json is missing"),
+    (["--out"], "expected one argument")])
 def test_mistakes_are_one_sentence(arguments, said, tmp_path, capsys):
     out = tmp_path / "run"
     code = train.main([*SMALL, "--out", str(out), *arguments])
@@ -209,7 +210,8 @@ def test_missing_resume_file_is_said(run, tmp_path, capsys):
 
 
 def test_exit_code_and_silence_of_a_real_process(tmp_path):
-    process = subprocess.run([sys.executable, "train.py", "--decoder.lrr=1", f"--out={tmp_path / 'run'}"], cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, "train.py", "--decoder.lrr=1", f"--out={tmp_path / 'run'}"]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert process.returncode == 2 and process.stdout == "" and not (tmp_path / "run").exists()
     assert process.stderr == "train.py: there is no setting --decoder.lrr; the closest is --decoder.lr\n"
 

@@ -1,4 +1,4 @@
-"""The training loop: its formulas against closed forms, and that nothing is lost when a run stops, breaks or goes on."""
+"""The training loop: its formulas against closed forms, and that nothing is lost when a run stops, breaks off or goes on."""
 
 import json
 import math
@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from mini_dalle2 import training
-from mini_dalle2.training import EMA, Interrupt, Streams, TrainConfig, atomic_open, backward, fit, load_checkpoint, lr_at, make_optimizer
-from mini_dalle2.training import read_metrics, save_checkpoint
+from mini_dalle2.training import (EMA, Interrupt, Streams, TrainConfig, backward, fit, load_checkpoint, lr_at, make_optimizer,
+                                  read_metrics)
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -38,11 +38,16 @@ def toy_batch(generator):
     return x, x[:, :1] * x[:, 1:2]
 
 
-def run_toy(run, cfg, resume=False, loss_fn=None, draw=toy_batch, width=8, header=lambda weights: {"config": {"a": 1}}):
+def toy_loss(model, batch, generator):
+    """What `fit` calls."""
+    return model.loss(*batch, generator)
+
+
+def run_toy(run, cfg, resume=False, loss_fn=toy_loss, draw=toy_batch, width=8):
     """Trains a Toy into the folder `run`."""
     run.mkdir(exist_ok=True)
     torch.manual_seed(3)
-    return fit("toy", Toy(width), draw, loss_fn or (lambda model, batch, generator: model.loss(*batch, generator)), cfg, run, header, resume)[0]
+    return fit("toy", Toy(width), draw, loss_fn, cfg, run, lambda weights: {"config": {"a": 1}}, resume)[0]
 
 
 def states_equal(a, b):
@@ -280,75 +285,6 @@ def test_not_finite_stops_and_keeps_the_last_good_state(tmp_path, where):
     assert saved["step"] == 10 and all(torch.isfinite(v).all() for v in saved["model"].values())
 
 
-# ---------------------------------------------------------------------------------------------------------------- files
-
-def test_atomic_write_survives_an_exception(tmp_path):
-    path = tmp_path / "a.bin"
-    path.write_bytes(b"old")
-    with pytest.raises(RuntimeError):
-        with atomic_open(path) as file:
-            file.write(b"half of the ne")
-            raise RuntimeError
-    assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["a.bin"]
-    with atomic_open(path) as file:
-        file.write(b"new")
-        file.flush()
-        assert path.read_bytes() == b"old"                                 # until the very end
-    assert path.read_bytes() == b"new"
-
-
-def test_checkpoint_survives_a_killed_process(tmp_path):
-    """The process dies in the middle of writing a second checkpoint, without any chance to clean up."""
-    path = tmp_path / "toy.pt"
-    save_checkpoint({"stage": "toy", "step": 1}, path)
-    script = ("import os, sys, torch\nfrom mini_dalle2 import training\n"
-              "def die(value, file):\n    file.write(b'x' * 1000); file.flush(); os._exit(9)\n"
-              "torch.save = die\ntraining.save_checkpoint({'stage': 'toy', 'step': 2}, sys.argv[1])\n")
-    assert subprocess.run([sys.executable, "-c", script, str(path)], cwd=ROOT).returncode == 9
-    assert load_checkpoint(path)["step"] == 1
-    save_checkpoint({"stage": "toy", "step": 3}, path)                     # what the dead process left behind is no obstacle
-    assert load_checkpoint(path)["step"] == 3
-
-
-def test_bad_checkpoints_are_one_clear_error(tmp_path):
-    path = tmp_path / "toy.pt"
-    with pytest.raises(FileNotFoundError, match="toy.pt"):
-        load_checkpoint(path)
-    save_checkpoint({"stage": "toy", "ema": {"w": torch.randn(1000)}}, path)
-    whole = path.read_bytes()
-    for damaged in (b"", b"not a checkpoint at all", whole[:len(whole) // 2], whole[:200] + b"\0" * 200 + whole[400:]):
-        path.write_bytes(damaged)
-        with pytest.raises(ValueError, match="toy.pt cannot be read") as error:
-            load_checkpoint(path)
-        assert "\n" not in str(error.value)
-    torch.save([1, 2], path)
-    with pytest.raises(ValueError, match="no checkpoint of mini_dalle2"):
-        load_checkpoint(path)
-
-
-class Evil:
-    """Pickled, this asks for a call of os.mkdir on loading."""
-
-    def __init__(self, folder):
-        self.folder = folder
-
-    def __reduce__(self):
-        return os.mkdir, (self.folder,)
-
-
-def test_a_checkpoint_runs_no_code(tmp_path):
-    torch.save({"stage": Evil(str(tmp_path / "harm"))}, tmp_path / "toy.pt")
-    with pytest.raises(ValueError, match="cannot be read"):
-        load_checkpoint(tmp_path / "toy.pt")
-    assert not (tmp_path / "harm").exists()
-
-
-def test_a_half_written_metrics_line_is_left_out(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"stage": "a", "step": 1}\n{"stage": "a", "st')
-    assert read_metrics(tmp_path) == [{"stage": "a", "step": 1}]
-    assert read_metrics(tmp_path / "nowhere") == []
-
-
 # ---------------------------------------------------------------------------------------------------------------- Ctrl-C
 
 def test_interrupt_once_asks_twice_stops():
@@ -376,11 +312,11 @@ run_toy(Path(sys.argv[1]), TrainConfig(steps=100000, warmup=0, save_every=100000
 
 def test_ctrl_c_saves(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(tmp_path / "run")], cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    deadline = time.time() + 60
+    deadline = time.time() + 300
     while not read_metrics(tmp_path / "run") and time.time() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    error = process.communicate(timeout=60)[1]
+    error = process.communicate(timeout=300)[1]
     assert process.returncode != 0 and "KeyboardInterrupt: toy stopped and saved at step" in error
     saved = load_checkpoint(tmp_path / "run" / "toy.resume.pt")
     assert saved["step"] >= 1 and saved["step"] == read_metrics(tmp_path / "run")[-1]["step"]
