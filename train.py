@@ -93,9 +93,12 @@ def finished(job, stage):
     path = job.run / f"{stage}.pt"
     if stage == "tokenizer" or not path.is_file():
         return stage == "tokenizer" and made(job.run, stage)
-    step, steps = load_checkpoint(path)["step"], getattr(job.config, stage).train.steps
+    checkpoint = load_checkpoint(path)
+    step, steps = checkpoint["step"], getattr(job.config, stage).train.steps
     if step < steps and not (job.run / f"{stage}.resume.pt").is_file():
         raise ValueError(f"{path} has {step} of {steps} steps, but {stage}.resume.pt, which is needed to go on, is not there")
+    if stage in ("prior", "decoder") and checkpoint["clip_signature"] != job.frozen_clip()[1]:
+        raise ValueError(f"{path} was trained on the embeddings of another CLIP: delete it and {stage}.resume.pt, or use another --out")
     return step >= steps
 
 

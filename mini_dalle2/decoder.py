@@ -56,6 +56,10 @@ class DecoderConfig:
     eta: float = 0.0                    # of the "ddim" sampler
     guidance: float = 3.0
 
+    def __post_init__(self):
+        if self.sampler not in ("ddpm", "ddim"):
+            raise ValueError(f"unknown sampler '{self.sampler}': it is 'ddpm' or 'ddim'")
+
 
 class Decoder(nn.Module):
     """U-Net, text transformer and the two ways in for z_img."""
@@ -131,7 +135,11 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def sample(self, z_img, tokens, guidance=None, steps=None, generator=None, progress=False, x_T=None, eta=None):
-        """Pictures (B, 3, S, S) in [-1, 1] for z_img (B, D), tokens (B, L). `x_T` replaces the random start; `eta` is DDIM's (None: the configuration's)."""
+        """Pictures (B, 3, S, S) in [-1, 1] for z_img (B, D), tokens (B, L), from a model in eval mode.
+
+        `x_T` (B, 3, S, S) replaces the random start. guidance, steps and DDIM's eta: None takes the configuration's. `generator`: one,
+        or a list with one per picture (see diffusion.randn_like). Raises ValueError for a number of steps outside 1..T.
+        """
         cfg = self.cfg
         if x_T is None:
             x_T = randn_like(torch.empty(len(z_img), 3, cfg.image_size, cfg.image_size, device=z_img.device), generator)

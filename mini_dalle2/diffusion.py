@@ -80,6 +80,7 @@ class GaussianDiffusion(nn.Module):
         buffer("betas", betas)
         buffer("alphas_cumprod", alphas_cumprod)
         buffer("alphas_cumprod_prev", alphas_cumprod_prev)
+        buffer("one_minus_alphas_cumprod_prev", 1 - alphas_cumprod_prev)   # in float32 the difference would lose its digits
         buffer("sqrt_alphas_cumprod", np.sqrt(alphas_cumprod))
         buffer("sqrt_one_minus_alphas_cumprod", np.sqrt(1 - alphas_cumprod))
         buffer("snr", alphas_cumprod / (1 - alphas_cumprod))
@@ -300,9 +301,9 @@ def ddim_step(eta=0.0):
     x_s = √ᾱ_s·x̂_0 + √(1−ᾱ_s−σ²)·ε̂ + σ·n,   σ = η √((1−ᾱ_s)/(1−ᾱ_t)) √(1−ᾱ_t/ᾱ_s)."""
 
     def step(diffusion, out, x_t, t, noise):
-        a_t, a_s = diffusion.alphas_cumprod[t], diffusion.alphas_cumprod_prev[t]
-        sigma = eta * ((1 - a_s) / (1 - a_t)).sqrt() * (1 - a_t / a_s).sqrt()
-        direction = (1 - a_s - sigma ** 2).clamp(min=0).sqrt() * out.eps
+        a_s = diffusion.alphas_cumprod_prev[t]
+        sigma = eta * diffusion.posterior_variance[t].sqrt()               # the formula's σ at η = 1 is √β̃_t
+        direction = (diffusion.one_minus_alphas_cumprod_prev[t] - sigma ** 2).clamp(min=0).sqrt() * out.eps
         x_s = a_s.sqrt() * out.x_start + direction
         return x_s if eta == 0 or t == 0 else x_s + sigma * noise()
 
@@ -330,6 +331,8 @@ def randn_like(x, generator=None):
     several rows per generator (the prior's candidates).
     """
     if isinstance(generator, (list, tuple)):
-        return torch.cat([randn_like(rows, g) for rows, g in zip(x.chunk(len(generator)), generator, strict=True)])
+        rows = [torch.randn(part.shape, generator=g, device=g.device, dtype=x.dtype)
+                for part, g in zip(x.chunk(len(generator)), generator, strict=True)]
+        return torch.cat(rows).to(x.device)                                # in one copy
     device = x.device if generator is None else generator.device
     return torch.randn(x.shape, generator=generator, device=device, dtype=x.dtype).to(x.device)

@@ -8,6 +8,7 @@ Shapes: B pictures, L context length, D = clip_dim.
 References: unCLIP (2204.06125) §2 and Table 3 for the steps of each model. Read next: sample.py at the top level, which calls this.
 """
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -69,6 +70,8 @@ class DALLE2:
                 raise FileNotFoundError(f"{run} has no {stage}.pt: train it with `python train.py --stage {stage} --out {run}`")
             models[stage], checkpoint = load_model(file)
             signatures[stage] = checkpoint.get("clip_signature")
+            if checkpoint["step"] < checkpoint["steps"]:
+                warnings.warn(f"{file} is not finished: {checkpoint['step']} of {checkpoint['steps']} steps", stacklevel=2)
             if stage == "clip":
                 tokenizer = BPETokenizer.from_state_dict(checkpoint["tokenizer"])
         for stage in ("prior", "decoder"):

@@ -320,10 +320,11 @@ def fit(stage, model, draw, loss_fn, cfg, run, header, resume=False, seed=0):
             ema.update(step)
             step += 1
             log.add(step, loss, norm, lr)
-            if step % cfg.save_every == 0 or step >= cfg.steps or interrupt.requested:
+            stop = interrupt.requested                     # read once: a Ctrl-C from here on is for the next step
+            if step % cfg.save_every == 0 or step >= cfg.steps or stop:
                 log.flush()                                # first, because it refuses a state that has gone wrong
                 save()
-            if interrupt.requested:
+            if stop:
                 raise KeyboardInterrupt(f"{stage} stopped and saved at step {step} of {cfg.steps}")
     model.load_state_dict(ema.shadow)
     return model.eval(), log.seconds()

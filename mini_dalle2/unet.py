@@ -158,6 +158,9 @@ class UNet(nn.Module):
         # after the last. The paper's networks see single pixels (1); a CPU has better uses for its time.
         p, widths = cfg.patch_size, [cfg.model_channels * m for m in cfg.channel_mult]
         side = cfg.image_size // p
+        sides = [side // 2 ** level for level in range(len(widths))]
+        if not set(cfg.attn_resolutions) <= set(sides):
+            raise ValueError(f"attention at {cfg.attn_resolutions}: this U-Net's levels have the sides {sides}")
         self.time_embed = nn.Sequential(
             nn.Linear(cfg.model_channels, cfg.emb_dim), nn.SiLU(), nn.Linear(cfg.emb_dim, cfg.emb_dim))
         self.in_conv = nn.Conv2d(cfg.in_channels * p * p, widths[0], 3, padding=1)
