@@ -19,7 +19,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mini_dalle2 import DALLE2                                             # noqa: E402
 from mini_dalle2.data import CaptionedShapes, caption_grid, load_table, to_float   # noqa: E402
-from mini_dalle2.metrics import grade, retrieval_accuracy                           # noqa: E402
+from mini_dalle2.metrics import grade, parse_caption, retrieval_accuracy                           # noqa: E402
 
 ASPECTS = ("all", "colours", "shapes", "layout")
 
@@ -29,15 +29,9 @@ def shares(pictures, captions):
     grades = [grade(picture, caption) for picture, caption in zip(pictures, captions)]
     result = {aspect: sum(g[aspect] for g in grades) / len(grades) for aspect in ASPECTS}
     for kind in ("size", "relation", "count"):
-        of_kind = [g["all"] for g, caption in zip(grades, captions) if kind_of(caption) == kind]
+        of_kind = [g["all"] for g, caption in zip(grades, captions) if parse_caption(caption)[0] == kind]
         result[kind] = sum(of_kind) / max(1, len(of_kind))
     return grades, result
-
-
-def kind_of(caption):
-    """What a caption is about: "size", "relation" or "count"."""
-    words = caption.split()
-    return "relation" if {"above", "below", "of"} & set(words) else "size" if {"small", "large"} & set(words) else "count"
 
 
 def report(name, result, results):
