@@ -15,6 +15,7 @@ from pathlib import Path
 from mini_dalle2 import DALLE2
 from mini_dalle2.configs import Parser
 from mini_dalle2.data import caption_grid
+from mini_dalle2.pipeline import out_of_memory
 from mini_dalle2.training import atomic_open
 
 
@@ -34,10 +35,30 @@ def parse(argv):
     text.add_argument("--singles", action="store_true", help="also write every picture as FILE-ROW-COLUMN.png")
     text.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     args = parser.parse_args(argv)
-    args.out = args.out or Path(args.run) / "sample.png"
-    if args.out.suffix.lower() != ".png":
-        raise ValueError(f"--out {args.out}: pictures are written as .png")
+    if not 1 <= args.n <= 1000:
+        raise ValueError(f"--n {args.n}: from 1 to 1000 pictures of each caption")
+    if not 0 <= args.seed < 2 ** 63:
+        raise ValueError(f"--seed {args.seed}: a whole number from 0 to 2 ** 63 - 1")
+    if args.out or Path(args.run).is_dir():                                # that there is no run is for DALLE2.load to say
+        args.out = args.out or Path(args.run) / "sample.png"
+        check_out(args.out)
     return args
+
+
+def check_out(path):
+    """Raises ValueError unless a picture can be written to `path`: better now than when it is drawn."""
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"--out {path}: pictures are written as .png")
+    probe = path.with_name(path.name + ".tmp")                             # where atomic_open will write
+    try:
+        if path.is_dir():
+            raise ValueError(f"--out {path} is a folder: name a file in it")
+        if not path.parent.is_dir():
+            raise ValueError(f"--out {path}: there is no folder {path.parent}")
+        probe.open("wb").close()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"--out {path} cannot be written: {error.strerror}") from None
 
 
 def text(args):
@@ -45,7 +66,6 @@ def text(args):
     began = time.perf_counter()
     model = DALLE2.load(args.run, args.device)
     rows = model.text_to_image(args.captions, n=args.n, seed=args.seed, guidance=args.guidance, steps=args.steps, stage=args.stage)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     files = {args.out: caption_grid(rows, args.captions)}
     if args.singles:
         files |= {args.out.with_name(f"{args.out.stem}-{i}-{j}.png"): picture
@@ -61,12 +81,17 @@ def main(argv=None):
     """The command: 0 when all went well, 2 after a mistake (one sentence on standard error), 130 after Ctrl-C."""
     try:
         text(parse(argv))
-    except (ValueError, OSError) as error:
-        print(f"sample.py: {error}", file=sys.stderr)
-        return 2
+        return 0
     except KeyboardInterrupt:
         return 130
-    return 0
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        message = "there is not enough memory for this: lower --n, or draw small pictures only with --stage base"
+    except (ValueError, OSError) as error:
+        message = " ".join(str(error).split())
+    print(f"sample.py: {message}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

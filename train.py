@@ -13,6 +13,9 @@ configuration: with --resume, or for one more stage, only the changes need to be
 
 import argparse
 import json
+import math
+import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -21,8 +24,8 @@ import torch
 
 from mini_dalle2 import configs
 from mini_dalle2.configs import Parser
-from mini_dalle2.pipeline import STAGES as MODELS
-from mini_dalle2.stages import TRAIN, Job, write_json
+from mini_dalle2.pipeline import MODELS, out_of_memory
+from mini_dalle2.stages import Job, learn, show, write_json
 from mini_dalle2.training import load_checkpoint, pick_device, read_metrics
 
 
@@ -73,23 +76,49 @@ def settle(args):
             config.tokenizer != saved.tokenizer if stage == "tokenizer" else getattr(config, stage).model != getattr(saved, stage).model)
         if changed:
             raise ValueError(f"{args.run} already holds a {stage} of other sizes or from other data: choose another folder with --out")
-    for stage in args.stages:
-        check(config, stage)
+    for stage in configs.MODEL_CONFIGS:
+        rehearse(stage, getattr(config, stage).model)
     return config
 
 
-def check(config, stage):
-    """Builds a stage's model without memory, so that sizes which cannot work are found before anything is trained. Raises ValueError."""
-    if stage != "tokenizer":
-        try:
-            with torch.device("meta"):
-                MODELS[stage][0](getattr(config, stage).model)
-        except (ValueError, RuntimeError, ArithmeticError, IndexError) as error:
-            raise ValueError(f"{stage} cannot be built with these sizes: {error}") from None
+def rehearse(stage, cfg):
+    """One step of a stage's model on torch's "meta" device, which only follows the shapes: sizes that cannot work show at once.
+
+    Raises ValueError.
+    """
+    try:
+        with torch.device("meta"), torch.no_grad():
+            model = MODELS[stage][0](cfg)
+            if stage.startswith("upsampler"):                              # not its loss: spoiling pictures needs real ones
+                low = torch.empty(2, 3, cfg.low_size, cfg.low_size)
+                high = model.enlarge(low)
+                model(high, torch.zeros(2, dtype=torch.long), high)
+                return
+            z, tokens = torch.empty(2, cfg.clip_dim), torch.empty(2, cfg.context_length, dtype=torch.long)
+            images = None if stage == "prior" else torch.empty(2, 3, cfg.image_size, cfg.image_size)
+            model.loss(*{"clip": (images, tokens), "prior": (z, z, tokens), "decoder": (images, z, tokens)}[stage])
+    except (ValueError, RuntimeError, ArithmeticError, IndexError, TypeError) as error:
+        raise ValueError(f"{stage} cannot work with these sizes: {error}") from None
+
+
+def check_memory(job, stages):
+    """Compares what the stages need with what this machine has, before anything is trained. Raises ValueError."""
+    try:
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError):                                   # a system that does not tell
+        machine = math.inf
+    gpu = job.device.type == "cuda"
+    for stage in stages:
+        model, pictures = job.needs(stage) if stage != "tokenizer" else (0, 0)
+        for needed, there, where in [(pictures if gpu else model + pictures, machine, "this machine"),
+                                     (model if gpu else 0, torch.cuda.mem_get_info(job.device)[0] if gpu else 0, "the GPU")]:
+            if needed > there:
+                raise ValueError(f"{stage} needs at least {model / 1e9:,.1f} GB for its weights and {pictures / 1e9:,.1f} GB for its "
+                                 f"pictures, and {where} has {there / 1e9:,.1f} GB: lower --data.images, or take a smaller --preset")
 
 
 def finished(job, stage):
-    """Whether a stage needs no more steps. Raises ValueError when it does, but what training needs to go on is gone."""
+    """Whether a stage needs no more steps. Raises ValueError when it does and cannot: something is gone, or CLIP is another one."""
     path = job.run / f"{stage}.pt"
     if stage == "tokenizer" or not path.is_file():
         return stage == "tokenizer" and made(job.run, stage)
@@ -112,14 +141,16 @@ def summary(job, minutes):
     print(f"{'together':<12}{sum(minutes.values()):>18.1f}\n")
     missing = [stage for stage in configs.STAGES if not made(job.run, stage)]
     caption = "a red circle above a blue square" if job.config.data.source == "shapes" else job.pictures.captions()[0]
-    sample, rest = f"python sample.py text {json.dumps(caption, ensure_ascii=False)}", f"python train.py --stage {(missing or [0])[0]}"
-    print(f"next: {rest} --out {job.run}" if missing else f"next: {sample} --run {job.run}")
+    run = shlex.quote(str(job.run))
+    print(f"next: python train.py --stage {missing[0]} --out {run}" if missing else
+          f"next: python sample.py text {shlex.quote(caption)} --run {run}")
 
 
 def work(args):
     """Runs the stages. Returns the exit code."""
     config = settle(args)
     job = Job(config, args.run, pick_device(args.device), args.resume)
+    check_memory(job, args.stages)
     args.run.mkdir(parents=True, exist_ok=True)
     write_json(configs.to_dict(config), args.run / "config.json")
     minutes = {}
@@ -128,16 +159,17 @@ def work(args):
             began = time.perf_counter()
             if args.resume and finished(job, stage):
                 print(f"{stage}: was finished before")
+                show(job, stage)
                 continue
             if stage != "tokenizer":
                 tokenizer = job.tokenizer()
                 job.config = configs.changed(job.config, {"clip.vocab_size": tokenizer.vocab_size, "clip.eot_id": tokenizer.eot_id})
                 write_json(configs.to_dict(job.config), args.run / "config.json")
-            TRAIN[stage](job)
+            learn(job, stage)
             minutes[stage] = (time.perf_counter() - began) / 60
     except KeyboardInterrupt as stop:
         only = "" if args.stage == "all" else f" --stage {args.stage}"
-        print(f"\n{stop or 'stopped'}; go on with: python train.py --out {args.run}{only} --resume", file=sys.stderr)
+        print(f"\n{str(stop) or 'stopped'}; go on with: python train.py --out {shlex.quote(str(args.run))}{only} --resume", file=sys.stderr)
         return 130
     summary(job, minutes)
     return 0
@@ -150,8 +182,10 @@ def main(argv=None):
         return work(parse(argv))
     except KeyboardInterrupt:
         return 130
-    except torch.cuda.OutOfMemoryError:
-        message = "the GPU has too little memory: make a batch smaller, as in --decoder.batch_size=16"
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        message = "there is not enough memory for this: make a batch smaller, as in --decoder.batch_size=16"
     except (ValueError, OSError, FloatingPointError) as error:
         message = " ".join(str(error).split())
     print(f"train.py: {message}", file=sys.stderr)

@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .transformer import QuickGELU, Transformer
+from .checks import check_captions, check_divisible, check_positive
+from .transformer import QuickGELU, Transformer, eot_position
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,14 @@ class CLIPConfig:
     text_width: int = 160
     text_layers: int = 3
     text_heads: int = 5
+
+    def __post_init__(self):
+        check_captions(self)
+        check_positive(self, "clip_dim", "image_size", "patch_size", "vision_width", "vision_layers", "vision_heads",
+                       "text_width", "text_layers", "text_heads")
+        check_divisible(self, "image_size", "patch_size")
+        check_divisible(self, "vision_width", "vision_heads")
+        check_divisible(self, "text_width", "text_heads")
 
 
 class VisionTransformer(nn.Module):
@@ -60,7 +69,7 @@ class VisionTransformer(nn.Module):
 
 
 class TextTransformer(nn.Module):
-    """Causal transformer over a caption; the state at its end-of-text token, which alone has seen all of it, is the caption. (B, L) -> (B, D)."""
+    """Causal transformer over a caption; the state at its end-of-text, which alone has seen all of it, is the caption. (B, L) -> (B, D)."""
 
     def __init__(self, cfg):
         super().__init__()
@@ -73,10 +82,9 @@ class TextTransformer(nn.Module):
         self.projection = nn.Linear(width, cfg.clip_dim, bias=False)
 
     def forward(self, tokens):
-        x = self.token_embedding(tokens) + self.position_embedding         # (B, L, W)
+        x = self.token_embedding(tokens) + self.position_embedding[:tokens.shape[1]]       # (B, L, W)
         x = self.ln_final(self.transformer(x))
-        # Found by the token's id. OpenAI's code takes the arg-max of all ids, which is right only while no id is larger.
-        eot = (tokens == self.eot_id).int().argmax(dim=1)
+        eot = eot_position(tokens, self.eot_id)
         return self.projection(x[torch.arange(len(x), device=x.device), eot])   # (B, D)
 
 
@@ -112,22 +120,26 @@ class CLIP(nn.Module):
         return F.normalize(self.text(tokens), dim=-1)
 
     def forward(self, images, tokens):
-        """-> logits (B, B): row i, column j says how well image i and caption j fit; e^τ is kept at most 100 (CLIP §2.5)."""
-        # The parameter itself is cut, as in CLIP's code: a clamp in the graph would have no gradient above the bound, and no way back.
+        """-> logits (B, K): row i, column j says how well image i and caption j of K fit; e^τ is kept at most 100 (CLIP §2.5)."""
+        return self.logit_scale.clamp(max=self.MAX_LOG_SCALE).exp() * self.encode_image(images) @ self.encode_text(tokens).T
+
+    def loss(self, images, tokens, wrong=None):
+        """Symmetric contrastive loss, a scalar: images (B, 3, S, S) in [-1, 1], tokens (B, L). Chance is ln B.
+
+        wrong (K, L): further captions, which belong to none of these images (or are the same as one of `tokens`).
+        """
+        # The parameter itself is cut too, as in CLIP's code: above the bound it would have no gradient, and no way back.
         with torch.no_grad():
             self.logit_scale.clamp_(max=self.MAX_LOG_SCALE)
-        return self.logit_scale.exp() * self.encode_image(images) @ self.encode_text(tokens).T
-
-    def loss(self, images, tokens):
-        """Symmetric contrastive loss, a scalar: images (B, 3, S, S) in [-1, 1], tokens (B, L). Chance is ln B."""
-        logits = self(images, tokens)
+        captions = tokens if wrong is None else torch.cat([tokens, wrong]) # (B + K, L)
+        logits = self(images, captions)                                    # (B, B + K)
         # mini: in a small world captions repeat. A second picture of "a small red circle" is no wrong answer to that
         # caption, so such pairs are taken out of the softmax instead of being pushed apart.
-        same = (tokens[:, None] == tokens[None]).all(-1)                   # (B, B)
-        same.fill_diagonal_(False)
+        same = (tokens[:, None] == captions[None]).all(-1)                 # (B, B + K)
+        same[:, :len(tokens)].fill_diagonal_(False)
         logits = logits.masked_fill(same, float("-inf"))
         labels = torch.arange(len(logits), device=logits.device)
-        return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+        return (F.cross_entropy(logits, labels) + F.cross_entropy(logits[:, :len(tokens)].T, labels)) / 2
 
     @torch.no_grad()
     def zero_shot(self, images, tokens):

@@ -17,9 +17,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .diffusion import GaussianDiffusion, UniformSampler, ddim_step, ddpm_step, guide, randn_like, sample_loop, strided_timesteps
+from .checks import check_captions, check_choice, check_divisible, check_positive, check_range
+from .diffusion import TIMESTEP_SAMPLERS, GaussianDiffusion, check_diffusion, randn_like
+from .sampling import ddim_step, ddpm_step, guide, sample_loop, strided_timesteps
 from .transformer import CaptionEmbedding, Transformer
 from .unet import UNet, UNetConfig
+from .whitening import Whitening
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class DecoderConfig:
     text_width: int = 128
     text_layers: int = 3
     text_heads: int = 4
+    whiten_z: bool = False              # mini: see whitening.py
     z_drop: float = 0.1                 # §2.1
     caption_drop: float = 0.5           # §2.1
     schedule: str = "cosine"
@@ -51,14 +55,30 @@ class DecoderConfig:
     objective: str = "eps"
     weighting: str = "none"
     vlb_weight: float = 0.001           # of L_vlb in L_hybrid (improved DDPM §3.1)
+    timestep_sampling: str = "uniform"  # which t are trained on: "uniform", or "loss_aware" (improved DDPM §3.3)
     sampling_steps: int = 250
     sampler: str = "ddpm"               # "ddpm": learned variance, as the paper; "ddim"
     eta: float = 0.0                    # of the "ddim" sampler
     guidance: float = 3.0
 
     def __post_init__(self):
-        if self.sampler not in ("ddpm", "ddim"):
-            raise ValueError(f"unknown sampler '{self.sampler}': it is 'ddpm' or 'ddim'")
+        check_captions(self)
+        check_positive(self, "clip_dim", "text_width", "text_layers", "text_heads")
+        check_range(self, 0, 1, "z_drop", "caption_drop")
+        check_range(self, 0, math.inf, "vlb_weight", "eta", "guidance")
+        check_divisible(self, "text_width", "text_heads")
+        check_choice("sampler", self.sampler, ("ddpm", "ddim"))
+        check_choice("timestep_sampling", self.timestep_sampling, TIMESTEP_SAMPLERS)
+        check_diffusion(self)
+        self.unet()                                                        # which checks itself
+
+    def unet(self):
+        """The configuration of the U-Net in it: two times three channels come out, the prediction and its variance."""
+        return UNetConfig(
+            image_size=self.image_size, out_channels=6, model_channels=self.model_channels, channel_mult=self.channel_mult,
+            num_res_blocks=self.num_res_blocks, attn_resolutions=self.attn_resolutions, head_dim=self.head_dim,
+            context_dim=self.text_width, dropout=self.dropout, norm_groups=self.norm_groups, patch_size=self.patch_size,
+            position_embedding=self.position_embedding, emb_channels=self.emb_channels)
 
 
 class Decoder(nn.Module):
@@ -70,17 +90,14 @@ class Decoder(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.diffusion = GaussianDiffusion(cfg.schedule, cfg.num_timesteps)
-        self.timestep_sampler = UniformSampler(cfg.num_timesteps)
-        self.unet = UNet(UNetConfig(
-            image_size=cfg.image_size, out_channels=6, model_channels=cfg.model_channels, channel_mult=cfg.channel_mult,
-            num_res_blocks=cfg.num_res_blocks, attn_resolutions=cfg.attn_resolutions, head_dim=cfg.head_dim, context_dim=cfg.text_width,
-            dropout=cfg.dropout, norm_groups=cfg.norm_groups, patch_size=cfg.patch_size, position_embedding=cfg.position_embedding,
-            emb_channels=cfg.emb_channels))
+        self.timestep_sampler = TIMESTEP_SAMPLERS[cfg.timestep_sampling](cfg.num_timesteps)
+        self.unet = UNet(cfg.unet())
         emb_dim = self.unet.cfg.emb_dim
         self.caption = CaptionEmbedding(cfg.vocab_size, cfg.context_length, cfg.text_width, cfg.eot_id)
         self.transformer = Transformer(cfg.text_layers, cfg.text_width, cfg.text_heads)   # bidirectional, trained with the U-Net
         self.ln_final = nn.LayerNorm(cfg.text_width)
         self.text_to_emb = nn.Linear(cfg.text_width, emb_dim)
+        self.whitening = Whitening(cfg.clip_dim)
         self.z_to_emb = nn.Linear(cfg.clip_dim, emb_dim)
         self.z_to_tokens = nn.Linear(cfg.clip_dim, self.Z_TOKENS * cfg.text_width)
 
@@ -90,9 +107,11 @@ class Decoder(nn.Module):
         z_img (B, D) of unit norm, tokens (B, L); keep_z, keep_text (B,) bool, False drops that condition (None keeps all).
         -> emb (B, E), context (B, 4 + L, W).
         """
-        z = z_img * math.sqrt(self.cfg.clip_dim)                           # unit variance per dimension, as linear layers like it
+        # mini: the paper does not scale z_img on its way in. Unless fitted, whitening is times √D: unit variance, as linear layers like it.
+        z = self.whitening(z_img)                                          # (B, D)
         if keep_z is not None:
-            z = z * keep_z[:, None]                                        # the null embedding is the zero vector (§2.1, Fig. 8)
+            # mini: of the two nulls that §2.1 names, zero or learned, the zero vector, which Fig. 8 needs; no caption is all padding.
+            z = z * keep_z[:, None]
         states = self.ln_final(self.transformer(self.caption(tokens, keep_text)))          # (B, L, W)
         emb = self.z_to_emb(z) + self.text_to_emb(states[:, -1])           # GLIDE pools the last position
         z_tokens = self.z_to_tokens(z).unflatten(-1, (self.Z_TOKENS, -1))  # (B, 4, W)
@@ -106,13 +125,17 @@ class Decoder(nn.Module):
         """L_hybrid, a scalar: images (B, 3, S, S) in [-1, 1], z_img (B, D) their true embeddings, tokens (B, L)."""
         cfg, B, device = self.cfg, len(images), images.device
         draw = torch.rand(2, B, generator=generator, device=generator.device if generator else device).to(device)
-        keep_z, keep_text = draw[0] >= cfg.z_drop, draw[1] >= cfg.caption_drop              # independent of each other
+        # mini: the paper does not say whether the two drops are independent. Here they are: 5 % of pictures keep the caption alone,
+        # which is how often Fig. 8 says that happens, and 5 % keep nothing.
+        keep_z, keep_text = draw[0] >= cfg.z_drop, draw[1] >= cfg.caption_drop
         t, weight = self.timestep_sampler.sample(B, generator, device)
         noise = randn_like(images, generator)
         x_t = self.diffusion.q_sample(images, t, noise)
         raw = self(x_t, t, self.condition(z_img, tokens, keep_z, keep_text))
         losses = self.diffusion.loss(raw, images, x_t, t, noise, cfg.objective, cfg.weighting, learned_variance=True,
                                      vlb_weight=cfg.vlb_weight)
+        if self.training:
+            self.timestep_sampler.update(t, losses)
         return (losses * weight).mean()
 
     def denoiser(self, z_img, tokens, guidance=1.0, clip=1.0):
@@ -120,6 +143,7 @@ class Decoder(nn.Module):
         B = len(z_img)
         condition = self.condition(z_img, tokens)
         if guidance != 1.0:
+            # mini: the paper does not say what guidance leads away from: here a picture without z_img and without caption.
             drop = torch.zeros(B, dtype=torch.bool, device=z_img.device)
             null = self.condition(z_img, tokens, drop, drop)
             condition = tuple(torch.cat([a, b]) for a, b in zip(condition, null))
@@ -144,6 +168,7 @@ class Decoder(nn.Module):
         if x_T is None:
             x_T = randn_like(torch.empty(len(z_img), 3, cfg.image_size, cfg.image_size, device=z_img.device), generator)
         x_T = x_T.contiguous(memory_format=torch.channels_last)
+        # mini: the paper's sampler is "ddpm", with the learned variance. A preset that hardly trains that one takes "ddim" (see `tiny`).
         step = ddpm_step if cfg.sampler == "ddpm" else ddim_step(cfg.eta if eta is None else eta)
         denoise = self.denoiser(z_img, tokens, cfg.guidance if guidance is None else guidance)
         timesteps = strided_timesteps(cfg.num_timesteps, cfg.sampling_steps if steps is None else steps)

@@ -22,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from .checks import check_choice
+
 
 @dataclass(frozen=True)
 class BSRStrength:
@@ -41,23 +43,24 @@ BSR_FULL = BSRStrength(blurs=2, blur_scale=1.0, kernel_radius=(3, 12), resize_pr
 
 DEGRADATIONS = ("blur", "bsr", "bsr_full")
 
+# mini: the paper does not say whether every picture is blurred. Half of them, as in cascaded diffusion (2106.15282),
+# so that an unblurred input, which is what inference gives, is as familiar as a blurred one.
+BLUR_PROB = 0.5
 
-def degrade(high, kind, factor=4, generator=None, blur_prob=0.5):
+
+def degrade(high, kind, factor=4, generator=None):
     """Small flawed pictures (B, 3, h/f, w/f) for sharp ones, high (B, 3, h, w), both in [-1, 1].
 
-    kind "blur": shrunk by averaging, then with probability `blur_prob` blurred; "bsr": the mild BSR; "bsr_full": BSRGAN's own strength.
+    kind "blur": shrunk by averaging, then with probability BLUR_PROB blurred; "bsr": the mild BSR; "bsr_full": BSRGAN's own strength.
     Raises ValueError for an unknown kind or a side that `factor` does not divide.
     """
-    if kind not in DEGRADATIONS:
-        raise ValueError(f"unknown degradation '{kind}': it is one of {', '.join(DEGRADATIONS)}")
+    check_choice("degradation", kind, DEGRADATIONS)
     if high.shape[-2] % factor or high.shape[-1] % factor:
         raise ValueError(f"pictures of {high.shape[-2]} × {high.shape[-1]} pixels cannot be shrunk by {factor} evenly")
     device = high.device if generator is None else generator.device
     if kind == "blur":
         low = F.avg_pool2d(high, factor)                                   # (B, 3, h/f, w/f)
-        # mini: the paper does not say whether every picture is blurred. Half of them, as in cascaded diffusion (2106.15282),
-        # so that an unblurred input, which is what inference gives, is as familiar as a blurred one.
-        blurred = torch.rand(len(high), generator=generator, device=device).to(high.device) < blur_prob
+        blurred = torch.rand(len(high), generator=generator, device=device).to(high.device) < BLUR_PROB
         return torch.where(blurred[:, None, None, None], filter2d(low, gaussian_kernel(3, 0.6)), low)
     strength = BSR_LIGHT if kind == "bsr" else BSR_FULL
     seeds = torch.randint(2 ** 62, (len(high),), generator=generator, device=device).tolist()

@@ -4,13 +4,12 @@ Forward    x_t = √ᾱ_t · x_0 + √(1−ᾱ_t) · ε,   ε ~ N(0, I),   ᾱ_t
 Backward   p(x_{t−1} | x_t) = N(μ_θ, Σ_θ), where μ_θ is the posterior mean q(x_{t−1} | x_t, x̂_0) at the predicted x̂_0  (DDPM Eq. 7)
 
 The network predicts ε (decoder and upsamplers of the paper), x_0 (the prior), or v = √ᾱ·ε − √(1−ᾱ)·x_0; at a given x_t each is a
-linear function of the others, so samplers see all of them at once as a `ModelOutput`. A sampler takes `denoise(x, t) -> ModelOutput`
-and a step rule; what the network is conditioned on, and its guidance, are hidden in that closure.
+linear function of the others, so samplers (sampling.py) see all of them at once as a `ModelOutput`.
 
 Steps are 0-based, t = 0..T−1, as in the code of the papers; their formulas count 1..T. ᾱ "before step 0" is 1.
 Shapes: x (B, ...) of any kind (images, embeddings); t (B,) integer.
-References: DDPM (2006.11239); improved DDPM (2102.09672) for cosine schedule, learned variance, L_hybrid; DDIM (2010.02502);
-classifier-free guidance as in GLIDE (2112.10741) §2.3; min-SNR weighting (2303.09556). Read next: prior.py, unet.py.
+References: DDPM (2006.11239); improved DDPM (2102.09672) for cosine schedule, learned variance, L_hybrid; min-SNR weighting (2303.09556).
+Read next: sampling.py.
 """
 
 import math
@@ -19,7 +18,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import nn
-from tqdm.auto import tqdm
+
+from .checks import check_choice, check_positive, check_range
+
+SCHEDULES = ("cosine", "linear")
+OBJECTIVES = ("eps", "x_start", "v")                                       # what a network may predict
+# mini: the paper weighs the error alike at all t, "none". "min_snr" bounds the weight of nearly clean x_t, where least is to be learned;
+# mini: "snr_plus_1" also keeps some weight where x_t is nearly noise, and where it is decided what the picture shows.
+WEIGHTINGS = ("none", "min_snr", "snr_plus_1")                             # of its squared error; see GaussianDiffusion.loss
 
 
 class ModelOutput(NamedTuple):
@@ -35,25 +41,15 @@ def make_betas(schedule, num_timesteps):
 
     Linear: evenly from 1e-4 to 0.02 at T = 1000, rescaled by 1000/T. Cosine: ᾱ(u) = cos²((u + 0.008) / 1.008 · π/2), β capped at 0.999.
     """
+    check_choice("schedule", schedule, SCHEDULES)
     if schedule == "linear":
         scale = 1000 / num_timesteps
         if num_timesteps <= 20:
             raise ValueError(f"the linear schedule needs more than 20 timesteps, not {num_timesteps}: β would reach 1")
         return np.linspace(scale * 1e-4, scale * 0.02, num_timesteps, dtype=np.float64)
-    if schedule == "cosine":
-        u = np.arange(num_timesteps + 1, dtype=np.float64) / num_timesteps
-        alpha_bar = np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2
-        return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
-    raise ValueError(f"unknown noise schedule '{schedule}': it is 'linear' or 'cosine'")
-
-
-def strided_timesteps(num_timesteps, steps):
-    """`steps` of the `num_timesteps` indices, evenly spaced with both ends: round(i (T−1) / (K−1)); ascending list of int."""
-    if not 1 <= steps <= num_timesteps:
-        raise ValueError(f"{steps} sampling steps: it must be between 1 and {num_timesteps}")
-    if steps == 1:
-        return [num_timesteps - 1]
-    return [round(i * (num_timesteps - 1) / (steps - 1)) for i in range(steps)]
+    u = np.arange(num_timesteps + 1, dtype=np.float64) / num_timesteps
+    alpha_bar = np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2
+    return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
 
 
 class GaussianDiffusion(nn.Module):
@@ -130,7 +126,7 @@ class GaussianDiffusion(nn.Module):
     def interpret(self, raw, x_t, t, objective="eps", learned_variance=False, clip=None):
         """The network's raw output -> ModelOutput. raw (B, C, ...), or (B, 2C, ...) with learned variance: first prediction, then v in
         frac = (v + 1) / 2. clip: bound |x̂_0| by this number; ε is then recomputed to agree (DDIM would drift otherwise)."""
-        check_objective(objective)
+        check_choice("objective", objective, OBJECTIVES)
         frac = None
         if learned_variance:
             raw, variance = raw.chunk(2, dim=1)
@@ -163,7 +159,7 @@ class GaussianDiffusion(nn.Module):
         weighting "min_snr": the x_0 error weighs min(SNR, 5) whatever the network predicts (2303.09556).
         weighting "snr_plus_1": it weighs min(SNR + 1, 5): like v's plain error (2202.00512 §4), but cut where only fine noise is left.
         """
-        check_objective(objective)
+        check_choice("objective", objective, OBJECTIVES)
         prediction = raw.chunk(2, dim=1)[0] if learned_variance else raw
         target = {"eps": noise, "x_start": x_start}[objective] if objective != "v" else self.v_from(x_start, t, noise)
         loss = (prediction - target).square().flatten(1).mean(1)           # (B,)
@@ -179,7 +175,7 @@ class GaussianDiffusion(nn.Module):
         if weighting == "none":
             return torch.ones_like(t, dtype=torch.float32)
         if weighting in ("min_snr", "snr_plus_1"):
-            check_objective(objective)
+            check_choice("objective", objective, OBJECTIVES)
             snr = self.snr[t]
             of_x_start = (snr if weighting == "min_snr" else snr + 1).clamp(max=5.0)
             return of_x_start / {"eps": snr, "x_start": torch.ones_like(snr), "v": snr + 1}[objective]
@@ -195,10 +191,14 @@ class GaussianDiffusion(nn.Module):
         return term / math.log(2)
 
 
-def check_objective(objective):
-    """Raises ValueError for anything but what a network may predict."""
-    if objective not in ("eps", "x_start", "v"):
-        raise ValueError(f"unknown objective '{objective}': it is 'eps', 'x_start' or 'v'")
+def check_diffusion(cfg):
+    """Raises ValueError unless the diffusion settings of a model's configuration can work, those of these fields that it has."""
+    for key, choices in (("schedule", SCHEDULES), ("objective", OBJECTIVES), ("weighting", WEIGHTINGS)):
+        if hasattr(cfg, key):
+            check_choice(key, getattr(cfg, key), choices)
+    check_positive(cfg, "num_timesteps")
+    check_range(cfg, 1, cfg.num_timesteps, "sampling_steps")
+    make_betas(cfg.schedule, cfg.num_timesteps)                            # the linear schedule has a condition of its own
 
 
 def at(buffer, t, like):
@@ -212,7 +212,8 @@ def normal_kl(mean1, log_var1, mean2, log_var2):
 
 
 def discretized_gaussian_log_likelihood(x, mean, log_scale):
-    """log-probability per element, in nats, of 8-bit images x in [-1, 1]: the Gaussian's mass in x ± 1/255, tails open at ±1 (DDPM Eq. 13)."""
+    """log-probability per element, in nats, of 8-bit images x in [-1, 1]: the Gaussian's mass in x ± 1/255, tails open at ±1 (DDPM Eq. 13).
+    """
     def cdf(z):
         return 0.5 * torch.erfc(-z / math.sqrt(2))                         # exact far into the left tail, unlike ½(1 + erf)
 
@@ -226,23 +227,27 @@ def discretized_gaussian_log_likelihood(x, mean, log_scale):
     return mass.clamp(min=1e-12).log()
 
 
-def guide(cond, null, scale, learned_variance=False):
-    """Classifier-free guidance on raw outputs: null + scale·(cond − null), scale 1 is unguided (GLIDE §2.3).
+def randn_like(x, generator=None):
+    """Gaussian noise like x, drawn on the generator's device: a CPU generator gives the same numbers whatever device x is on.
 
-    Linear, so it is the same whether the network predicts ε, x_0 or v. Variance channels are the conditional ones, never extrapolated.
+    `generator` may be a list, one per picture: then each picture's noise is its own affair, the same in any company. x may hold
+    several rows per generator (the prior's candidates).
     """
-    if not learned_variance:
-        return null + scale * (cond - null)
-    (mean_cond, variance), (mean_null, _) = cond.chunk(2, dim=1), null.chunk(2, dim=1)
-    return torch.cat([mean_null + scale * (mean_cond - mean_null), variance], dim=1)
+    if isinstance(generator, (list, tuple)):
+        rows = [torch.randn(part.shape, generator=g, device=g.device, dtype=x.dtype)
+                for part, g in zip(x.chunk(len(generator)), generator, strict=True)]
+        return torch.cat(rows).to(x.device)                                # in one copy
+    device = x.device if generator is None else generator.device
+    return torch.randn(x.shape, generator=generator, device=device, dtype=x.dtype).to(x.device)
 
 
 # ---------------------------------------------------------------------- which t to train on
 
-class UniformSampler:
+class UniformSampler(nn.Module):
     """t ~ U{0..T−1}, every loss weighs 1."""
 
     def __init__(self, num_timesteps):
+        super().__init__()
         self.num_timesteps = num_timesteps
 
     def sample(self, batch, generator=None, device=None):
@@ -257,20 +262,21 @@ class UniformSampler:
 class LossAwareSampler(UniformSampler):
     """p_t ∝ √E[L_t²] from the last `history` losses of each t, mixed with 0.1 % uniform; the loss weighs 1/(T p_t) (improved DDPM Eq. 18).
 
-    Uniform until every t has a full history. Meant for pure L_vlb, whose terms differ by orders of magnitude.
+    Uniform until every t has a full history. Meant for pure L_vlb, whose terms differ by orders of magnitude. The history is part of
+    the model's state, so that a resumed run goes on with it.
     """
 
     def __init__(self, num_timesteps, history=10, uniform=0.001):
         super().__init__(num_timesteps)
         self.uniform = uniform
-        self.losses = torch.zeros(num_timesteps, history, dtype=torch.float64)
-        self.counts = torch.zeros(num_timesteps, dtype=torch.long)
+        self.register_buffer("losses", torch.zeros(num_timesteps, history, dtype=torch.float64))
+        self.register_buffer("counts", torch.zeros(num_timesteps, dtype=torch.long))
 
     def probabilities(self):
         """The present p_t, float64 (T,), sums to 1."""
         T, history = self.losses.shape
         if (self.counts < history).any():
-            return torch.full((T,), 1 / T, dtype=torch.float64)
+            return torch.full_like(self.losses[:, 0], 1 / T)
         p = self.losses.square().mean(1).sqrt()
         return p / p.sum() * (1 - self.uniform) + self.uniform / T
 
@@ -287,52 +293,4 @@ class LossAwareSampler(UniformSampler):
             self.counts[step] += 1
 
 
-# ---------------------------------------------------------------------- sampling
-
-def ddpm_step(diffusion, out, x_t, t, noise):
-    """Ancestral step: x_{t−1} = μ + √Σ·n (DDPM Alg. 2). t: index (int) into `diffusion`; noise(): draws n; none at the last step, t = 0."""
-    index = torch.full((len(x_t),), t, device=x_t.device)
-    mean, log_var = diffusion.p_mean_variance(out, x_t, index)
-    return mean if t == 0 else mean + (0.5 * log_var).exp() * noise()
-
-
-def ddim_step(eta=0.0):
-    """DDIM rule (DDIM Eq. 12), η = 0 deterministic, η = 1 as random as DDPM with variance β̃:
-    x_s = √ᾱ_s·x̂_0 + √(1−ᾱ_s−σ²)·ε̂ + σ·n,   σ = η √((1−ᾱ_s)/(1−ᾱ_t)) √(1−ᾱ_t/ᾱ_s)."""
-
-    def step(diffusion, out, x_t, t, noise):
-        a_s = diffusion.alphas_cumprod_prev[t]
-        sigma = eta * diffusion.posterior_variance[t].sqrt()               # the formula's σ at η = 1 is √β̃_t
-        direction = (diffusion.one_minus_alphas_cumprod_prev[t] - sigma ** 2).clamp(min=0).sqrt() * out.eps
-        x_s = a_s.sqrt() * out.x_start + direction
-        return x_s if eta == 0 or t == 0 else x_s + sigma * noise()
-
-    return step
-
-
-def sample_loop(diffusion, denoise, x_T, step, timesteps, generator=None, progress=False):
-    """From noise x_T (B, ...) down to x_0 (B, ...) over the original indices `timesteps` (ascending list), with one step rule.
-
-    denoise(x, t) is shown the original t (B,). Noise is drawn from `generator` (one, or a list with one per picture; see randn_like).
-    """
-    strided = diffusion.strided(timesteps)
-    x = x_T
-    for k in tqdm(reversed(range(len(timesteps))), total=len(timesteps), disable=not progress, leave=False, desc="sampling"):
-        t = strided.timestep_map[k].expand(len(x))
-        out = denoise(x, t)
-        x = step(strided, out, x, k, noise=lambda: randn_like(x, generator))
-    return x
-
-
-def randn_like(x, generator=None):
-    """Gaussian noise like x, drawn on the generator's device: a CPU generator gives the same numbers whatever device x is on.
-
-    `generator` may be a list, one per picture: then each picture's noise is its own affair, the same in any company. x may hold
-    several rows per generator (the prior's candidates).
-    """
-    if isinstance(generator, (list, tuple)):
-        rows = [torch.randn(part.shape, generator=g, device=g.device, dtype=x.dtype)
-                for part, g in zip(x.chunk(len(generator)), generator, strict=True)]
-        return torch.cat(rows).to(x.device)                                # in one copy
-    device = x.device if generator is None else generator.device
-    return torch.randn(x.shape, generator=generator, device=device, dtype=x.dtype).to(x.device)
+TIMESTEP_SAMPLERS = {"uniform": UniformSampler, "loss_aware": LossAwareSampler}

@@ -9,6 +9,7 @@ References: unCLIP (2204.06125) §2 and Table 3 for the steps of each model. Rea
 """
 
 import warnings
+import zlib
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from .tokenizer import BPETokenizer
 from .training import load_checkpoint, pick_device
 from .upsampler import Upsampler, UpsamplerConfig
 
-STAGES = {"clip": (CLIP, CLIPConfig), "prior": (DiffusionPrior, PriorConfig), "decoder": (Decoder, DecoderConfig),
+MODELS = {"clip": (CLIP, CLIPConfig), "prior": (DiffusionPrior, PriorConfig), "decoder": (Decoder, DecoderConfig),
           "upsampler1": (Upsampler, UpsamplerConfig), "upsampler2": (Upsampler, UpsamplerConfig)}
 
 
@@ -30,12 +31,25 @@ def load_model(path):
     """(model with its averaged weights in eval mode, checkpoint) from a stage's file. Raises FileNotFoundError, ValueError."""
     checkpoint = load_checkpoint(path)
     try:
-        model_class, config_class = STAGES[checkpoint["stage"]]
+        model_class, config_class = MODELS[checkpoint["stage"]]
         model = model_class(config_class(**checkpoint["model_config"]))
         model.load_state_dict(checkpoint["ema"])
     except (KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"{path} does not fit this version's models: {str(error).splitlines()[0]}") from None
     return model.eval().requires_grad_(False), checkpoint
+
+
+def seeded(*key):
+    """A random generator for anything that prints, such as (seed, "decoder"): equal keys give equal numbers, other keys other ones.
+
+    The key is hashed to the 32 bits that torch reads of a seed. Generators live on the CPU, so that a GPU draws the same pictures.
+    """
+    return torch.Generator().manual_seed(zlib.crc32(repr(key).encode()))
+
+
+def out_of_memory(error):
+    """Whether an exception says that memory ran out, of a GPU, of torch on the CPU (which has no type of its own for it), or of Python."""
+    return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
 
 
 class DALLE2:
@@ -62,7 +76,7 @@ class DALLE2:
         if not run.is_dir():
             raise FileNotFoundError(f"there is no run folder {run}: train one with `python train.py --out {run}`")
         models, signatures = {}, {}
-        for stage in STAGES:
+        for stage in MODELS:
             file = run / f"{stage}.pt"
             if not file.is_file() and stage.startswith("upsampler"):
                 break                                                      # the second is of no use without the first
@@ -111,7 +125,8 @@ class DALLE2:
     def text_to_image(self, captions, n=1, seed=0, prior="diffusion", guidance=None, steps=None, stage="full", progress=True):
         """Draw n pictures for each caption: list (caption) of lists (n) of PIL images.
 
-        seed: picture j of every caption depends on (caption, seed + j) alone, whatever else is drawn with it.
+        seed: picture j of every caption depends on (caption, seed + j) alone, whatever else is drawn with it. Each stage has noise of
+        its own, so that other settings of one leave what the others draw from as it was.
         prior: "diffusion", or "none", which gives z_txt to the decoder in z_img's place (the paper's Fig. 8, middle row).
         guidance, steps: of the decoder; None takes its configuration's. The prior and the upsamplers keep their own.
         stage: "full" for the largest pictures, "base" for the decoder's, "each" for dicts {"base", "up1", "up2"} of PIL images.
@@ -123,23 +138,27 @@ class DALLE2:
             raise ValueError(f"unknown stage '{stage}': it is 'full', 'base' or 'each'")
         if n < 1:
             raise ValueError(f"{n} pictures: ask for at least one")
+        if steps is not None and not 1 <= steps <= self.decoder.cfg.num_timesteps:
+            raise ValueError(f"{steps} sampling steps: the decoder takes 1 to {self.decoder.cfg.num_timesteps}")
         if guidance is not None and not 0 <= guidance < 1e4:
             raise ValueError(f"guidance {guidance}: it is a number from 0 up, 1 for none")
         tokens = self.tokens(captions).repeat_interleave(n, dim=0)         # (B, L), B = captions · n
         seeds = [seed + j for j in range(n)] * (len(tokens) // n)
         pictures = []
         for part, part_seeds in zip(tokens.split(self.BATCH), batched(seeds, self.BATCH)):
-            generators = [torch.Generator().manual_seed(s) for s in part_seeds]
+            noise = [seeded(s, "prior") for s in part_seeds]
             z_txt = self.clip.encode_text(part)
-            z_img = z_txt if prior == "none" else self.prior.sample(part, z_txt, generator=generators, progress=progress)
-            pictures += self.decode(z_img, part, generators, guidance, steps, stage, progress)
+            z_img = z_txt if prior == "none" else self.prior.sample(part, z_txt, generator=noise, progress=progress)
+            pictures += self.decode(z_img, part, part_seeds, guidance, steps, stage, progress)
         return [pictures[i:i + n] for i in range(0, len(pictures), n)]
 
-    def decode(self, z_img, tokens, generators, guidance=None, steps=None, stage="full", progress=True):
-        """From z_img (B, D) and tokens (B, L) to a list of B pictures, or dicts of them, as `text_to_image` returns them."""
-        images = {"base": self.decoder.sample(z_img, tokens, guidance, steps, generators, progress)}
+    def decode(self, z_img, tokens, seeds, guidance=None, steps=None, stage="full", progress=True):
+        """From z_img (B, D), tokens (B, L) and B seeds to a list of B pictures, or dicts of them, as `text_to_image` returns them."""
+        noise = [seeded(s, "decoder") for s in seeds]
+        images = {"base": self.decoder.sample(z_img, tokens, guidance, steps, noise, progress)}
         for i, upsampler in enumerate(self.upsamplers if stage != "base" else (), start=1):
-            images[f"up{i}"] = upsampler.sample(list(images.values())[-1], generator=generators, progress=progress)
+            noise = [seeded(s, f"upsampler{i}") for s in seeds]
+            images[f"up{i}"] = upsampler.sample(list(images.values())[-1], generator=noise, progress=progress)
         if stage == "each":
             return [{name: to_pil(batch[i]) for name, batch in images.items()} for i in range(len(tokens))]
         return [to_pil(image) for image in list(images.values())[-1]]

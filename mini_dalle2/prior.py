@@ -20,8 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .diffusion import GaussianDiffusion, ddpm_step, guide, randn_like, sample_loop, strided_timesteps
+from .checks import check_captions, check_divisible, check_positive, check_range
+from .diffusion import GaussianDiffusion, check_diffusion, randn_like
+from .sampling import ddpm_step, guide, sample_loop, strided_timesteps
 from .transformer import CaptionEmbedding, Transformer, timestep_embedding
+from .whitening import Whitening
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,21 @@ class PriorConfig:
     schedule: str = "cosine"
     num_timesteps: int = 1000
     sampling_steps: int = 64
-    guidance: float = 1.0
+    guidance: float = 1.0               # mini: the paper's scale for the prior is not given; 1 is none
+    whiten_z: bool = False              # mini: see whitening.py
     candidates: int = 2                 # §2.2: sample two, keep the one with the higher z_img · z_txt
+
+    def __post_init__(self):
+        check_captions(self)
+        check_positive(self, "clip_dim", "width", "layers", "heads", "candidates")
+        check_range(self, 0, 1, "text_drop")
+        check_range(self, 0, math.inf, "guidance")
+        check_divisible(self, "width", "heads")
+        if self.width % 2:
+            raise ValueError(f"width {self.width} is odd: half of the timestep's embedding are cosines, half sines")
+        if not self.std_per_dim > 0:
+            raise ValueError(f"std_per_dim must be above 0, not {self.std_per_dim}")
+        check_diffusion(self)
 
 
 class DiffusionPrior(nn.Module):
@@ -50,15 +66,17 @@ class DiffusionPrior(nn.Module):
     def __init__(self, cfg):
         super().__init__()
         self.cfg = cfg
-        # App. C multiplies unit vectors of 1024 dimensions by 17.2; at another width this keeps each coordinate's spread.
-        self.embedding_scale = cfg.std_per_dim * math.sqrt(cfg.clip_dim)
+        self.whitening, self.whitening_txt = Whitening(cfg.clip_dim), Whitening(cfg.clip_dim)     # unless fitted: times √D
         self.diffusion = GaussianDiffusion(cfg.schedule, cfg.num_timesteps)
+        # mini: "encoded text" (§2.2) leaves open by what: here tokens are embedded for this very transformer, as wide as Table 3 says;
+        # Karlo and others feed it the states of CLIP's text transformer, and would need a second encoder to be the paper's.
         self.caption = CaptionEmbedding(cfg.vocab_size, cfg.context_length, cfg.width, cfg.eot_id)
         self.z_txt_proj = nn.Linear(cfg.clip_dim, cfg.width)
         self.time_embed = nn.Sequential(nn.Linear(cfg.width, cfg.width), nn.SiLU(), nn.Linear(cfg.width, cfg.width))
         self.z_img_proj = nn.Linear(cfg.clip_dim, cfg.width)
         self.query = nn.Parameter(torch.empty(cfg.width))
-        self.null_z_txt = nn.Parameter(torch.empty(cfg.width))             # stands for z_txt where the text is dropped
+        # mini: the paper does not say what stands for dropped text: a learned vector in z_txt's place, padding in the caption's.
+        self.null_z_txt = nn.Parameter(torch.empty(cfg.width))
         self.position = nn.Parameter(torch.empty(4, cfg.width))            # of the four items behind the caption
         self.transformer = Transformer(cfg.layers, cfg.width, cfg.heads, causal=True)
         self.ln_final = nn.LayerNorm(cfg.width)
@@ -70,11 +88,23 @@ class DiffusionPrior(nn.Module):
         for parameter in (self.query, self.null_z_txt, self.position):
             nn.init.normal_(parameter, std=0.02)
 
+    def scale(self, z_img):
+        """z_img (B, D) of unit norm -> what diffusion works on: each coordinate has a spread of std_per_dim.
+
+        App. C multiplies unit vectors of 1024 dimensions by 17.2; at another width, √D · std_per_dim keeps each coordinate's spread.
+        """
+        return self.whitening(z_img) * self.cfg.std_per_dim
+
+    def unscale(self, x_start):
+        """The inverse of `scale`, back on the sphere CLIP lives on: (B, D) -> (B, D) of unit norm."""
+        # mini: the paper divides by the scale and leaves the norm as it comes.
+        return F.normalize(self.whitening.inverse(x_start / self.cfg.std_per_dim), dim=-1)
+
     def forward(self, x_t, t, tokens, z_txt, keep=None):
         """Predicted (scaled) z_img (B, D) from the noised x_t (B, D), t (B,), tokens (B, L), z_txt (B, D); keep (B,) bool: text kept?"""
         B = len(x_t)
-        # Unit vectors are tiny per coordinate; √D brings z_txt to the size that linear layers like.
-        text = self.z_txt_proj(z_txt * math.sqrt(self.cfg.clip_dim))       # (B, W)
+        # mini: the paper does not scale z_txt. A unit vector is tiny per coordinate; whitening (unfitted: √D) gives it unit variance.
+        text = self.z_txt_proj(self.whitening_txt(z_txt))                  # (B, W)
         if keep is not None:
             text = torch.where(keep[:, None], text, self.null_z_txt)
         items = [text, self.time_embed(timestep_embedding(t, self.cfg.width)), self.z_img_proj(x_t), self.query.expand(B, -1)]
@@ -87,7 +117,7 @@ class DiffusionPrior(nn.Module):
         source = generator.device if generator else device
         t = torch.randint(self.cfg.num_timesteps, (B,), generator=generator, device=source).to(device)
         keep = (torch.rand(B, generator=generator, device=source) >= self.cfg.text_drop).to(device)
-        x_start = z_img * self.embedding_scale
+        x_start = self.scale(z_img)
         noise = randn_like(x_start, generator)
         x_t = self.diffusion.q_sample(x_start, t, noise)
         # x_t stays in the row whose text is dropped: "unconditional" still means denoising this very x_t.
@@ -112,12 +142,12 @@ class DiffusionPrior(nn.Module):
     def sample(self, tokens, z_txt, guidance=None, steps=None, generator=None, progress=False):
         """z_img (B, D) of unit norm for captions tokens (B, L) with z_txt (B, D): the best of `candidates` samples by z_img · z_txt."""
         cfg, k = self.cfg, self.cfg.candidates
-        denoise = self.denoiser(tokens.repeat_interleave(k, 0), z_txt.repeat_interleave(k, 0), cfg.guidance if guidance is None else guidance)
+        guidance = cfg.guidance if guidance is None else guidance
+        denoise = self.denoiser(tokens.repeat_interleave(k, 0), z_txt.repeat_interleave(k, 0), guidance)
         timesteps = strided_timesteps(cfg.num_timesteps, cfg.sampling_steps if steps is None else steps)
         x_T = randn_like(torch.empty(len(tokens) * k, cfg.clip_dim, device=z_txt.device), generator)
         # mini: ancestral steps of variance β̃ (as in Karlo); the paper's Analytic-DPM estimates the best variance from the data.
         x_0 = sample_loop(self.diffusion, denoise, x_T, ddpm_step, timesteps, generator, progress)
-        # mini: the paper divides by the scale; normalising does that and also returns to the sphere CLIP lives on.
-        z_img = F.normalize(x_0, dim=-1).unflatten(0, (-1, k))             # (B, k, D)
+        z_img = self.unscale(x_0).unflatten(0, (-1, k))                    # (B, k, D)
         best = (z_img * z_txt[:, None]).sum(-1).argmax(dim=1)              # (B,)
         return z_img[torch.arange(len(tokens), device=best.device), best]

@@ -4,77 +4,28 @@
 
 Each stage sees of the others only what the paper lets it see: the prior (z_img, z_txt, caption), the decoder (picture, its true z_img,
 caption), the upsamplers crops of large pictures and nothing else. Each leaves a checkpoint, a loss curve and a picture in the run folder.
-`TRAIN` has one function per stage; a `Job` holds what they hand to each other; train.py at the top level calls them.
-
-mini: the paper trains CLIP on more, and noisier, data than the rest (App. C); here all stages learn from the same pictures.
+`TRAIN` and `SHOW` have one function per stage; a `Job` holds what they hand to each other; train.py at the top level calls them.
 
 Shapes: N training pictures, B of them in a batch, S side, L context length, D = clip_dim.
 References: unCLIP (2204.06125) §2 and App. C. Read next: training.py for the loop, report.py for the pictures.
 """
 
+import functools
 import hashlib
 import json
 from dataclasses import asdict
 
 import torch
-from torch.utils.data import Subset
 
 from . import configs, report
-from .data import CaptionedFolder, CaptionedShapes, load_table, to_float
-from .pipeline import STAGES as MODELS, load_model
+from .data import to_float
+from .near_misses import wrong_captions
+from .pictures import Pictures
+from .pipeline import MODELS, load_model, seeded
 from .tokenizer import BPETokenizer
+from .transformer import eot_position
 from .training import atomic_open, fit, load_checkpoint, save_checkpoint
 from .upsampler import random_crop
-
-
-class Pictures:
-    """The captioned pictures of a run: data sets of any size, and tables of them in memory; the last training table is kept."""
-
-    def __init__(self, cfg, device):
-        self.cfg, self.device, self.last = cfg, device, (None, None)
-        if cfg.source != "shapes":
-            print(self.folder(1).report)
-
-    def folder(self, size):
-        """All pictures of the folder, at size × size."""
-        return CaptionedFolder(self.cfg.source, size)
-
-    def dataset(self, split, size, limit):
-        """At most `limit` examples of "train" or "val". A folder lends a tenth of its pictures to "val", chosen by the seed."""
-        if self.cfg.source == "shapes":
-            return CaptionedShapes(split, size, self.cfg.seed, limit)
-        folder = self.folder(size)
-        order = torch.randperm(len(folder), generator=torch.Generator().manual_seed(self.cfg.seed)).tolist()
-        lent = min(self.cfg.val_images, len(folder) // 10)
-        if lent == 0:                                                      # too few to spare any: then "val" shows training pictures
-            return Subset(folder, order[:limit])
-        return Subset(folder, order[:lent][:limit] if split == "val" else order[lent:][:limit])
-
-    def table(self, split, size, limit):
-        """-> uint8 pictures (N, 3, size, size), on the GPU if they take less than a quarter of it, and their N captions."""
-        if split == "val":
-            return load_table(self.dataset(split, size, limit), progress=False)
-        if self.last[0] != (size, limit):
-            self.last = (None, None)                                       # the old one goes before the new one comes
-            pictures, captions = load_table(self.dataset(split, size, limit))
-            if self.device.type == "cuda" and pictures.nbytes < torch.cuda.mem_get_info(self.device)[0] / 4:
-                pictures = pictures.to(self.device)
-            self.last = (size, limit), (pictures, captions)
-        return self.last[1]
-
-    def captions(self):
-        """All captions of the training pictures, without drawing or reading those."""
-        dataset = self.dataset("train", 1, self.cfg.images)
-        if self.cfg.source == "shapes":
-            return [dataset.scene(i).text for i in range(len(dataset))]
-        return [text for i in dataset.indices for text in dataset.dataset.texts(i)]
-
-    def key(self):
-        """A text that changes when the training pictures do."""
-        cfg, files = self.cfg, []
-        if cfg.source != "shapes":
-            files = [(str(file), file.stat().st_mtime_ns, file.stat().st_size, texts) for file, texts in self.folder(1).pictures]
-        return hashlib.sha256(repr((cfg.source, cfg.images, cfg.val_images, cfg.seed, files)).encode()).hexdigest()
 
 
 class Job:
@@ -143,12 +94,25 @@ class Job:
 
     # ------------------------------------------------------------------ training one of them
 
-    def train(self, stage, draw, loss_fn):
-        """Builds and trains the model of a stage (or goes on with it): returns it with its averaged weights."""
-        cfg, path = getattr(self.config, stage), self.run / f"{stage}.pt"
+    def needs(self, stage):
+        """Bytes that training a stage takes at the least: (its weights five times over, its table of pictures)."""
+        cfg, data = getattr(self.config, stage).model, self.config.data
+        with torch.device("meta"):                                         # shapes without memory
+            numbers = sum(p.numel() for p in MODELS[stage][0](cfg).parameters())
+        if stage.startswith("upsampler"):
+            images, side = getattr(data, f"{stage}_images"), cfg.high_size
+        else:
+            images, side = data.images, getattr(cfg, "image_size", self.config.clip.model.image_size)      # the prior's are embedded
+        # Weights, gradients, AdamW's averages of these and of their squares, and the averaged weights: 4 bytes each.
+        return 5 * 4 * numbers, min(images, self.pictures.there) * 3 * side ** 2
+
+    def train(self, stage, draw, loss_fn, z_img=None, z_txt=None):
+        """Builds and trains the model of a stage (or goes on with it): returns it with its averaged weights.
+
+        z_img, z_txt (N, D): the embeddings whose spread a prior (both) or decoder (z_img) with `whiten_z` measures first.
+        """
+        cfg = getattr(self.config, stage)
         clip_signature = self.frozen_clip()[1] if stage in ("prior", "decoder") else None
-        if clip_signature and path.is_file() and load_checkpoint(path).get("clip_signature") != clip_signature:
-            raise ValueError(f"{path} was trained on the embeddings of another CLIP: delete it and {stage}.resume.pt, or use another --out")
         tokenizer = self.tokenizer().state_dict() if stage in ("clip", "prior", "decoder") else None
 
         def header(weights):
@@ -157,14 +121,30 @@ class Job:
 
         torch.manual_seed(self.config.data.seed)
         model = MODELS[stage][0](cfg.model).to(self.device, memory_format=torch.channels_last)     # much faster convolutions on a CPU
-        model, _ = fit(stage, model, draw, loss_fn, cfg.train, self.run, header, self.resume, self.config.data.seed)
-        report.losses(self.run, stage)
-        return model
+        if z_img is not None and cfg.model.whiten_z:
+            model.whitening.fit(z_img)
+            if z_txt is not None:
+                model.whitening_txt.fit(z_txt)
+        return fit(stage, model, draw, loss_fn, cfg.train, self.run, header, self.resume, self.config.data.seed)[0]
 
     def batches(self, stage, n):
-        """draw(generator) -> indices (B,) of distinct examples among n; fewer than batch_size if there are not as many."""
-        size = min(getattr(self.config, stage).train.batch_size, n)
-        return lambda generator: torch.randperm(n, generator=generator)[:size]
+        """indices(step) -> (B,), which of n examples a step learns from; B is n if there are fewer than batch_size.
+
+        Each epoch goes once through all n, in an order of its own. Both follow from the seed and the step alone, so that a resumed run
+        goes on where it was. The batch at the end of an epoch is filled up from the next one.
+        """
+        size, seed = min(getattr(self.config, stage).train.batch_size, n), self.config.data.seed
+
+        @functools.lru_cache(maxsize=1)
+        def order(epoch):
+            return torch.randperm(n, generator=seeded(seed, "epoch", epoch))               # (n,)
+
+        def indices(step):
+            epoch, start = divmod(step * size, n)
+            rest = order(epoch)[start:start + size]
+            return rest if len(rest) == size else torch.cat([rest, order(epoch + 1)[:size - len(rest)]])
+
+        return indices
 
 
 def write_json(value, path):
@@ -181,7 +161,22 @@ def signature(weights):
     return digest.hexdigest()[:16]
 
 
-# ---------------------------------------------------------------------------------------------------------------- one function per stage
+def learn(job, stage):
+    """Trains a stage, then draws what it has learned."""
+    for end in (".png", "_loss.png"):
+        (job.run / f"{stage}{end}").unlink(missing_ok=True)                # those of fewer steps: what is there is up to date
+    show(job, stage, TRAIN[stage](job))
+
+
+def show(job, stage, model=None):
+    """Draws what is missing of a stage's loss curve and picture (Ctrl-C may have come before them); model None: that of the run folder."""
+    if stage in SHOW and not (job.run / f"{stage}_loss.png").is_file():
+        report.losses(job.run, stage)
+    if stage in SHOW and not (job.run / f"{stage}.png").is_file():
+        SHOW[stage](job, model or load_model(job.run / f"{stage}.pt")[0].to(job.device))
+
+
+# ---------------------------------------------------------------------------------------------------------------- two functions per stage
 
 def train_tokenizer(job):
     """Learns merges from the captions; the models' vocabulary is what comes out."""
@@ -194,14 +189,24 @@ def train_tokenizer(job):
 
 def train_clip(job):
     """Which caption belongs to which picture? (CLIP Fig. 3)"""
+    # mini: the paper trains CLIP on more, and noisier, data than the rest (App. C); here all stages learn from the same pictures.
     pictures, captions = job.table("train", job.config.clip.model.image_size)
     tokens, indices = job.tokens(captions), job.batches("clip", len(captions))
+    tokens = tokens[:, :eot_position(tokens, job.config.clip.model.eot_id).max() + 1]      # behind the longest caption is only padding
 
-    def draw(generator):
-        i = indices(generator)
-        return to_float(pictures[i.to(pictures.device)].to(job.device)), tokens[i.to(job.device)]
+    # mini: CLIP's only wrong captions are the others of its batch. 32,768 of them hold a few near misses, our 256 hold none.
+    wrong = wrong_captions(captions, job.tokens, tokens, job.config.clip.model.eot_id) if job.config.data.near_misses else None
 
-    job.train("clip", draw, lambda model, batch, generator: model.loss(*batch))
+    def draw(generator, step):
+        i = indices(step)
+        images, i = to_float(pictures[i.to(pictures.device)].to(job.device)), i.to(job.device)
+        return images, tokens[i], wrong(i, generator) if wrong else None
+
+    return job.train("clip", draw, lambda model, batch, generator: model.loss(*batch))
+
+
+def show_clip(job, clip):
+    """Captions and pictures it has never seen, each with each."""
     pictures, captions = job.table("val", job.config.clip.model.image_size)
     accuracy = report.similarity(job.run, *job.embed(pictures, captions), captions)
     print(f"clip: finds the right caption for {accuracy:.1%} of {len(captions)} unseen pictures")
@@ -212,11 +217,15 @@ def train_prior(job):
     captions, z_img, z_txt = job.embeddings()
     tokens, indices = job.tokens(captions), job.batches("prior", len(captions))
 
-    def draw(generator):
-        i = indices(generator).to(job.device)
+    def draw(generator, step):
+        i = indices(step).to(job.device)
         return z_img[i], z_txt[i], tokens[i]
 
-    prior = job.train("prior", draw, lambda model, batch, generator: model.loss(*batch, generator=generator))
+    return job.train("prior", draw, lambda model, batch, generator: model.loss(*batch, generator=generator), z_img, z_txt)
+
+
+def show_prior(job, prior):
+    """How close its samples come to the true embeddings."""
     pictures, captions = (part[:64] for part in job.table("val", job.config.clip.model.image_size))
     z_img, z_txt = job.embed(pictures, captions)
     sampled = prior.sample(job.tokens(captions), z_txt, generator=torch.Generator().manual_seed(0))
@@ -230,12 +239,16 @@ def train_decoder(job):
     pictures, captions = job.table("train", job.config.decoder.model.image_size)
     tokens, indices = job.tokens(captions), job.batches("decoder", len(captions))
 
-    def draw(generator):
-        i = indices(generator)
+    def draw(generator, step):
+        i = indices(step)
         images = to_float(pictures[i.to(pictures.device)].to(job.device)).contiguous(memory_format=torch.channels_last)
         return images, z_img[i.to(job.device)], tokens[i.to(job.device)]
 
-    decoder = job.train("decoder", draw, lambda model, batch, generator: model.loss(*batch, generator=generator))
+    return job.train("decoder", draw, lambda model, batch, generator: model.loss(*batch, generator=generator), z_img)
+
+
+def show_decoder(job, decoder):
+    """True pictures, and what it draws from their embeddings and captions."""
     seen, captions = (part[:16] for part in job.table("val", job.config.clip.model.image_size))
     true, _ = (part[:16] for part in job.table("val", job.config.decoder.model.image_size))
     drawn = decoder.sample(job.embed(seen, captions)[0], job.tokens(captions), generator=torch.Generator().manual_seed(0), progress=True)
@@ -248,11 +261,16 @@ def train_upsampler(job, stage):
     pictures, _ = job.pictures.table("train", cfg.high_size, getattr(job.config.data, f"{stage}_images"))
     indices = job.batches(stage, len(pictures))
 
-    def draw(generator):
-        crops = random_crop(pictures[indices(generator).to(pictures.device)], cfg.crop_size, generator)
+    def draw(generator, step):
+        crops = random_crop(pictures[indices(step).to(pictures.device)], cfg.crop_size, generator)
         return to_float(crops.to(job.device)).contiguous(memory_format=torch.channels_last)
 
-    upsampler = job.train(stage, draw, lambda model, batch, generator: model.loss(batch, generator=generator))
+    return job.train(stage, draw, lambda model, batch, generator: model.loss(batch, generator=generator))
+
+
+def show_upsampler(job, upsampler, stage):
+    """Small pictures, what it makes of them, and the true large ones."""
+    cfg = getattr(job.config, stage).model
     true, _ = job.pictures.table("val", cfg.high_size, 3)
     low = to_float(job.pictures.table("val", cfg.low_size, 3)[0]).to(job.device)
     high = upsampler.sample(low, generator=torch.Generator().manual_seed(0), progress=True)
@@ -260,4 +278,6 @@ def train_upsampler(job, stage):
 
 
 TRAIN = {"tokenizer": train_tokenizer, "clip": train_clip, "prior": train_prior, "decoder": train_decoder,
-         "upsampler1": lambda job: train_upsampler(job, "upsampler1"), "upsampler2": lambda job: train_upsampler(job, "upsampler2")}
+         **{stage: functools.partial(train_upsampler, stage=stage) for stage in ("upsampler1", "upsampler2")}}
+SHOW = {"clip": show_clip, "prior": show_prior, "decoder": show_decoder,
+        **{stage: functools.partial(show_upsampler, stage=stage) for stage in ("upsampler1", "upsampler2")}}

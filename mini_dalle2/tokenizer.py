@@ -313,18 +313,3 @@ class BPETokenizer:
         if not isinstance(merges, list) or not all(isinstance(line, str) for line in merges):
             raise ValueError('this is no tokenizer\'s state: {"merges": ["left right", ...]} was expected')
         return cls(line.split(" ") for line in merges)
-
-
-def eot_position(tokens, eot_id):
-    """Where each caption ends: tokens (B, L) -> LongTensor (B,), the index of the row's first EOT. ValueError if a row has none.
-
-    Found by id. OpenAI's code takes the arg-max of the ids, which goes wrong as soon as a vocabulary has an id above EOT.
-    """
-    if tokens.ndim != 2:
-        raise ValueError(f"tokens must have shape (B, L), not {tuple(tokens.shape)}")
-    length = tokens.shape[1]
-    index = torch.arange(length, device=tokens.device)                     # (L,)
-    position = torch.where(tokens == eot_id, index, length).amin(dim=1)    # (B,) `length` stands for "not here"
-    if (position == length).any():
-        raise ValueError(f"{int((position == length).sum())} of {len(tokens)} rows of tokens hold no end-of-text id {eot_id}")
-    return position

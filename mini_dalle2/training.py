@@ -5,11 +5,8 @@
     e ← d·e + (1 − d)·w                     the moving average that is sampled from
 
 Around it: a progress bar, one line of metrics.jsonl per window of steps, checkpoints that are written atomically, Ctrl-C that saves,
-and a resume that continues bit for bit (weights, average, optimiser, step, random streams). Two files per stage lie in the run folder:
-STAGE.pt is enough by itself to sample (configuration, averaged weights, tokenizer); STAGE.resume.pt, four times as large, is needed only
-to go on training and may be deleted once a stage is done.
-
-mini: the paper names neither warm-up, decay nor clipping; ours are CLIP's (warm-up, cosine) and the usual clipping to norm 1.
+and a resume that continues bit for bit. Two files per stage lie in the run folder. STAGE.pt is enough by itself to sample (configuration,
+averaged weights, tokenizer). STAGE.resume.pt, four times as large, is only needed to go on training: delete it once a stage is done.
 
 References: AdamW (1711.05101), SAM (2010.01412), CLIP §2.5 (2103.00020). Read next: configs.py (the numbers), train.py (the batches).
 """
@@ -27,6 +24,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from .checks import check_choice, check_positive, check_range
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -39,6 +38,7 @@ class TrainConfig:
     eps: float = 1e-8               # Adam's denominator
     weight_decay: float = 0.0       # decoupled, on the matrices of linear and convolution layers only
     ema: float = 0.9999             # d of the moving average, reached after a warm-up (see EMA)
+    # mini: the paper names neither warm-up, decay nor clipping; ours are CLIP's (warm-up, cosine) and the usual clipping to norm 1.
     warmup: int = 100               # steps of linear warm-up
     decay: str = "cosine"           # "cosine": to zero at the last step; "none": constant after the warm-up
     grad_clip: float = 1.0          # largest gradient norm; 0 = no clipping
@@ -47,13 +47,14 @@ class TrainConfig:
     log_every: int = 20             # steps per line of metrics.jsonl
 
     def __post_init__(self):
-        if self.decay not in ("cosine", "none"):
-            raise ValueError(f'decay must be "cosine" or "none", not "{self.decay}"')
-        for key, value in vars(self).items():
-            low = 1 if key in ("steps", "batch_size", "save_every", "log_every") else 0
-            high = 1 if key in ("beta1", "beta2", "ema") else math.inf
-            if key != "decay" and not low <= value < high:
-                raise ValueError(f"{key} must be at least {low} and below {high}, not {value}")
+        check_choice("decay", self.decay, ("cosine", "none"))
+        check_positive(self, "steps", "batch_size", "save_every", "log_every")
+        check_range(self, 0, math.inf, "eps", "weight_decay", "warmup", "grad_clip", "sam_rho")
+        if not self.lr > 0:
+            raise ValueError(f"lr must be above 0, not {self.lr}")
+        for key in ("beta1", "beta2", "ema"):
+            if not 0 <= getattr(self, key) < 1:
+                raise ValueError(f"{key} must be at least 0 and below 1, not {getattr(self, key)}")
 
 
 def pick_device(name="auto"):
@@ -78,8 +79,7 @@ def lr_at(step, cfg):
 def make_optimizer(model, cfg):
     """AdamW; only the matrices of linear and convolution layers are decayed, gains, biases and embeddings are not (CLIP §2.5).
 
-    Embeddings are here all tables and learned tokens: positions, null embeddings, the prior's final query. The fused kernel is taken
-    where torch has one: it is several times faster.
+    Embeddings are here all tables and learned tokens: positions, null embeddings, the prior's final query.
     """
     layers = (nn.Linear, nn.Conv1d, nn.Conv2d)
     matrices = {id(m.weight) for m in model.modules() if isinstance(m, layers)}
@@ -87,7 +87,7 @@ def make_optimizer(model, cfg):
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [{"params": [p for p in trained if id(p) in matrices], "weight_decay": cfg.weight_decay},
               {"params": [p for p in trained if id(p) not in matrices], "weight_decay": 0.0}]
-    fused = trained[0].device.type in ("cpu", "cuda")
+    fused = trained[0].device.type in ("cpu", "cuda")      # one kernel for all of it, where torch has one: several times faster
     return torch.optim.AdamW(groups, lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps, fused=fused)
 
 
@@ -140,7 +140,7 @@ class EMA:
 
 
 class Streams:
-    """Random streams: `data` (on the CPU: which examples), `noise` (the model's device: t, ε, dropped conditions), torch's own (dropout).
+    """Random streams: `data` (on the CPU: crops), `noise` (the model's device: t, ε, dropped conditions), torch's own (dropout).
 
     Their states are part of a checkpoint, so that a resumed run draws what the uninterrupted one would have drawn.
     """
@@ -167,8 +167,7 @@ class Streams:
 @contextlib.contextmanager
 def atomic_open(path):
     """Opens a neighbour of `path` for writing bytes and renames it over `path` at the end: there is the old file or the new, never half."""
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
+    path, temporary = Path(path), Path(f"{path}.tmp")
     try:
         with open(temporary, "wb") as file:
             yield file
@@ -286,7 +285,7 @@ def fit(stage, model, draw, loss_fn, cfg, run, header, resume=False, seed=0):
 
     stage:   name of the files and of the bar
     header:  header(averaged weights) -> dict of plain values that STAGE.pt carries besides them (configuration, tokenizer)
-    draw:    draw(generator) -> batch; the generator lives on the CPU and decides which examples
+    draw:    draw(generator, step) -> batch of a 0-based step; what is random in it comes from the generator, which lives on the CPU
     loss_fn: loss_fn(model, batch, generator) -> scalar; the generator lives on the model's device and makes the noise
     run:     folder for STAGE.pt, STAGE.resume.pt and metrics.jsonl
     resume:  continue STAGE.resume.pt if there is one; a finished stage takes no further step
@@ -312,7 +311,7 @@ def fit(stage, model, draw, loss_fn, cfg, run, header, resume=False, seed=0):
             lr = lr_at(step, cfg)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            batch = draw(streams.data)
+            batch = draw(streams.data, step)
             loss = backward(params, lambda: loss_fn(model, batch, streams.noise), streams, cfg.sam_rho)
             norm = nn.utils.clip_grad_norm_(params, cfg.grad_clip or math.inf)
             optimizer.step()

@@ -52,11 +52,16 @@ def timestep_embedding(t, dim, max_period=10000.0):
     return torch.cat([args.cos(), args.sin()], dim=-1)                     # (B, dim)
 
 
-def caption_mask(tokens, eot_id):
-    """True where a row of tokens (B, L) holds the caption, its end-of-text included; a row without one is all False (no caption)."""
-    is_eot = tokens == eot_id
-    before_or_at = (is_eot.cumsum(1) - is_eot.long()) == 0                 # (B, L)
-    return before_or_at & is_eot.any(dim=1, keepdim=True)
+def eot_position(tokens, eot_id):
+    """Where each caption ends: tokens (B, L) -> (B,), the index of the row's first end-of-text. ValueError if a row has none.
+
+    Found by id. OpenAI's code takes the arg-max of the ids, which goes wrong as soon as a vocabulary has an id above end-of-text.
+    """
+    is_eot = tokens == eot_id                                              # (B, L)
+    # On a GPU the check would have to wait for the result, in every training step. Rows from `tokenize` always have their end-of-text.
+    if tokens.device.type == "cpu" and not is_eot.any(dim=1).all():
+        raise ValueError(f"{int((~is_eot.any(dim=1)).sum())} of {len(tokens)} rows of tokens hold no end-of-text id {eot_id}")
+    return is_eot.int().argmax(dim=1)                                      # the first of equal ones
 
 
 class QuickGELU(nn.Module):
@@ -155,7 +160,8 @@ class CaptionEmbedding(nn.Module):
     def forward(self, tokens, keep=None):
         if tokens.shape[1] != len(self.position):
             raise ValueError(f"captions are {tokens.shape[1]} tokens long, this model was built for {len(self.position)}")
-        mask = caption_mask(tokens, self.eot_id)                           # (B, L)
+        place = torch.arange(tokens.shape[1], device=tokens.device)        # (L,)
+        mask = place <= eot_position(tokens, self.eot_id)[:, None]         # (B, L): the caption, its end-of-text included
         if keep is not None:
             mask = mask & keep[:, None]
         return torch.where(mask[..., None], self.token(tokens) + self.position, self.padding)

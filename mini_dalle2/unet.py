@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .checks import check_positive, check_range
 from .transformer import attention, merge_heads, split_heads, timestep_embedding
 
 
@@ -42,10 +43,44 @@ class UNetConfig:
     position_embedding: bool = False    # mini: see UNet
     emb_channels: int | None = None     # width E of the conditioning vector; None: 4 · model_channels, as in ADM
 
+    def __post_init__(self):
+        check_positive(self, "image_size", "model_channels", "channel_mult", "num_res_blocks", "head_dim", "norm_groups", "patch_size",
+                       "emb_channels")
+        check_range(self, 0, 1, "dropout")
+        if not self.channel_mult:
+            raise ValueError("channel_mult is empty: it has one number per level")
+        if self.model_channels % 2:
+            raise ValueError(f"model_channels {self.model_channels} is odd: half of the timestep's embedding are cosines, half sines")
+        if any(width % self.norm_groups for width in self.widths):
+            raise ValueError(f"{self.widths} channels at the levels: they are not divisible by norm_groups {self.norm_groups}")
+        if self.image_size % self.stride:
+            raise ValueError(f"pictures of {self.image_size} pixels: patch_size · 2^(levels − 1) = {self.stride} must divide them")
+        if not set(self.attn_resolutions) <= set(self.sides):
+            raise ValueError(f"attn_resolutions {self.attn_resolutions}: this U-Net's levels have the sides {self.sides}")
+        attended = [width for width, side in zip(self.widths, self.sides) if side in self.attn_resolutions]
+        for width in attended + self.widths[-1:] * self.middle_attention:
+            if width % self.head_dim:
+                raise ValueError(f"attention at {width} channels: they are not divisible by head_dim {self.head_dim}")
+
     @property
     def emb_dim(self):
         """E."""
         return self.emb_channels or 4 * self.model_channels
+
+    @property
+    def widths(self):
+        """C of each level."""
+        return [self.model_channels * m for m in self.channel_mult]
+
+    @property
+    def sides(self):
+        """H = W of each level, for pictures of image_size."""
+        return [self.image_size // self.patch_size // 2 ** level for level in range(len(self.channel_mult))]
+
+    @property
+    def stride(self):
+        """The sides of pictures must be multiples of this, so that they can be halved as often as there are levels."""
+        return self.patch_size * 2 ** (len(self.channel_mult) - 1)
 
 
 def norm(channels, groups):
@@ -113,8 +148,6 @@ class AttentionBlock(nn.Module):
 
     def __init__(self, cfg, channels):
         super().__init__()
-        if channels % cfg.head_dim:
-            raise ValueError(f"attention at {channels} channels: they are not divisible by head_dim {cfg.head_dim}")
         self.head_dim = cfg.head_dim
         self.norm = norm(channels, cfg.norm_groups)
         self.qkv = nn.Linear(channels, 3 * channels)
@@ -133,7 +166,7 @@ class AttentionBlock(nn.Module):
         return x + h.transpose(1, 2).reshape(B, C, H, W)
 
 
-class Stage(nn.Module):
+class UNetBlock(nn.Module):
     """A residual block, with attention behind it where the level has it."""
 
     def __init__(self, res, attn=None):
@@ -156,11 +189,7 @@ class UNet(nn.Module):
         self.cfg = cfg
         # mini: patch_size p folds each p × p square of pixels into channels before the first convolution and unfolds
         # after the last. The paper's networks see single pixels (1); a CPU has better uses for its time.
-        p, widths = cfg.patch_size, [cfg.model_channels * m for m in cfg.channel_mult]
-        side = cfg.image_size // p
-        sides = [side // 2 ** level for level in range(len(widths))]
-        if not set(cfg.attn_resolutions) <= set(sides):
-            raise ValueError(f"attention at {cfg.attn_resolutions}: this U-Net's levels have the sides {sides}")
+        p, widths, side = cfg.patch_size, cfg.widths, cfg.sides[0]
         self.time_embed = nn.Sequential(
             nn.Linear(cfg.model_channels, cfg.emb_dim), nn.SiLU(), nn.Linear(cfg.emb_dim, cfg.emb_dim))
         self.in_conv = nn.Conv2d(cfg.in_channels * p * p, widths[0], 3, padding=1)
@@ -168,34 +197,34 @@ class UNet(nn.Module):
         # position, which starts as waves, tells them; ADM has none.
         self.position = nn.Parameter(waves(widths[0], side)) if cfg.position_embedding else None
 
-        def stage(c_in, c_out, side):
+        def block(c_in, c_out, side):
             attn = AttentionBlock(cfg, c_out) if side in cfg.attn_resolutions else None
-            return Stage(ResBlock(cfg, c_in, c_out), attn)
+            return UNetBlock(ResBlock(cfg, c_in, c_out), attn)
 
         channels, skips = widths[0], [widths[0]]
         self.down = nn.ModuleList()
         for level, width in enumerate(widths):
             for _ in range(cfg.num_res_blocks):
-                self.down.append(stage(channels, width, side))
+                self.down.append(block(channels, width, side))
                 channels = width
                 skips.append(channels)
             if level < len(widths) - 1:
-                self.down.append(Stage(ResBlock(cfg, channels, channels, downsample)))
+                self.down.append(UNetBlock(ResBlock(cfg, channels, channels, downsample)))
                 skips.append(channels)
                 side //= 2
 
         self.middle = nn.ModuleList([
-            Stage(ResBlock(cfg, channels, channels), AttentionBlock(cfg, channels) if cfg.middle_attention else None),
-            Stage(ResBlock(cfg, channels, channels)),
+            UNetBlock(ResBlock(cfg, channels, channels), AttentionBlock(cfg, channels) if cfg.middle_attention else None),
+            UNetBlock(ResBlock(cfg, channels, channels)),
         ])
 
         self.up = nn.ModuleList()
         for level, width in reversed(list(enumerate(widths))):
             for i in range(cfg.num_res_blocks + 1):
-                self.up.append(stage(channels + skips.pop(), width, side))
+                self.up.append(block(channels + skips.pop(), width, side))
                 channels = width
             if level > 0:
-                self.up.append(Stage(ResBlock(cfg, channels, channels, upsample)))
+                self.up.append(UNetBlock(ResBlock(cfg, channels, channels, upsample)))
                 side *= 2
 
         self.out_norm = norm(channels, cfg.norm_groups)
@@ -208,14 +237,14 @@ class UNet(nn.Module):
         if self.position is not None:
             h = h + self.position
         skips = [h]
-        for stage in self.down:
-            h = stage(h, emb, context)
+        for block in self.down:
+            h = block(h, emb, context)
             skips.append(h)
-        for stage in self.middle:
-            h = stage(h, emb, context)
-        for stage in self.up:
-            if stage.res.resample is None:
+        for block in self.middle:
+            h = block(h, emb, context)
+        for block in self.up:
+            if block.res.resample is None:
                 h = torch.cat([h, skips.pop()], dim=1)
-            h = stage(h, emb, context)
+            h = block(h, emb, context)
         h = self.out_conv(F.silu(self.out_norm(h)))
         return F.pixel_shuffle(h, self.cfg.patch_size)

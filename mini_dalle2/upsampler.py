@@ -18,8 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .checks import check_choice, check_positive
 from .degradation import DEGRADATIONS, degrade
-from .diffusion import GaussianDiffusion, UniformSampler, ddim_step, randn_like, sample_loop, strided_timesteps
+from .diffusion import GaussianDiffusion, UniformSampler, check_diffusion, randn_like
+from .sampling import ddim_step, sample_loop, strided_timesteps
 from .unet import UNet, UNetConfig
 
 
@@ -40,17 +42,28 @@ class UpsamplerConfig:
     num_timesteps: int = 1000
     objective: str = "eps"
     weighting: str = "none"
-    degradation: str = "blur"           # first upsampler "blur", second "bsr" (or "bsr_full", BSRGAN's own strength)
+    degradation: str = "blur"           # first upsampler "blur", second "bsr_full", or "bsr", which is milder
     crop_fraction: float = 0.25         # Table 3, of the large picture's side
     sampling_steps: int = 27            # Table 3: 27 and 15
 
     def __post_init__(self):
+        check_positive(self, "low_size", "high_size")
         if self.high_size <= self.low_size or self.high_size % self.low_size:
             raise ValueError(f"high_size {self.high_size} is not a whole multiple of low_size {self.low_size}")
-        if self.degradation not in DEGRADATIONS:
-            raise ValueError(f"unknown degradation '{self.degradation}': it is one of {', '.join(DEGRADATIONS)}")
-        if self.crop_size % self.factor or self.crop_size % self.stride:
+        if not 0 < self.crop_fraction <= 1:
+            raise ValueError(f"crop_fraction must be above 0 and at most 1, not {self.crop_fraction}")
+        check_choice("degradation", self.degradation, DEGRADATIONS)
+        check_diffusion(self)
+        self.unet()                                                        # which checks itself
+        if self.crop_size < 1 or self.crop_size % self.factor or self.crop_size % self.stride:
             raise ValueError(f"crops of {self.crop_size} pixels: the factor {self.factor} and the U-Net's {self.stride} must divide them")
+
+    def unet(self):
+        """The configuration of the U-Net in it: the noised and the enlarged picture go in."""
+        return UNetConfig(
+            image_size=self.high_size, in_channels=6, out_channels=3, model_channels=self.model_channels, channel_mult=self.channel_mult,
+            num_res_blocks=self.num_res_blocks, attn_resolutions=(), middle_attention=False, dropout=self.dropout,
+            norm_groups=self.norm_groups, patch_size=self.patch_size, use_adagn=self.use_adagn)
 
     @property
     def factor(self):
@@ -65,7 +78,7 @@ class UpsamplerConfig:
     @property
     def stride(self):
         """The U-Net can take sides that are a multiple of this."""
-        return self.patch_size * 2 ** (len(self.channel_mult) - 1)
+        return self.unet().stride
 
 
 def random_crop(images, crop, generator=None):
@@ -117,10 +130,7 @@ class Upsampler(nn.Module):
         # mini: the variance is not learned (3 output channels, as in Karlo). The paper does not say; DDIM would not use it.
         # mini: with patch_size > 1 a narrow network has no room to pass on the noise of every pixel of a patch, so that small
         # presets predict x_0 or v (`objective`); the paper's networks see pixels, and predict ε.
-        self.unet = UNet(UNetConfig(
-            image_size=cfg.high_size, in_channels=6, out_channels=3, model_channels=cfg.model_channels, channel_mult=cfg.channel_mult,
-            num_res_blocks=cfg.num_res_blocks, attn_resolutions=(), middle_attention=False, dropout=cfg.dropout,
-            norm_groups=cfg.norm_groups, patch_size=cfg.patch_size, use_adagn=cfg.use_adagn))
+        self.unet = UNet(cfg.unet())
 
     def enlarge(self, low):
         """The small picture at the large one's size, by bicubic interpolation: (B, 3, s, s) -> (B, 3, S, S)."""

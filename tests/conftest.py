@@ -1,9 +1,10 @@
-"""What several test files share: the scripts at the top level, and one small trained run."""
+"""What several test files share: the scripts at the top level, one small trained run, models and captions to poke at."""
 
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -12,8 +13,25 @@ from mini_dalle2 import configs                                            # noq
 
 # The micro preset with three steps a stage: every part runs, nothing is learned.
 SMALL = ["--preset=micro", "--device=cpu", "--data.images=40", "--data.val_images=8", "--data.upsampler1_images=6",
-         "--data.upsampler2_images=4", *(f"--{stage}.{key}" for stage in configs.MODELS for key in ("steps=3", "save_every=2", "log_every=1"))]
+         "--data.upsampler2_images=4"]
+SMALL += [f"--{stage}.{key}" for stage in configs.MODEL_CONFIGS for key in ("steps=3", "save_every=2", "log_every=1")]
 SMALL += ["--prior.sampling_steps=2", "--decoder.sampling_steps=2", "--upsampler1.sampling_steps=2", "--upsampler2.sampling_steps=2"]
+
+
+def lively(model, amount):
+    """The model with every parameter moved by noise, so that no zero or small start hides a path."""
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(amount * torch.randn_like(p))
+    return model
+
+
+def three_words(n, length, eot, generator):
+    """Tokens (n, length) of n captions: a first word they share, a random one, one of the ids above `eot`, the end, zeros."""
+    tokens = torch.zeros(n, length, dtype=torch.long)
+    words = torch.full((n,), eot - 1), torch.randint(1, eot - 1, (n,), generator=generator), eot + 1 + torch.arange(n) % 9
+    tokens[:, :4] = torch.stack([*words, torch.full((n,), eot)], dim=1)
+    return tokens
 
 
 @pytest.fixture(scope="session")

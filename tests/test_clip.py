@@ -7,6 +7,7 @@ from importlib import metadata
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from mini_dalle2.clip import CLIP, CLIPConfig
 
@@ -102,7 +103,8 @@ def test_embeddings_have_unit_norm():
 
 
 def test_text_states_never_see_later_tokens():
-    model, tokens, states = tiny(), captions(1, longest=6), []
+    model, tokens, states = tiny(), captions(1, longest=5), []
+    tokens[0, 7] = EOT                                                     # so that there is one left whichever token is changed
     model.text.ln_final.register_forward_hook(lambda module, args, output: states.append(output[0]))
     model.encode_text(tokens)
     for position in range(8):
@@ -139,6 +141,17 @@ def test_every_patch_counts_and_its_place_too():
 
 # ---------------------------------------------------------------------- the loss
 
+def test_wrong_captions_are_further_wrong_answers_for_each_image():
+    model, images, tokens, wrong = tiny(), torch.randn(6, 3, 16, 16), captions(6), captions(4, seed=9)
+    wrong[0] = tokens[3]                                                   # wrong for all images but number 3
+    logits, labels = model(images, torch.cat([tokens, wrong])).clone(), torch.arange(6)
+    of_captions = F.cross_entropy(logits[:, :6].T, labels)                 # a made-up caption has no image
+    logits[3, 6] = float("-inf")
+    by_hand = ((F.cross_entropy(logits, labels) + of_captions) / 2).item()
+    assert model.loss(images, tokens, wrong).item() == pytest.approx(by_hand, abs=1e-5)
+    assert by_hand > model.loss(images, tokens).item()
+
+
 def loss_by_loops(model, images, tokens):
     """The symmetric contrastive loss of the paper, pair by pair in float64; identical captions are left out of the sums."""
     z_img, z_txt = model.encode_image(images).detach().double(), model.encode_text(tokens).detach().double()
@@ -169,9 +182,11 @@ def test_temperature_is_learned_but_never_above_100():
         model.logit_scale.fill_(10.0)
     z = model.encode_image(images) @ model.encode_text(tokens).T
     torch.testing.assert_close(model(images, tokens), 100 * z, atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(model.zero_shot(images, tokens), (100 * z).softmax(1), atol=1e-3, rtol=1e-3)
+    assert model.logit_scale.item() == 10.0                                # using the model does not change it; training does
     model.logit_scale.grad = None
     model.loss(images, tokens).backward()
-    assert model.logit_scale.grad.abs() > 0                                # at the bound there is still a way back
+    assert model.logit_scale.grad.abs() > 0 and model.logit_scale.exp().item() == pytest.approx(100)    # there is still a way back
 
 
 def test_zero_shot_gives_probabilities_of_the_captions():

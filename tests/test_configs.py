@@ -8,8 +8,9 @@ import torch
 
 from mini_dalle2 import configs
 from mini_dalle2.clip import CLIP
-from mini_dalle2.configs import FOLLOWS, MODELS, PRESETS, changed, from_dict, get, kinds, override, preset, to_dict
+from mini_dalle2.configs import FOLLOWS, MODEL_CONFIGS, PRESETS, changed, from_dict, get, kinds, override, preset, to_dict
 from mini_dalle2.decoder import Decoder
+from mini_dalle2.diffusion import OBJECTIVES, WEIGHTINGS, GaussianDiffusion
 from mini_dalle2.prior import DiffusionPrior
 from mini_dalle2.training import TrainConfig
 from mini_dalle2.upsampler import Upsampler
@@ -55,7 +56,7 @@ def test_paper_is_table_3():
     assert [t.beta1 for t in trains] == [0.9] * 4 and [t.beta2 for t in trains] == [0.96, 0.999, 0.999, 0.999]
     assert [t.eps for t in trains] == [1e-6, 1e-8, 1e-8, 1e-8]
     assert [t.ema for t in trains] == [0.9999] * 4
-    assert (models[2].degradation, models[3].degradation) == ("blur", "bsr")
+    assert (models[2].degradation, models[3].degradation) == ("blur", "bsr_full")
     assert (models[1].z_drop, models[1].caption_drop, models[0].text_drop, models[0].candidates) == (0.1, 0.5, 0.1, 2)
     assert (models[1].image_size, models[2].high_size, models[3].high_size) == (64, 256, 1024)
 
@@ -135,13 +136,65 @@ def test_override_errors(tiny, argument, said):
     assert said in failure(tiny, argument)
 
 
+@pytest.mark.parametrize("argument, said", [
+    ("clip.image_size=18", "image_size 18 is not divisible by patch_size 4"),
+    ("clip.vision_heads=7", "vision_width 32 is not divisible by"),
+    ("clip.text_heads=3", "text_width 32 is not divisible by text_heads 3"),
+    ("clip.text_layers=0", "text_layers must be at least 1, not 0"),
+    ("clip.context_length=1", "context_length must be at least 2, not 1"), ("clip.clip_dim=-4", "clip_dim must be at least 1, not -4"),
+    ("prior.heads=3", "width 32 is not divisible by heads 3"), ("prior.width=33", "width 33 is not divisible by heads 2"),
+    ("prior.schedule=sigmoid", "unknown schedule 'sigmoid': it is one of cosine, linear"),
+    ("prior.candidates=0", "candidates must be at least 1"), ("prior.num_timesteps=0", "num_timesteps must be at least 1"),
+    ("prior.sampling_steps=0", "sampling_steps must be from 1 to 1000, not 0"),
+    ("prior.text_drop=1.5", "text_drop must be from 0 to 1, not 1.5"), ("prior.std_per_dim=0", "std_per_dim must be above 0"),
+    ("prior.guidance=-1", "guidance must be at least 0"),
+    ("decoder.objective=foo", "unknown objective 'foo': it is one of eps, x_start, v"),
+    ("decoder.weighting=foo", "unknown weighting 'foo'"), ("decoder.schedule=foo", "unknown schedule 'foo'"),
+    ("decoder.sampler=euler", "unknown sampler 'euler': it is one of ddpm, ddim"),
+    ("decoder.sampling_steps=1001", "sampling_steps must be from 1 to 1000, not 1001"),
+    ("decoder.z_drop=-0.1", "z_drop must be from 0 to 1"), ("decoder.caption_drop=2", "caption_drop must be from 0 to 1"),
+    ("decoder.eta=-1", "eta must be at least 0"), ("decoder.vlb_weight=-1", "vlb_weight must be at least 0"),
+    ("decoder.text_heads=5", "text_width 32 is not divisible by text_heads 5"),
+    ("decoder.norm_groups=3", "not divisible by norm_groups 3"), ("decoder.head_dim=5", "not divisible by head_dim 5"),
+    ("decoder.model_channels=0", "model_channels must be at least 1"), ("decoder.channel_mult=", "channel_mult is empty"),
+    ("decoder.channel_mult=1,0", "channel_mult must be at least 1, not 0"),
+    ("decoder.attn_resolutions=8,5", "levels have the sides [16, 8]"),
+    ("decoder.patch_size=3", "patch_size · 2^(levels − 1) = 6 must divide them"),
+    ("decoder.patch_size=0", "patch_size must be at least 1"), ("decoder.dropout=1.1", "dropout must be from 0 to 1"),
+    ("decoder.emb_channels=0", "emb_channels must be at least 1"), ("upsampler1.objective=foo", "unknown objective 'foo'"),
+    ("upsampler2.degradation=fog", "it is one of blur, bsr, bsr_full"),
+    ("upsampler1.crop_fraction=0", "crop_fraction must be above 0 and at most 1"),
+    ("upsampler1.crop_fraction=1.5", "crop_fraction must be"), ("upsampler1.crop_fraction=0.3", "crops of 9 pixels"),
+    ("upsampler1.high_size=0", "high_size must be at least 1"),
+    ("upsampler2.sampling_steps=9999", "sampling_steps must be from 1 to 1000"),
+    ("upsampler2.num_timesteps=20", "needs more than 20 timesteps"), ("upsampler1.model_channels=7", "model_channels 7 is odd"),
+    ("upsampler1.norm_groups=5", "not divisible by norm_groups 5"), ("decoder.lr=0", "lr must be above 0, not 0.0"),
+    ("decoder.lr=-1", "lr must be above 0"), ("prior.steps=0", "steps must be at least 1"),
+    ("prior.batch_size=-3", "batch_size must be at least 1"), ("clip.beta2=1", "beta2 must be at least 0 and below 1"),
+    ("clip.decay=step", "unknown decay 'step': it is one of cosine, none"), ("clip.grad_clip=-1", "grad_clip must be at least 0"),
+    ("data.val_images=0", "val_images must be at least 1"), ("data.seed=-1", "seed must be from 0"), ("data.source=", "source is empty"),
+    ("tokenizer.vocab_size=513", "vocab_size must be at least 514, not 513")])
+def test_values_that_cannot_work_are_refused(argument, said):
+    message = failure(preset("micro"), f"--{argument}")
+    assert message.startswith(argument.split(".")[0] + ": ") and said in message
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_and_weighting_that_may_be_asked_for_exists(objective, weighting):
+    diffusion, x, t = GaussianDiffusion(), torch.randn(2, 3), torch.tensor([5, 900])
+    assert diffusion.loss(x, x, x, t, x, objective, weighting).isfinite().all()
+
+
 def test_followers_move_along(tiny):
-    c = override(tiny, ["--clip.clip_dim=96", "--clip.context_length=24", "--decoder.image_size=16", "--upsampler1.high_size=64"])
+    c = override(tiny, ["--clip.clip_dim=96", "--clip.context_length=24", "--decoder.image_size=16", "--upsampler1.high_size=64",
+                        "--decoder.attn_resolutions="])
     assert (c.prior.model.clip_dim, c.decoder.model.clip_dim) == (96, 96)
     assert (c.prior.model.context_length, c.decoder.model.context_length) == (24, 24)
     assert (c.upsampler1.model.low_size, c.upsampler2.model.low_size) == (16, 64)
     # Two numbers that only fit together: 96 is no multiple of the old 32 · 4, nor 128 of 24.
-    c = override(tiny, ["--decoder.image_size=24", "--upsampler1.high_size=96", "--upsampler2.high_size=384"])
+    c = override(tiny, ["--decoder.image_size=24", "--upsampler1.high_size=96", "--upsampler2.high_size=384",
+                        "--decoder.attn_resolutions="])
     assert (c.upsampler1.model.factor, c.upsampler2.model.factor) == (4, 4)
     c = changed(tiny, {"clip.vocab_size": 600, "clip.eot_id": 599})        # what train.py does once the tokenizer is there
     assert {m.vocab_size for m in (c.clip.model, c.prior.model, c.decoder.model)} == {600}
@@ -156,7 +209,7 @@ def test_stages_that_do_not_fit_are_refused(tiny):
 
 def test_every_key_is_unambiguous(tiny):
     """No name stands both in a stage's model and in its training, and all types are ones that the command line can give."""
-    for cls in MODELS.values():
+    for cls in MODEL_CONFIGS.values():
         assert not {f.name for f in dataclasses.fields(cls)} & {f.name for f in dataclasses.fields(TrainConfig)}
     for key, kind in kinds(tiny).items():
         text = configs.as_text(get(tiny, key))

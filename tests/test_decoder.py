@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import lively, three_words
 
 from mini_dalle2.decoder import Decoder, DecoderConfig
-from mini_dalle2.diffusion import strided_timesteps
+from mini_dalle2.sampling import strided_timesteps
 
 EOT, L, D, W = 20, 6, 12, 16
 TINY = DecoderConfig(image_size=8, clip_dim=D, model_channels=16, channel_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,), head_dim=8,
@@ -15,24 +16,17 @@ TINY = DecoderConfig(image_size=8, clip_dim=D, model_channels=16, channel_mult=(
 
 
 def tiny(seed=0, **changes):
-    """A small decoder with every parameter random, so that no zero at initialisation hides a path."""
+    """A small decoder, lively."""
     torch.manual_seed(seed)
-    model = Decoder(replace(TINY, **changes))
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.1 * torch.randn_like(p))
-    return model
+    return lively(Decoder(replace(TINY, **changes)), 0.1)
 
 
 def batch(n, seed=1):
-    """images (n, 3, 8, 8) in [-1, 1], z_img (n, D) of unit norm, distinct captions (n, L) with ids above EOT."""
+    """images (n, 3, 8, 8) in [-1, 1], z_img (n, D) of unit norm, captions (n, L)."""
     generator = torch.Generator().manual_seed(seed)
     images = (torch.rand(n, 3, 2, 2, generator=generator) * 2 - 1).repeat_interleave(4, 2).repeat_interleave(4, 3)
     z_img = F.normalize(torch.randn(n, D, generator=generator), dim=1)
-    tokens = torch.zeros(n, L, dtype=torch.long)
-    tokens[:, :4] = torch.stack([torch.full((n,), 19), torch.randint(1, 19, (n,), generator=generator), 21 + torch.arange(n) % 9,
-                                 torch.full((n,), EOT)], dim=1)
-    return images, z_img, tokens
+    return images, z_img, three_words(n, L, EOT, generator)
 
 
 def differ(a, b, threshold=1e-5):
@@ -81,10 +75,9 @@ def test_no_z_img_is_the_zero_vector_and_no_caption_is_padding():
     torch.testing.assert_close(emb, zeros_emb)
     torch.testing.assert_close(context, zeros_context)
     emb, context = model.condition(z, tokens, keep_text=keep)
-    empty = tokens.clone()
-    empty[1] = 0                                                           # no end-of-text: no caption
-    torch.testing.assert_close(context, model.condition(z, empty)[1])
-    torch.testing.assert_close(emb, model.condition(z, empty)[0])
+    states = model.ln_final(model.transformer(torch.stack([model.caption(tokens)[0], model.caption.padding])))
+    torch.testing.assert_close(context[:, 4:], states)
+    torch.testing.assert_close(emb, model.z_to_emb(z * D ** 0.5) + model.text_to_emb(states[:, -1]))
     nothing = model.condition(z, tokens, drop, drop)
     torch.testing.assert_close(nothing[0][0], nothing[0][1])               # all that is left is the same for everybody
     torch.testing.assert_close(nothing[1][0], nothing[1][1])
@@ -141,6 +134,23 @@ def test_loss_is_the_hybrid_loss_of_the_noised_picture(monkeypatch, objective, v
     for module in (model.unet, model.transformer, model.caption, model.z_to_emb, model.z_to_tokens):      # the text tower learns too
         assert all(p.grad is not None and p.grad.abs().max() > 0 for p in module.parameters())
     assert torch.equal(model.loss(images, z, tokens, torch.Generator().manual_seed(0)), value.detach())
+
+
+def test_loss_aware_timesteps_remember_the_losses_of_training_and_travel_with_the_weights():
+    model, parts = tiny(timestep_sampling="loss_aware"), batch(6)
+    generator = torch.Generator().manual_seed(0)
+    model.loss(*parts, generator)
+    assert model.timestep_sampler.counts.sum() == 6
+    model.eval().loss(*parts, generator)
+    assert model.timestep_sampler.counts.sum() == 6                        # only training is remembered
+    assert model.timestep_sampler.losses.sum() > 0
+    model.timestep_sampler.update(torch.arange(1000).repeat(10), torch.linspace(1, 3, 1000).repeat(10))
+    p = model.timestep_sampler.probabilities()
+    assert p[-1].item() == pytest.approx(3 * p[0].item(), rel=1e-2)
+    other = tiny(seed=5, timestep_sampling="loss_aware")
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other.timestep_sampler.probabilities(), p)
+    assert not [name for name in tiny().state_dict() if name.startswith("timestep_sampler")]      # the uniform one has nothing to keep
 
 
 # ---------------------------------------------------------------------- guidance and sampling

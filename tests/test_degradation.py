@@ -88,8 +88,6 @@ def test_blur_degradation_is_shrink_then_blur_or_shrink_alone():
     high = smooth_pictures(64, 32)
     shrunk = high.unflatten(3, (8, 4)).unflatten(2, (8, 4)).mean(dim=(3, 5))
     blurred = filter2d(shrunk, gaussian_kernel(3, 0.6))
-    assert torch.allclose(degrade(high, "blur", 4, rng(), blur_prob=0.0), shrunk, atol=1e-5)
-    assert torch.allclose(degrade(high, "blur", 4, rng(), blur_prob=1.0), blurred, atol=1e-5)
     mixed = degrade(high, "blur", 4, rng())
     is_blurred = (mixed - blurred).abs().amax(dim=(1, 2, 3)) < 1e-5
     is_sharp = (mixed - shrunk).abs().amax(dim=(1, 2, 3)) < 1e-5

@@ -11,7 +11,8 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from mini_dalle2.diffusion import (
-    GaussianDiffusion, ModelOutput, discretized_gaussian_log_likelihood, make_betas, normal_kl, strided_timesteps)
+    GaussianDiffusion, ModelOutput, discretized_gaussian_log_likelihood, make_betas, normal_kl)
+from mini_dalle2.sampling import strided_timesteps
 
 T = 1000
 

@@ -1,16 +1,18 @@
 """pipeline.py and sample.py: what comes out for which captions and seeds, and one sentence for every mistake."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-import sample
+import sample                                              # the script at the top level
 from mini_dalle2 import DALLE2
 from mini_dalle2.data import CaptionedShapes, to_pil
-from mini_dalle2.pipeline import load_model
+from mini_dalle2.pipeline import load_model, seeded
+from mini_dalle2.prior import DiffusionPrior
 from mini_dalle2.training import load_checkpoint, save_checkpoint
 
 CAPTIONS = ["a red circle above a blue square", "two cyan rings", "a small black star"]
@@ -61,6 +63,62 @@ def test_batches_do_not_show(model, monkeypatch):
     assert all(nearly(a, b) for row, again in zip(whole, draw(model, CAPTIONS, n=2, stage="base")) for a, b in zip(row, again))
 
 
+# ---------------------------------------------------------------------------------------------------------------- noise
+
+def starts(monkeypatch, model, **options):
+    """Draws one call; returns what each model was first shown, its noise: {stage: x_T}."""
+    seen = {}
+    parts = {"prior": model.prior, "decoder": model.decoder, **{f"up{i}": u for i, u in enumerate(model.upsamplers, start=1)}}
+    with monkeypatch.context() as patch:
+        for name, part in parts.items():
+            def watched(x, *rest, name=name, original=part.forward):
+                seen.setdefault(name, x.clone())
+                return original(x, *rest)
+            patch.setattr(part, "forward", watched)
+        draw(model, **options)
+    return seen
+
+
+def test_each_stage_has_noise_of_its_own(model, monkeypatch):
+    """More steps of the prior, or none of it, leave what decoder and upsamplers start from as it was; no two stages share noise."""
+    options = dict(captions=CAPTIONS[:2], n=2, seed=3)
+    seen = starts(monkeypatch, model, **options)
+    assert set(seen) == {"prior", "decoder", "up1", "up2"}
+    with monkeypatch.context() as patch:
+        patch.setattr(model.prior, "cfg", replace(model.prior.cfg, sampling_steps=4))      # two otherwise
+        longer = starts(monkeypatch, model, **options)
+    none = starts(monkeypatch, model, prior="none", **options)
+    fewer = starts(monkeypatch, model, steps=1, **options)
+    for name in ("decoder", "up1", "up2"):
+        assert all(torch.equal(seen[name][:, :3], other[name][:, :3]) for other in (longer, none, fewer))
+    numbers = [seen[name][0].flatten()[:32] for name in seen]
+    assert all(not torch.equal(numbers[i], numbers[j]) for i in range(4) for j in range(i))
+
+
+def test_base_pictures_do_not_depend_on_how_far_one_goes(model):
+    base, each = (draw(model, CAPTIONS, n=2, seed=1, stage=stage) for stage in ("base", "each"))
+    full = draw(model, CAPTIONS, n=2, seed=1, stage="full")
+    for i in range(3):
+        for j in range(2):
+            assert np.array_equal(pixels(base[i][j]), pixels(each[i][j]["base"]))
+            assert np.array_equal(pixels(full[i][j]), pixels(each[i][j]["up2"]))
+
+
+def test_more_pictures_begin_with_the_same_ones(model, monkeypatch):
+    one, four = draw(model, CAPTIONS[:2], n=1, seed=7), draw(model, CAPTIONS[:2], n=4, seed=7)
+    assert all(nearly(one[i][0], four[i][0]) for i in range(2))
+    monkeypatch.setattr(model.upsamplers[1], "CHUNK_PIXELS", 64 * 64)      # one large picture at a time
+    again = draw(model, CAPTIONS[:2], n=4, seed=7)
+    assert all(nearly(a, b) for row, other in zip(four, again) for a, b in zip(row, other))
+
+
+def test_seeds_of_any_size_differ():
+    """torch reads 32 bits of a seed: without hashing, 2 ** 32 would be 0 again."""
+    first = [torch.randn(4, generator=seeded(seed, stage)) for seed in (0, 1, -1, 2 ** 32, 2 ** 80) for stage in ("prior", "decoder")]
+    assert all(not torch.equal(first[i], first[j]) for i in range(10) for j in range(i))
+    assert torch.equal(first[0], torch.randn(4, generator=seeded(0, "prior")))
+
+
 def test_prior_none_gives_the_text_embedding_to_the_decoder(model, monkeypatch):
     seen = []
     decode = model.decode
@@ -73,7 +131,8 @@ def test_prior_none_gives_the_text_embedding_to_the_decoder(model, monkeypatch):
 
 def test_embeddings_are_unit_vectors_of_the_clip(model):
     images = [to_pil(CaptionedShapes("val", 16, 0, 4)[i]["image"]) for i in range(4)]
-    from_pil, from_tensor = model.encode_image(images), model.encode_image(torch.stack([CaptionedShapes("val", 16)[i]["image"] for i in range(4)]))
+    from_pil = model.encode_image(images)
+    from_tensor = model.encode_image(torch.stack([CaptionedShapes("val", 16)[i]["image"] for i in range(4)]))
     assert torch.allclose(from_pil, from_tensor, atol=0.02)                 # 8-bit rounding lies between them
     assert torch.allclose(from_pil.norm(dim=1), torch.ones(4)) and torch.allclose(model.encode_text(CAPTIONS).norm(dim=1), torch.ones(3))
     on_glass = images[0].convert("RGBA")
@@ -140,15 +199,17 @@ def command(capsys, *arguments):
 
 
 def test_command_writes_a_grid_and_singles(run, tmp_path, capsys):
-    code, errors = command(capsys, "text", *CAPTIONS[:2], "--run", run, "--n", 2, "--out", tmp_path / "new" / "grid.png", "--singles")
+    code, errors = command(capsys, "text", *CAPTIONS[:2], "--run", run, "--n", 2, "--out", tmp_path / "grid.png", "--singles")
     assert (code, errors) == (0, [])
-    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["grid-1-1.png", "grid-1-2.png", "grid-2-1.png", "grid-2-2.png", "grid.png"]
-    with Image.open(tmp_path / "new" / "grid-2-1.png") as image:
+    singles = [f"grid-{i}-{j}.png" for i in (1, 2) for j in (1, 2)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*singles, "grid.png"]
+    with Image.open(tmp_path / "grid-2-1.png") as image:
         assert image.size == (64, 64)
 
 
 @pytest.mark.parametrize("arguments", [
-    ["text", "", "--out", "x.png"], ["text", "a circle", "--out", "x.gif"], ["text", "a circle", "--n", "0"], ["text", "a circle", "--n", "two"],
+    ["text", "", "--out", "x.png"], ["text", "a circle", "--out", "x.gif"], ["text", "a circle", "--n", "0"],
+    ["text", "a circle", "--n", "two"],
     ["text"], ["paint", "a circle"], ["text", "a circle", "--colour", "red"], ["text", "word " * 200],
 ])
 def test_mistakes_are_one_sentence_and_exit_code_2(run, tmp_path, capsys, monkeypatch, arguments):
@@ -156,6 +217,43 @@ def test_mistakes_are_one_sentence_and_exit_code_2(run, tmp_path, capsys, monkey
     code, errors = command(capsys, *arguments, *(["--run", run] if len(arguments) > 1 else []))
     assert code == 2 and len(errors) == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (["--n=0"], "--n 0"), (["--n=-3"], "--n -3"), (["--n=1000000000"], "from 1 to 1000"), (["--seed=-1"], "--seed -1"),
+    (["--seed=9223372036854775808"], "--seed 9223372036854775808"), (["--seed=1.5"], "invalid int"), (["--steps=0"], "sampling steps"),
+    (["--guidance=-1"], "guidance"), (["--out=nowhere/x.png"], "there is no folder nowhere"), (["--out=x.tiff"], "written as .png"),
+    (["--out=x"], "written as .png"), (["--out=folder.png"], "is a folder"), (["--out=file/x.png"], "there is no folder file"),
+    (["--out=/proc/x.png"], "/proc"), (["--out=" + "x" * 300 + ".png"], "cannot be written")])
+def test_mistakes_are_found_before_anything_is_drawn(run, tmp_path, capsys, monkeypatch, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(DiffusionPrior, "sample", lambda *_, **__: pytest.fail("it was drawing already"))
+    before = sorted(run.iterdir())
+    code, errors = command(capsys, "text", "a circle", "--run", run, *arguments)
+    assert code == 2 and len(errors) == 1 and said in errors[0]
+    assert sorted(run.iterdir()) == before and sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.png"]
+
+
+def out_of_gpu_memory():
+    raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+
+@pytest.mark.parametrize("failure", [lambda: torch.empty(2 ** 55), lambda: bytearray(2 ** 55), out_of_gpu_memory])
+def test_too_little_memory_is_one_sentence(run, tmp_path, capsys, monkeypatch, failure):
+    monkeypatch.setattr(DALLE2, "decode", lambda *_: failure())
+    code, errors = command(capsys, "text", "a circle", "--run", run, "--out", tmp_path / "x.png")
+    assert code == 2 and len(errors) == 1 and "--n" in errors[0] and "--stage base" in errors[0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_failures_are_not_hidden(run, tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("shapes do not match")
+    monkeypatch.setattr(DALLE2, "decode", fail)
+    with pytest.raises(RuntimeError, match="shapes"):
+        sample.main(["text", "a circle", "--run", str(run), "--out", str(tmp_path / "x.png")])
 
 
 def test_no_run_is_one_sentence_too(tmp_path, capsys):

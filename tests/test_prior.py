@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import lively, three_words
 from diffusers import PriorTransformer
 
 from mini_dalle2.diffusion import ModelOutput
@@ -15,23 +16,16 @@ TINY = PriorConfig(clip_dim=D, width=32, layers=2, heads=2, vocab_size=30, conte
 
 
 def tiny(seed=0, **changes):
-    """A small prior with every parameter random, so that nothing is hidden by a zero or a small start."""
+    """A small prior, lively."""
     torch.manual_seed(seed)
-    model = DiffusionPrior(replace(TINY, **changes))
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.2 * torch.randn_like(p))
-    return model
+    return lively(DiffusionPrior(replace(TINY, **changes)), 0.2)
 
 
 def batch(n, seed=1):
-    """z_img, z_txt (n, D) of unit norm and distinct captions (n, L)."""
+    """z_img, z_txt (n, D) of unit norm, captions (n, L)."""
     generator = torch.Generator().manual_seed(seed)
     z_img, z_txt = (F.normalize(torch.randn(n, D, generator=generator), dim=1) for _ in range(2))
-    tokens = torch.zeros(n, L, dtype=torch.long)
-    tokens[:, :4] = torch.stack([torch.full((n,), 19), torch.randint(1, 19, (n,), generator=generator), 21 + torch.arange(n) % 9,
-                                 torch.full((n,), EOT)], dim=1)            # ids above EOT on purpose
-    return z_img, z_txt, tokens
+    return z_img, z_txt, three_words(n, L, EOT, generator)
 
 
 # ---------------------------------------------------------------------- the network
@@ -101,15 +95,16 @@ def test_parameter_count_of_the_paper():
 # ---------------------------------------------------------------------- the loss
 
 def test_embedding_scale_is_the_papers_17_2():
-    with torch.device("meta"):
-        assert DiffusionPrior(replace(TINY, clip_dim=1024, width=2)).embedding_scale == pytest.approx(17.2)
+    wide, z_img = DiffusionPrior(replace(TINY, clip_dim=1024, width=2)), torch.nn.functional.normalize(torch.randn(5, 1024), dim=1)
+    assert torch.allclose(wide.scale(z_img), 17.2 * z_img, atol=1e-6)
     model, (z_img, _, _) = tiny(), batch(50)
-    assert (z_img * model.embedding_scale).square().mean().sqrt().item() == pytest.approx(17.2 / 32)      # at every width
+    assert model.scale(z_img).square().mean().sqrt().item() == pytest.approx(17.2 / 32)                   # at every width
+    assert torch.allclose(model.unscale(model.scale(z_img)), z_img, atol=1e-6)
 
 
 def test_loss_is_the_squared_error_of_the_scaled_clean_embedding(monkeypatch):
     model, (z_img, z_txt, tokens), seen = tiny(), batch(8), {}
-    x_start = z_img * model.embedding_scale
+    x_start = model.scale(z_img)
 
     def forward(x_t, t, tokens, z_txt, keep=None):
         seen.update(x_t=x_t, t=t)

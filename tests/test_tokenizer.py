@@ -14,8 +14,9 @@ import pytest
 import regex
 import torch
 
-from mini_dalle2.tokenizer import (CHAR_TO_BYTE, END, WORD, BPETokenizer, clean, eot_position, learn_merges, merge_pair, split_words,
+from mini_dalle2.tokenizer import (CHAR_TO_BYTE, END, WORD, BPETokenizer, clean, learn_merges, merge_pair, split_words,
                                    word_symbols)
+from mini_dalle2.transformer import eot_position
 
 SHAPE_CAPTIONS = [f"a {size} {colour} {shape}" for size in ("small", "large") for colour in ("red", "blue", "yellow", "purple")
                   for shape in ("circle", "square", "triangle", "star")]
@@ -324,16 +325,6 @@ def test_bad_calls_say_what_is_wrong(trained):
     for bad in (-1, trained.vocab_size):
         with pytest.raises(ValueError, match=f"id {bad} is outside"):
             trained.decode([0, bad])
-
-
-def test_eot_position_is_the_first_eot_by_id():
-    tokens = torch.tensor([[9, 5, 7, 0, 0], [9, 7, 8, 7, 7], [7, 9, 9, 9, 9], [9, 8, 6, 5, 7]])
-    assert eot_position(tokens, 7).tolist() == [2, 1, 0, 4]                # the arg-max would say 0, 0, 1, 0
-    assert eot_position(tokens, 7).dtype == torch.long
-    with pytest.raises(ValueError, match="1 of 4 rows"):
-        eot_position(tokens.masked_fill(tokens == 0, 1)[:, :4], 7)
-    with pytest.raises(ValueError, match="shape"):
-        eot_position(tokens[0], 7)
 
 
 def test_eot_position_agrees_with_rows(ours, trained):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from conftest import ROOT, SMALL
 from mini_dalle2 import configs
 from mini_dalle2.data import CaptionedShapes, to_pil
 from mini_dalle2.pipeline import load_model
-from mini_dalle2.stages import Job, Pictures, signature
+from mini_dalle2.stages import SHOW, Job, Pictures, signature
 from mini_dalle2.training import load_checkpoint, read_metrics
 
 
@@ -43,7 +44,7 @@ def copy_of(run, folder, leave_out=()):
 
 def test_run_folder(run):
     names = {path.name for path in run.iterdir()}
-    stages = set(configs.MODELS)
+    stages = set(configs.MODEL_CONFIGS)
     assert {f"{stage}{end}" for stage in stages for end in (".pt", ".resume.pt", ".png", "_loss.png")} <= names
     assert names - {f"{stage}{end}" for stage in stages for end in (".pt", ".resume.pt", ".png", "_loss.png")} == {
         "config.json", "tokenizer.json", "embeddings.pt", "metrics.jsonl"}
@@ -59,7 +60,7 @@ def test_checkpoints_carry_all_that_sampling_needs(run):
     vocab = config.clip.model.vocab_size
     assert 514 < vocab < 640 and config.clip.model.eot_id == vocab - 1     # as the tokenizer came out, not as it was asked for
     signatures = set()
-    for stage in configs.MODELS:
+    for stage in configs.MODEL_CONFIGS:
         model, checkpoint = load_model(run / f"{stage}.pt")
         assert model.cfg == getattr(config, stage).model and configs.from_dict(checkpoint["config"]) == config
         assert checkpoint["step"] == 3 and "optimizer" not in checkpoint
@@ -82,7 +83,7 @@ def test_finished_stages_are_skipped_and_next_command_is_named(run, capsys):
     before = (run / "clip.pt").stat().st_mtime_ns
     code, out, _ = call(capsys, "--out", run, "--resume")
     assert code == 0 and out.count("was finished before") == 6 and (run / "clip.pt").stat().st_mtime_ns == before
-    assert out.strip().splitlines()[-1] == f'next: python sample.py text "a red circle above a blue square" --run {run}'
+    assert out.strip().splitlines()[-1] == f"next: python sample.py text 'a red circle above a blue square' --run {run}"
 
 
 def test_more_steps_on_resume(run, tmp_path, capsys):
@@ -90,6 +91,34 @@ def test_more_steps_on_resume(run, tmp_path, capsys):
     assert call(capsys, "--out", copy, "--resume", "--stage=decoder", "--decoder.steps=5", "--decoder.lr=1e-5")[0] == 0
     assert load_checkpoint(copy / "decoder.pt")["step"] == 5 and load_checkpoint(run / "decoder.pt")["step"] == 3
     assert json.loads((copy / "config.json").read_text())["decoder"]["train"]["lr"] == 1e-5
+
+
+def test_pictures_that_ctrl_c_prevented_are_drawn_on_resume(run, tmp_path, capsys, monkeypatch):
+    copy = copy_of(run, tmp_path / "copy", ["decoder.png", "upsampler1_loss.png", "prior.resume.pt"])      # the latter may be deleted
+    before = {path.name: path.stat().st_mtime_ns for path in copy.iterdir()}
+
+    def ctrl_c(*_):
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patch:
+        patch.setitem(SHOW, "decoder", ctrl_c)
+        code, _, error = call(capsys, "--out", copy, "--resume")
+        assert code == 130 and error == f"stopped; go on with: python train.py --out {copy} --resume"
+    code, out, _ = call(capsys, "--out", copy, "--resume")
+    assert code == 0 and out.count("was finished before") == 6
+    after = {path.name: path.stat().st_mtime_ns for path in copy.iterdir() if path.name != "config.json"}
+    assert set(after) - set(before) == {"decoder.png", "upsampler1_loss.png"}
+    assert all(after[name] == before[name] for name in before if name != "config.json")      # nothing was trained or drawn again
+
+
+def test_commands_to_go_on_with_can_be_pasted(run, tmp_path, capsys):
+    """A folder's name and a caption with spaces, quotes and a dollar sign, as a shell understands them."""
+    copy, caption = copy_of(run, tmp_path / "it's a $HOME"), 'a "cat", it\'s $5'
+    prepared = Job(configs.preset("micro"), copy, torch.device("cpu"), True)
+    prepared.config = configs.override(prepared.config, ["--data.source=elsewhere"])
+    prepared.pictures.captions = lambda: [caption]
+    train.summary(prepared, {})
+    line = capsys.readouterr().out.strip().splitlines()[-1].removeprefix("next: ")
+    assert shlex.split(line) == ["python", "sample.py", "text", caption, "--run", str(copy)]
 
 
 def test_one_stage_alone_equals_the_chain(run, tmp_path, capsys):
@@ -157,11 +186,36 @@ def test_folder_split_is_disjoint_and_fixed(folder):
     assert pictures.key() != key
 
 
+# ---------------------------------------------------------------------------------------------------------------- batches
+
+def job(*settings):
+    """A job of the micro preset, whose batches have 16 examples."""
+    return Job(configs.override(configs.preset("micro"), settings), Path("nowhere"), torch.device("cpu"), False)
+
+
 def test_few_examples_make_small_batches_of_distinct_ones():
-    job = Job(configs.preset("micro"), Path("nowhere"), torch.device("cpu"), False)
-    indices = job.batches("clip", 5)(torch.Generator().manual_seed(0))
-    assert sorted(indices.tolist()) == list(range(5))
-    assert len(set(job.batches("clip", 100)(torch.Generator()).tolist())) == 16
+    indices = job().batches("clip", 5)
+    assert all(sorted(indices(step).tolist()) == list(range(5)) for step in range(3))
+    assert len(set(job().batches("clip", 100)(0).tolist())) == 16
+
+
+@pytest.mark.parametrize("n", [16, 48, 100, 17])
+def test_an_epoch_shows_every_example_once(n):
+    """Laid end to end, the batches are all examples in one order, then in another, also where 16 does not divide n."""
+    indices = job().batches("decoder", n)
+    batches = [indices(step) for step in range(n)]                         # sixteen epochs
+    assert all(len(batch) == 16 for batch in batches)
+    epochs = torch.cat(batches).view(-1, n)
+    assert all(epoch.sort().values.tolist() == list(range(n)) for epoch in epochs)
+    assert len({tuple(epoch.tolist()) for epoch in epochs}) == len(epochs)  # each in an order of its own
+
+
+def test_batches_follow_from_seed_and_step_alone():
+    """So that a resumed run, which begins in the middle of an epoch, sees what the uninterrupted one sees."""
+    whole, resumed, other = job().batches("prior", 50), job().batches("prior", 50), job("--data.seed=1").batches("prior", 50)
+    expected = [whole(step) for step in range(12)]
+    assert all(torch.equal(resumed(step), expected[step]) for step in (5, 6, 11, 3))
+    assert not torch.equal(other(0), expected[0])
 
 
 # ---------------------------------------------------------------------------------------------------------------- mistakes
@@ -170,7 +224,8 @@ def test_few_examples_make_small_batches_of_distinct_ones():
     (["--preset=huge"], "invalid choice: 'huge'"), (["--stage=vae"], "invalid choice: 'vae'"), (["--device=abacus"], "abacus"),
     (["--decoder.lrr=1"], "closest is --decoder.lr"), (["--decoder.lr=fast"], "takes a finite number"), (["--lr", "3"], "no setting --lr"),
     (["stray"], "not understood"), (["--data=no/such/folder"], "no such folder"), (["--resume"], "nothing to resume"),
-    (["--decoder.head_dim=5"], "decoder cannot be built"), (["--clip.vision_heads=7"], "clip cannot be built"),
+    (["--decoder.head_dim=5"], "decoder"), (["--clip.vision_heads=7"], "clip"), (["--clip.patch_size=32"], "clip"),
+    (["--stage=tokenizer", "--upsampler2.model_channels=20"], "upsampler2"), (["--data.images=1000000000000"], "clip needs at least"),
     (["--stage=clip"], "tokenizer.json is missing"), (["--stage=prior"], "tokenizer.json is missing"),
     (["--out"], "expected one argument")])
 def test_mistakes_are_one_sentence(arguments, said, tmp_path, capsys):
@@ -179,6 +234,44 @@ def test_mistakes_are_one_sentence(arguments, said, tmp_path, capsys):
     error = capsys.readouterr().err
     assert code == 2 and said in error and error.startswith("train.py: ") and error.count("\n") == 1
     assert not out.exists() or {path.name for path in out.iterdir()} <= {"config.json"}    # nothing half-made
+
+
+def test_the_paper_is_too_large_at_once(tmp_path, capsys):
+    """250 million pictures of 256 × 256 for CLIP alone: 49 TB."""
+    code, out, error = call(capsys, "--preset=paper", "--device=cpu", "--out", tmp_path / "run")
+    assert code == 2 and out == "" and not (tmp_path / "run").exists()
+    assert error.startswith("train.py: clip needs at least 19.7 GB for its weights and 49,152.0 GB for its pictures")
+
+
+def test_sizes_that_only_fail_when_run_are_found_before_training():
+    """A layer that does not fit its input shows in a step, not when it is made."""
+    cfg = configs.preset("micro")
+    for stage in configs.MODEL_CONFIGS:
+        train.rehearse(stage, getattr(cfg, stage).model)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match="decoder cannot work with these sizes: .*50.* .*60"):
+        patch.setattr(train.MODELS["decoder"][0], "forward", lambda self, x, t, condition: torch.empty(2, 50) @ torch.empty(60, 2))
+        train.rehearse("decoder", cfg.decoder.model)
+
+
+def test_memory_is_counted(folder, monkeypatch):
+    cfg = configs.override(configs.preset("micro"), ["--data.images=1000"])
+    shapes, own = (Job(configs.override(cfg, more), Path("nowhere"), torch.device("cpu"), False)
+                   for more in ([], [f"--data.source={folder}"]))
+    assert shapes.needs("decoder")[1] == 1000 * 3 * 16 * 16 and shapes.needs("upsampler2")[1] == 16 * 3 * 64 * 64
+    assert own.needs("decoder")[1] == 12 * 3 * 16 * 16                     # no more than there are
+    weights = sum(p.numel() for p in train.MODELS["prior"][0](cfg.prior.model).parameters())
+    assert own.needs("prior")[0] == 20 * weights
+    train.check_memory(shapes, configs.STAGES)
+    monkeypatch.setattr(train.os, "sysconf", lambda name: 1000)            # a machine of one megabyte
+    train.check_memory(shapes, ["tokenizer"])
+    with pytest.raises(ValueError, match="clip needs at least .* this machine has 0.0 GB"):
+        train.check_memory(shapes, configs.STAGES)
+
+
+def test_too_little_memory_is_one_sentence(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(train, "learn", lambda job, stage: torch.empty(2 ** 55))
+    code, _, error = call(capsys, *SMALL, "--stage=tokenizer", "--out", tmp_path / "run")
+    assert code == 2 and "not enough memory" in error and "batch_size" in error
 
 
 def test_no_finished_work_is_destroyed(run, capsys):

@@ -32,7 +32,7 @@ class Toy(nn.Module):
         return (self.net(x + 0.1 * torch.randn(x.shape, generator=generator)) - y).square().mean()
 
 
-def toy_batch(generator):
+def toy_batch(generator, step=0):
     """A batch of a fixed problem, the examples chosen by `generator`."""
     x = torch.randn(16, 4, generator=generator)
     return x, x[:, :1] * x[:, 1:2]
@@ -172,7 +172,7 @@ def test_only_matrices_decay():
 # ---------------------------------------------------------------------------------------------------------------- the loop
 
 def test_fit_learns_and_leaves_its_files(tmp_path):
-    def easy(generator):
+    def easy(generator, step):
         x = torch.randn(16, 4, generator=generator)
         return x, x[:, :1]
     cfg = TrainConfig(steps=200, lr=3e-2, warmup=10, ema=0.99, log_every=20, save_every=70)
@@ -207,7 +207,7 @@ def test_resume_equals_an_uninterrupted_run(tmp_path, rho):
 
     calls = []
 
-    def stopping(generator):
+    def stopping(generator, step):
         calls.append(1)
         if len(calls) == 38:                                               # after the checkpoint at 30, before that at 40
             raise RuntimeError("the power went")
@@ -232,7 +232,7 @@ def test_resuming_a_finished_stage_takes_no_step(tmp_path):
     cfg = TrainConfig(steps=6, warmup=0)
     model = run_toy(tmp_path, cfg)
     (tmp_path / "toy.pt").unlink()                                         # as if the machine had gone down between the two files
-    again = run_toy(tmp_path, cfg, resume=True, draw=lambda generator: pytest.fail("a step was taken"))
+    again = run_toy(tmp_path, cfg, resume=True, draw=lambda *_: pytest.fail("a step was taken"))
     assert states_equal(model.state_dict(), again.state_dict()) and load_checkpoint(tmp_path / "toy.pt")["step"] == 6
 
 
@@ -303,7 +303,7 @@ import sys, time, torch
 from pathlib import Path
 sys.path.insert(0, "tests")
 from test_training import TrainConfig, run_toy, toy_batch
-def slow(generator):
+def slow(generator, step):
     time.sleep(0.02)
     return toy_batch(generator)
 run_toy(Path(sys.argv[1]), TrainConfig(steps=100000, warmup=0, save_every=100000, log_every=1), draw=slow)

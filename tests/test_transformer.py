@@ -9,7 +9,7 @@ from diffusers.models.embeddings import get_timestep_embedding
 from torch import nn
 
 from mini_dalle2.transformer import (
-    MLP, Attention, Block, CaptionEmbedding, QuickGELU, Transformer, attention, attention_by_hand, caption_mask, merge_heads, split_heads,
+    MLP, Attention, Block, CaptionEmbedding, QuickGELU, Transformer, attention, attention_by_hand, eot_position, merge_heads, split_heads,
     timestep_embedding)
 
 EOT = 7
@@ -114,13 +114,17 @@ def test_timestep_embedding_is_the_published_one():
     torch.testing.assert_close(ours.double(), torch.cat([angle.cos(), angle.sin()], 1), atol=1e-4, rtol=1e-5)
 
 
-def test_caption_mask_ends_at_the_first_end_of_text():
-    tokens = caption(6, [6, 3, EOT], [6, 9, 30, EOT, EOT], [EOT], [6, 1, 2, 3, 4, 5], [6, 3, EOT, 4, EOT, 9])
-    expected = []
-    for row in tokens.tolist():
-        end = row.index(EOT) if EOT in row else -1                         # without one: no caption at all
-        expected.append([i <= end for i in range(6)])
-    assert caption_mask(tokens, EOT).tolist() == expected
+def test_eot_position_is_the_first_eot_by_id():
+    tokens = caption(6, [6, 3, EOT], [6, 9, 30, EOT, EOT], [EOT], [6, 1, 2, 3, 4, EOT], [6, 3, EOT, 4, EOT, 9])
+    assert eot_position(tokens, EOT).tolist() == [row.index(EOT) for row in tokens.tolist()] == [2, 3, 0, 5, 2]
+    assert eot_position(tokens, EOT).dtype == torch.long
+
+
+def test_a_caption_without_end_is_an_error_not_an_empty_one():
+    tokens = caption(6, [6, 3, EOT], [6, 3, 4])
+    for read in (lambda: eot_position(tokens, EOT), lambda: CaptionEmbedding(40, 6, 8, EOT)(tokens)):
+        with pytest.raises(ValueError, match="1 of 2 rows of tokens hold no end-of-text id 7"):
+            read()
 
 
 def test_caption_embedding_adds_positions_and_pads_with_learned_vectors():
@@ -138,9 +142,9 @@ def test_caption_embedding_adds_positions_and_pads_with_learned_vectors():
 
 def test_dropped_caption_is_padding_throughout():
     torch.manual_seed(0)
-    embedding, tokens = CaptionEmbedding(40, 6, 8, EOT), caption(6, [6, 30, EOT], [6, 1, EOT], [6, 1, 2])
-    x = embedding(tokens, torch.tensor([True, False, True]))
-    assert torch.equal(x[0], embedding(tokens)[0]) and torch.equal(x[1], embedding.padding) and torch.equal(x[2], embedding.padding)
+    embedding, tokens = CaptionEmbedding(40, 6, 8, EOT), caption(6, [6, 30, EOT], [6, 1, EOT])
+    x = embedding(tokens, torch.tensor([True, False]))
+    assert torch.equal(x[0], embedding(tokens)[0]) and torch.equal(x[1], embedding.padding)
 
 
 def test_caption_of_another_length_is_an_error():

@@ -185,7 +185,7 @@ def test_attention_sits_at_the_named_resolutions(patch_size, image_size):
 
 def test_attention_needs_whole_heads():
     with pytest.raises(ValueError, match="head_dim"):
-        AttentionBlock(replace(TINY, head_dim=16), 24)
+        replace(TINY, head_dim=16)
 
 
 # ---------------------------------------------------------------------- the whole

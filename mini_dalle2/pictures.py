@@ -1,0 +1,64 @@
+"""The captioned pictures of a run, at any size: drawn or read from a folder, split, and kept in memory as tables.
+
+Shapes: N pictures. Read next: data.py, folder.py.
+"""
+
+import hashlib
+import math
+
+import torch
+from torch.utils.data import Subset
+
+from .data import CaptionedFolder, CaptionedShapes, load_table
+
+
+class Pictures:
+    """The captioned pictures of a run: data sets of any size, and tables of them in memory; the last training table is kept."""
+
+    def __init__(self, cfg, device):
+        self.cfg, self.device, self.last, self.there = cfg, device, (None, None), math.inf     # as many shapes as one likes
+        if cfg.source != "shapes":
+            folder = self.folder(1)
+            self.there = len(folder)
+            print(folder.report)
+
+    def folder(self, size):
+        """All pictures of the folder, at size × size."""
+        return CaptionedFolder(self.cfg.source, size)
+
+    def dataset(self, split, size, limit):
+        """At most `limit` examples of "train" or "val". A folder lends a tenth of its pictures to "val", chosen by the seed."""
+        if self.cfg.source == "shapes":
+            return CaptionedShapes(split, size, self.cfg.seed, limit)
+        folder = self.folder(size)
+        order = torch.randperm(len(folder), generator=torch.Generator().manual_seed(self.cfg.seed)).tolist()
+        lent = min(self.cfg.val_images, len(folder) // 10)
+        if lent == 0:                                                      # too few to spare any: then "val" shows training pictures
+            return Subset(folder, order[:limit])
+        return Subset(folder, order[:lent][:limit] if split == "val" else order[lent:][:limit])
+
+    def table(self, split, size, limit):
+        """-> uint8 pictures (N, 3, size, size), on the GPU if they take less than a quarter of it, and their N captions."""
+        if split == "val":
+            return load_table(self.dataset(split, size, limit), progress=False)
+        if self.last[0] != (size, limit):
+            self.last = (None, None)                                       # the old one goes before the new one comes
+            pictures, captions = load_table(self.dataset(split, size, limit))
+            if self.device.type == "cuda" and pictures.nbytes < torch.cuda.mem_get_info(self.device)[0] / 4:
+                pictures = pictures.to(self.device)
+            self.last = (size, limit), (pictures, captions)
+        return self.last[1]
+
+    def captions(self):
+        """All captions of the training pictures, without drawing or reading those."""
+        dataset = self.dataset("train", 1, self.cfg.images)
+        if self.cfg.source == "shapes":
+            return [dataset.scene(i).text for i in range(len(dataset))]
+        return [text for i in dataset.indices for text in dataset.dataset.texts(i)]
+
+    def key(self):
+        """A text that changes when the training pictures do."""
+        cfg, files = self.cfg, []
+        if cfg.source != "shapes":
+            files = [(str(file), file.stat().st_mtime_ns, file.stat().st_size, texts) for file, texts in self.folder(1).pictures]
+        return hashlib.sha256(repr((cfg.source, cfg.images, cfg.val_images, cfg.seed, files)).encode()).hexdigest()
