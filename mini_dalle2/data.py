@@ -133,6 +133,11 @@ def article(colour):
     return ("an " if colour[0] in "aeiou" else "a ") + colour
 
 
+def relation_caption(first, relation, second):
+    """Two (colour, shape) and how the first lies from the second: "a red circle above a blue square"."""
+    return f"{article(first[0])} {first[1]} {relation} {article(second[0])} {second[1]}"
+
+
 class Draw:
     """Random choices for one example. Built on `random.random()` alone, the one stream that Python promises never to change."""
 
@@ -188,8 +193,7 @@ def make_scene(rng, pairs):
         along, across = sign * (0.24 + rng.uniform(-0.025, 0.025)), rng.uniform(-0.10, 0.10)
         x, y = 0.5 + dx * along + abs(dy) * across, 0.5 + dy * along + abs(dx) * across
         things.append(Thing(c, s, x, y, rng.uniform(*RELATION_RADIUS)))
-    (c1, s1), (c2, s2) = two
-    return Scene(f"{article(c1)} {s1} {relation} {article(c2)} {s2}", background, tuple(things))
+    return Scene(relation_caption(two[0], relation, two[1]), background, tuple(things))
 
 
 class CaptionedShapes(Dataset):

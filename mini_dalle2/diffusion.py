@@ -172,14 +172,13 @@ class GaussianDiffusion(nn.Module):
 
     def loss_weight(self, t, objective, weighting):
         """Factor per example (B,) on the squared error in the space of `objective`. See `loss`."""
+        check_choice("loss weighting", weighting, WEIGHTINGS)
         if weighting == "none":
             return torch.ones_like(t, dtype=torch.float32)
-        if weighting in ("min_snr", "snr_plus_1"):
-            check_choice("objective", objective, OBJECTIVES)
-            snr = self.snr[t]
-            of_x_start = (snr if weighting == "min_snr" else snr + 1).clamp(max=5.0)
-            return of_x_start / {"eps": snr, "x_start": torch.ones_like(snr), "v": snr + 1}[objective]
-        raise ValueError(f"unknown loss weighting '{weighting}': it is 'none', 'min_snr' or 'snr_plus_1'")
+        check_choice("objective", objective, OBJECTIVES)
+        snr = self.snr[t]
+        of_x_start = (snr if weighting == "min_snr" else snr + 1).clamp(max=5.0)
+        return of_x_start / {"eps": snr, "x_start": torch.ones_like(snr), "v": snr + 1}[objective]
 
     def vlb_term(self, out, x_start, x_t, t):
         """One term of the variational bound per example, in bits per dimension (B,): KL(q‖p) for t > 0, −log p(x_0 | x_1) at t = 0."""
@@ -212,8 +211,7 @@ def normal_kl(mean1, log_var1, mean2, log_var2):
 
 
 def discretized_gaussian_log_likelihood(x, mean, log_scale):
-    """log-probability per element, in nats, of 8-bit images x in [-1, 1]: the Gaussian's mass in x ± 1/255, tails open at ±1 (DDPM Eq. 13).
-    """
+    """log-probability per element, in nats, of 8-bit images x in [-1, 1]: the Gaussian's mass in x ± 1/255, tails open at ±1 (DDPM Eq. 13)."""
     def cdf(z):
         return 0.5 * torch.erfc(-z / math.sqrt(2))                         # exact far into the left tail, unlike ½(1 + erf)
 

@@ -13,7 +13,7 @@ References: NegCLIP (2210.01936), which exchanges words of a caption. Read next:
 
 import torch
 
-from .data import article
+from .data import relation_caption
 from .metrics import parse_caption
 from .transformer import eot_position
 
@@ -29,8 +29,8 @@ def near_misses(caption):
     if kind != "relation":
         return []
     (c1, s1), (c2, s2) = things
-    versions = (OPPOSITE[relation], c1, s1, c2, s2), (relation, c2, s1, c1, s2), (relation, c1, s2, c2, s1)
-    texts = [f"{article(c)} {s} {word} {article(d)} {t}" for word, c, s, d, t in versions]
+    texts = [relation_caption((c1, s1), OPPOSITE[relation], (c2, s2)), relation_caption((c2, s1), relation, (c1, s2)),
+             relation_caption((c1, s2), relation, (c2, s1))]
     return [text for text in texts if text != caption]                     # two equal shapes cannot be exchanged
 
 

@@ -140,7 +140,7 @@ class EMA:
 
 
 class Streams:
-    """Random streams: `data` (on the CPU: crops), `noise` (the model's device: t, ε, dropped conditions), torch's own (dropout).
+    """Random streams: `data` (on the CPU: crops, near misses), `noise` (the model's device: t, ε, dropped conditions), torch's own (dropout).
 
     Their states are part of a checkpoint, so that a resumed run draws what the uninterrupted one would have drawn.
     """

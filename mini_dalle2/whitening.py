@@ -3,9 +3,10 @@
     w = (z − mean) · U diag(1 / (s + f·s̄)),   z = mean + w · diag(s + f·s̄) Uᵀ           U, s: directions of z and their standard deviations
 
 The paper's prior and decoder take z_img as it is, times a constant. A large CLIP needs no more. In ours, a dozen directions (colour,
-shape, how many) are ten times wider than the next fifty, and *which* colour belongs to *which* shape lies in those fifty. A squared error hardly notices them, and a linear layer learns them last. One probe shows it (a network of one hidden layer
-that reads two-object captions off z_img): it gets both colours, both shapes and the relation right for 36 % of unseen pictures as they
-are, for 79 % whitened, and for only 14 % of what a prior samples that was trained without.
+shape, how many) are ten times wider than the next fifty, and *which* colour belongs to *which* shape lies in those fifty. A squared
+error hardly notices them, and a linear layer learns them last. One probe shows it (a network of one hidden layer that reads two-object
+captions off z_img): it gets both colours, both shapes and the relation right for 36 % of unseen pictures as they are, for 79 % whitened,
+and for only 14 % of what a prior samples that was trained without.
 
 Shapes: B batch, D = clip_dim. References: Kessy, Lewin and Strimmer, "Optimal whitening and decorrelation" (1512.00809), PCA whitening.
 Read next: prior.py and decoder.py, which use it.
