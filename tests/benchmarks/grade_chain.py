@@ -62,7 +62,7 @@ def main():
         found = retrieval_accuracy(z_img, z_txt, captions)
         print(f"{split}: CLIP finds the right caption among {len(captions)} for {found:.1%} of the pictures")
         results[f"{split} retrieval"] = found
-        captions = captions[:args.n]
+        captions, z_img = captions[:args.n], z_img[:args.n]
         for guidance in args.guidance:
             label = f"{split}" + ("" if guidance is None else f", guidance {guidance:g}")
             seeds = [args.seed] * len(captions)
