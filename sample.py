@@ -1,10 +1,16 @@
-"""Draw pictures from captions with a trained run.
+"""Draw pictures from captions with a trained run, or change pictures that are there.
 
     python sample.py text "a red circle above a blue square"
-    python sample.py text "two cyan rings" "a small red circle" --n 6 --seed 3 --guidance 3 --steps 100 --out grid.png
+    python sample.py text "two cyan rings" "a small red circle" --n 6 --seed 3 --guidance 3 --steps 100 --prior ar --rerank 24
+    python sample.py variations cat.png                          other pictures of what CLIP sees in it
+    python sample.py interpolate cat.png dog.png                 the way from one to the other
+    python sample.py textdiff cat.png "a red circle" "a blue circle"
+    python sample.py inpaint cat.png mask.png "a red circle"     new only where the mask is white; the caption describes all of it
+    python sample.py reconstruct cat.png --components 1 2 5 20   what more and more principal components of its embedding say
+    python sample.py classify cat.png "a red circle" "two cyan rings"
 
-writes one grid, a row for each caption, and with --singles every picture by itself beside it. The same caption and seed give the same
-picture, whatever else is drawn with it; picture j of a row has seed + j. Read next: mini_dalle2/pipeline.py, which does the work.
+Each writes one labelled grid; with --singles every picture by itself beside it. The same caption and seed give the same picture, whatever
+else is drawn with it; picture j of a row has seed + j. Read next: mini_dalle2/pipeline.py, which does the work.
 """
 
 import argparse
@@ -12,9 +18,12 @@ import sys
 import time
 from pathlib import Path
 
+from PIL import Image
+
 from mini_dalle2 import DALLE2
 from mini_dalle2.configs import Parser
 from mini_dalle2.data import caption_grid
+from mini_dalle2.folder import central_square
 from mini_dalle2.pipeline import out_of_memory
 from mini_dalle2.training import atomic_open
 
@@ -23,24 +32,53 @@ def parse(argv):
     """Command line -> namespace. Raises ValueError for anything that cannot be done."""
     parser = Parser(prog="sample.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(dest="verb", required=True, parser_class=Parser)
-    text = verbs.add_parser("text", help="draw captions")
-    text.add_argument("captions", nargs="+", metavar="CAPTION")
-    text.add_argument("--run", default="runs/tiny", help="run folder of train.py (default: runs/tiny)")
-    text.add_argument("--n", type=int, default=4, help="pictures of each caption (default: 4)")
-    text.add_argument("--seed", type=int, default=0)
-    text.add_argument("--guidance", type=float, help="the decoder's guidance scale, 1 for none (default: the run's own)")
-    text.add_argument("--steps", type=int, help="the decoder's sampling steps (default: the run's own)")
-    text.add_argument("--stage", choices=["full", "base"], default="full", help="base: the decoder's small pictures only")
-    text.add_argument("--out", type=Path, metavar="FILE.png", help="the grid (default: sample.png in the run folder)")
-    text.add_argument("--singles", action="store_true", help="also write every picture as FILE-ROW-COLUMN.png")
-    text.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--run", default="runs/tiny", help="run folder of train.py (default: runs/tiny)")
+    common.add_argument("--seed", type=int, default=0)
+    common.add_argument("--out", type=Path, metavar="FILE.png", help="the grid (default: VERB.png in the run folder)")
+    common.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    drawing = argparse.ArgumentParser(add_help=False, parents=[common])
+    drawing.add_argument("--steps", type=int, help="the decoder's sampling steps (default: the run's own)")
+    drawing.add_argument("--stage", choices=["full", "base"], default="full", help="base: the decoder's small pictures only")
+    drawing.add_argument("--singles", action="store_true", help="also write every picture as FILE-ROW-COLUMN.png")
+
+    def verb(name, help, arguments, parent=drawing, **options):
+        one = verbs.add_parser(name, help=help, parents=[parent])
+        for argument, nargs in arguments.items():
+            one.add_argument(argument, nargs=nargs, metavar=argument.rstrip("s").upper())
+        for option, (kind, default, what) in options.items():
+            one.add_argument(f"--{option}", type=kind, default=default, help=what)
+        return one
+
+    number = int, 4, "pictures (default: 4)"
+    guidance = float, None, "the decoder's guidance scale, 1 for none (default: the run's own)"
+    unguided = float, 1.0, "the decoder's guidance scale (default: 1, none)"
+    text = verb("text", "draw captions", {"captions": "+"}, n=number, guidance=guidance,
+                rerank=(int, None, "draw so many of each, show the --n that CLIP finds closest to the caption"))
+    inpaint = verb("inpaint", "draw into a picture", {"image": None, "mask": None, "caption": None}, n=number, guidance=guidance)
+    for one in (text, inpaint):
+        one.add_argument("--prior", choices=DALLE2.PRIORS, default="diffusion", help="where the image embedding comes from; z_txt takes CLIP's "
+                         "text embedding for it, caption does without (default: diffusion)")
+    verb("variations", "other pictures of what CLIP sees in one", {"image": None}, n=number, guidance=unguided,
+         eta=(float, 1.0, "0 reconstructs, 1 varies most (default: 1)"))
+    interpolate = verb("interpolate", "from one picture to another", {"image": None, "other": None}, n=(int, 6, "pictures (default: 6)"))
+    interpolate.add_argument("--fixed-noise", action="store_true", help="one random x_T all the way, from --seed")
+    textdiff = verb("textdiff", "change a picture as one caption differs from another", {"image": None, "source": None, "target": None},
+                    guidance=unguided)
+    textdiff.add_argument("--theta", type=float, nargs="+", default=[0, 0.125, 0.25, 0.375, 0.5], help="how far to go (default: 0 to 0.5)")
+    reconstruct = verb("reconstruct", "a picture from its own latents", {"image": None})
+    reconstruct.add_argument("--components", type=int, nargs="+", help="from so many principal components of z_img (default: from all and x_T)")
+    verb("classify", "which caption fits?", {"image": None, "captions": "+"}, parent=common)
+
     args = parser.parse_args(argv)
-    if not 1 <= args.n <= 1000:
+    if not 1 <= getattr(args, "n", 1) <= 1000:
         raise ValueError(f"--n {args.n}: from 1 to 1000 pictures of each caption")
     if not 0 <= args.seed < 2 ** 63:
         raise ValueError(f"--seed {args.seed}: a whole number from 0 to 2 ** 63 - 1")
+    if not 0 <= getattr(args, "eta", 0) <= 1:
+        raise ValueError(f"--eta {args.eta}: a number from 0 to 1")
     if args.out or Path(args.run).is_dir():                                # that there is no run is for DALLE2.load to say
-        args.out = args.out or Path(args.run) / "sample.png"
+        args.out = args.out or Path(args.run) / ("sample.png" if args.verb == "text" else f"{args.verb}.png")
         check_out(args.out)
     return args
 
@@ -61,26 +99,104 @@ def check_out(path):
         raise ValueError(f"--out {path} cannot be written: {error.strerror}") from None
 
 
-def text(args):
-    """The verb "text": draw, write the grid, say where it is."""
+def open_picture(path):
+    """A picture from a file. Raises FileNotFoundError, ValueError for anything that Pillow cannot read in full."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no picture {path}")
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image
+    except Exception as error:                                             # Pillow raises half a dozen types for a damaged file
+        raise ValueError(f"{path} cannot be read as a picture ({type(error).__name__})") from None
+
+
+def fitted(model, path):
+    """A picture for the model, (image, its name as a label); says so when it is not a square of the model's own size."""
+    image = open_picture(path)
+    if image.size != (model.size, model.size):
+        print(f"note: {path} has {image.width} x {image.height} pixels; its central square is taken at {model.size} x {model.size}")
+    return image, f"given: {Path(path).name}"
+
+
+def square(model, image):
+    """What the model is given of a picture, to be shown."""
+    return central_square(image, model.size)
+
+
+# ---------------------------------------------------------------------------------------------------------------- the verbs
+# Each: (model, args, options for drawing) -> (rows of PIL images, labels as caption_grid takes them)
+
+def text(model, args, options):
+    rows = model.text_to_image(args.captions, n=args.n, seed=args.seed, prior=args.prior, guidance=args.guidance, rerank=args.rerank, **options)
+    return rows, args.captions
+
+
+def variations(model, args, options):
+    image, name = fitted(model, args.image)
+    drawn = model.variations(image, args.n, args.eta, args.seed, args.guidance, **options)
+    return [[square(model, image), *drawn]], [[name] + [f"η = {args.eta:g}, seed {args.seed + j}" for j in range(args.n)]]
+
+
+def interpolate(model, args, options):
+    (a, name_a), (b, name_b) = fitted(model, args.image), fitted(model, args.other)
+    drawn = model.interpolate(a, b, args.n, args.seed if args.fixed_noise else None, **options)
+    labels = [f"θ = {j / (args.n - 1):.2f}" for j in range(args.n)]
+    return [[square(model, a), *drawn, square(model, b)]], [[name_a, *labels, name_b]]
+
+
+def textdiff(model, args, options):
+    image, name = fitted(model, args.image)
+    drawn = model.textdiff(image, args.source or None, args.target, args.theta, args.guidance, **options)
+    return [[square(model, image), *drawn]], [[name] + [f"θ = {theta:g}: to {args.target}" for theta in args.theta]]
+
+
+def inpaint(model, args, options):
+    (image, name), mask = fitted(model, args.image), open_picture(args.mask)
+    drawn = model.inpaint(image, mask, args.caption, args.n, args.seed, args.prior, args.guidance, **options)
+    return [[square(model, image), square(model, mask), *drawn]], [[name, "mask"] + [f"{args.caption}, seed {args.seed + j}" for j in range(args.n)]]
+
+
+def reconstruct(model, args, options):
+    image, name = fitted(model, args.image)
+    drawn = model.reconstruct(image, args.components, args.seed, **options)
+    labels = [f"{count} components" for count in args.components] if args.components else ["from z_img and x_T"]
+    return [[square(model, image), *drawn]], [[name, *labels]]
+
+
+def classify(model, args, options):
+    image, name = fitted(model, args.image)
+    found = sorted(zip(model.classify(image, args.captions).tolist(), args.captions), reverse=True)
+    lines = [f"{share:6.1%}  {caption}" for share, caption in found]
+    print("\n".join(lines))
+    return [[square(model, image)]], [[name + "\n" + "\n".join(lines)]]
+
+
+VERBS = {f.__name__: f for f in (text, variations, interpolate, textdiff, inpaint, reconstruct, classify)}
+
+
+def work(args):
+    """Draws, writes the grid, says where it is."""
     began = time.perf_counter()
     model = DALLE2.load(args.run, args.device)
-    rows = model.text_to_image(args.captions, n=args.n, seed=args.seed, guidance=args.guidance, steps=args.steps, stage=args.stage)
-    files = {args.out: caption_grid(rows, args.captions)}
-    if args.singles:
+    options = {} if args.verb == "classify" else {"steps": args.steps, "stage": args.stage}
+    rows, labels = VERBS[args.verb](model, args, options)
+    files = {args.out: caption_grid(rows, labels)}
+    if getattr(args, "singles", False):
         files |= {args.out.with_name(f"{args.out.stem}-{i}-{j}.png"): picture
                   for i, row in enumerate(rows, start=1) for j, picture in enumerate(row, start=1)}
     for path, picture in files.items():
         with atomic_open(path) as file:
             picture.save(file, format="PNG")
     seconds = time.perf_counter() - began
-    print(f"{sum(map(len, rows))} pictures of {rows[0][0].width} pixels in {seconds:.0f} s: {', '.join(map(str, files))}")
+    drawn = sum(map(len, rows))
+    print(f"{drawn} picture{'s' * (drawn > 1)} of {rows[0][0].width} pixels in {seconds:.0f} s: {', '.join(map(str, files))}")
 
 
 def main(argv=None):
     """The command: 0 when all went well, 2 after a mistake (one sentence on standard error), 130 after Ctrl-C."""
     try:
-        text(parse(argv))
+        work(parse(argv))
         return 0
     except KeyboardInterrupt:
         return 130

@@ -6,7 +6,7 @@
     python train.py --resume                                 go on after Ctrl-C, or after the power went
     python train.py --out runs/slow --decoder.lr=3e-4 --decoder.steps=8000
 
-Stages: tokenizer, clip, prior, decoder, upsampler1, upsampler2 (mini_dalle2/stages.py says what each learns from). A run folder holds
+Stages: tokenizer, clip, prior, ar_prior, decoder, upsampler1, upsampler2 (mini_dalle2/stages.py says what each learns from). A run folder holds
 config.json, tokenizer.json, a checkpoint STAGE.pt, a loss curve and a picture for each stage, and metrics.jsonl. A run keeps its
 configuration: with --resume, or for one more stage, only the changes need to be given. Read next: mini_dalle2/stages.py.
 """
@@ -95,8 +95,8 @@ def rehearse(stage, cfg):
                 model(high, torch.zeros(2, dtype=torch.long), high)
                 return
             z, tokens = torch.empty(2, cfg.clip_dim), torch.empty(2, cfg.context_length, dtype=torch.long)
-            images = None if stage == "prior" else torch.empty(2, 3, cfg.image_size, cfg.image_size)
-            model.loss(*{"clip": (images, tokens), "prior": (z, z, tokens), "decoder": (images, z, tokens)}[stage])
+            images = torch.empty(2, 3, cfg.image_size, cfg.image_size) if stage in ("clip", "decoder") else None
+            model.loss(*{"clip": (images, tokens), "decoder": (images, z, tokens)}.get(stage, (z, z, tokens)))
     except (ValueError, RuntimeError, ArithmeticError, IndexError, TypeError) as error:
         raise ValueError(f"{stage} cannot work with these sizes: {error}") from None
 
@@ -126,7 +126,7 @@ def finished(job, stage):
     step, steps = checkpoint["step"], getattr(job.config, stage).train.steps
     if step < steps and not (job.run / f"{stage}.resume.pt").is_file():
         raise ValueError(f"{path} has {step} of {steps} steps, but {stage}.resume.pt, which is needed to go on, is not there")
-    if stage in ("prior", "decoder") and checkpoint["clip_signature"] != job.frozen_clip()[1]:
+    if stage in configs.ON_CLIP and checkpoint["clip_signature"] != job.frozen_clip()[1]:
         raise ValueError(f"{path} was trained on the embeddings of another CLIP: delete it and {stage}.resume.pt, or use another --out")
     return step >= steps
 

@@ -287,13 +287,15 @@ def load_table(dataset, progress=True):
 
 def wrap(draw, text, font, width):
     """Break a text into lines no wider than `width` pixels: list of str; a single long word stays whole."""
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and draw.textlength(longer, font=font) > width:
-            lines.append(word)
-        else:
-            lines[-1] = longer
+    lines = []
+    for paragraph in text.split("\n"):
+        lines.append("")
+        for word in paragraph.split():
+            longer = f"{lines[-1]} {word}".strip()
+            if lines[-1] and draw.textlength(longer, font=font) > width:
+                lines.append(word)
+            else:
+                lines[-1] = longer
     return lines
 
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from .checks import check_captions, check_choice, check_divisible, check_positive, check_range
 from .diffusion import TIMESTEP_SAMPLERS, GaussianDiffusion, check_diffusion, randn_like
-from .sampling import ddim_step, ddpm_step, guide, sample_loop, strided_timesteps
+from .sampling import ddim_invert, ddim_step, ddpm_step, guide, keep_known, sample_loop, strided_timesteps
 from .transformer import CaptionEmbedding, Transformer
 from .unet import UNet, UNetConfig
 from .whitening import Whitening
@@ -85,6 +85,7 @@ class Decoder(nn.Module):
     """U-Net, text transformer and the two ways in for z_img."""
 
     Z_TOKENS = 4
+    REFINE = 3                          # corrections of each step of the inversion
 
     def __init__(self, cfg):
         super().__init__()
@@ -101,18 +102,24 @@ class Decoder(nn.Module):
         self.z_to_emb = nn.Linear(cfg.clip_dim, emb_dim)
         self.z_to_tokens = nn.Linear(cfg.clip_dim, self.Z_TOKENS * cfg.text_width)
 
+    def measure(self, z_img, z_txt):
+        """Fits what is fixed before training to the training embeddings (N, D): the whitening, if there is to be one."""
+        if self.cfg.whiten_z:
+            self.whitening.fit(z_img)
+
     def condition(self, z_img, tokens, keep_z=None, keep_text=None):
         """All that the U-Net is told besides x_t and t, computed once per picture because it does not depend on t.
 
-        z_img (B, D) of unit norm, tokens (B, L); keep_z, keep_text (B,) bool, False drops that condition (None keeps all).
-        -> emb (B, E), context (B, 4 + L, W).
+        z_img (B, D) of unit norm, tokens (B, L); keep_z, keep_text (B,) bool, False drops that condition (None keeps all). One of z_img
+        and tokens may be None: dropped throughout. -> emb (B, E), context (B, 4 + L, W).
         """
         # mini: the paper does not scale z_img on its way in. Unless fitted, whitening is times √D: unit variance, as linear layers like it.
-        z = self.whitening(z_img)                                          # (B, D)
+        z = self.whitening(z_img) if z_img is not None else torch.zeros(len(tokens), self.cfg.clip_dim, device=tokens.device)  # (B, D)
         if keep_z is not None:
             # mini: of the two nulls that §2.1 names, zero or learned, the zero vector, which Fig. 8 needs; no caption is all padding.
             z = z * keep_z[:, None]
-        states = self.ln_final(self.transformer(self.caption(tokens, keep_text)))          # (B, L, W)
+        caption = self.caption(tokens, keep_text) if tokens is not None else self.caption.padding.expand(len(z), -1, -1)
+        states = self.ln_final(self.transformer(caption))                  # (B, L, W)
         emb = self.z_to_emb(z) + self.text_to_emb(states[:, -1])           # GLIDE pools the last position
         z_tokens = self.z_to_tokens(z).unflatten(-1, (self.Z_TOKENS, -1))  # (B, 4, W)
         return emb, torch.cat([z_tokens, states], dim=1)
@@ -140,11 +147,11 @@ class Decoder(nn.Module):
 
     def denoiser(self, z_img, tokens, guidance=1.0, clip=1.0):
         """denoise(x, t) -> ModelOutput for these conditions, guided by `guidance` (1: not at all) away from "no z_img, no caption"."""
-        B = len(z_img)
+        B, device = (len(z_img), z_img.device) if z_img is not None else (len(tokens), tokens.device)
         condition = self.condition(z_img, tokens)
         if guidance != 1.0:
             # mini: the paper does not say what guidance leads away from: here a picture without z_img and without caption.
-            drop = torch.zeros(B, dtype=torch.bool, device=z_img.device)
+            drop = torch.zeros(B, dtype=torch.bool, device=device)
             null = self.condition(z_img, tokens, drop, drop)
             condition = tuple(torch.cat([a, b]) for a, b in zip(condition, null))
 
@@ -158,18 +165,34 @@ class Decoder(nn.Module):
         return denoise
 
     @torch.no_grad()
-    def sample(self, z_img, tokens, guidance=None, steps=None, generator=None, progress=False, x_T=None, eta=None):
-        """Pictures (B, 3, S, S) in [-1, 1] for z_img (B, D), tokens (B, L), from a model in eval mode.
+    def sample(self, z_img, tokens, guidance=None, steps=None, generator=None, progress=False, x_T=None, eta=None, known=None):
+        """Pictures (B, 3, S, S) in [-1, 1] for z_img (B, D), tokens (B, L), one of which may be None, from a model in eval mode.
 
         `x_T` (B, 3, S, S) replaces the random start. guidance, steps and DDIM's eta: None takes the configuration's. `generator`: one,
-        or a list with one per picture (see diffusion.randn_like). Raises ValueError for a number of steps outside 1..T.
+        or a list with one per picture (see diffusion.randn_like). known: (picture (B, 3, S, S), mask (B or 1, 1, S, S)): only where the
+        mask is 1 anything is drawn, to go with the rest (by DDIM). Raises ValueError for a number of steps outside 1..T.
         """
         cfg = self.cfg
         if x_T is None:
-            x_T = randn_like(torch.empty(len(z_img), 3, cfg.image_size, cfg.image_size, device=z_img.device), generator)
+            given = z_img if z_img is not None else tokens
+            x_T = randn_like(torch.empty(len(given), 3, cfg.image_size, cfg.image_size, device=given.device), generator)
         x_T = x_T.contiguous(memory_format=torch.channels_last)
         # mini: the paper's sampler is "ddpm", with the learned variance. A preset that hardly trains that one takes "ddim" (see `tiny`).
-        step = ddpm_step if cfg.sampler == "ddpm" else ddim_step(cfg.eta if eta is None else eta)
+        step = ddpm_step if cfg.sampler == "ddpm" and eta is None and known is None else ddim_step(cfg.eta if eta is None else eta)
         denoise = self.denoiser(z_img, tokens, cfg.guidance if guidance is None else guidance)
+        if known is not None:
+            denoise = keep_known(denoise, self.diffusion, *known)
         timesteps = strided_timesteps(cfg.num_timesteps, cfg.sampling_steps if steps is None else steps)
         return sample_loop(self.diffusion, denoise, x_T, step, timesteps, generator, progress).clamp(-1, 1)
+
+    @torch.no_grad()
+    def invert(self, images, z_img, steps=None, progress=False):
+        """The x_T (B, 3, S, S) from which DDIM with η = 0 draws `images` (B, 3, S, S), given their z_img (B, D) (§3).
+
+        For `sample(z_img, None, guidance=1, eta=0, x_T=x_T)` with as many steps. z_img and x_T together are the paper's bipartite latent.
+        """
+        # mini: the paper does not say what else the decoder is told: here no caption and no guidance.
+        timesteps = strided_timesteps(self.cfg.num_timesteps, self.cfg.sampling_steps if steps is None else steps)
+        denoise = self.denoiser(z_img, None)
+        x_0 = images.contiguous(memory_format=torch.channels_last)
+        return ddim_invert(self.diffusion, denoise, x_0, timesteps, self.REFINE, progress)

@@ -2,28 +2,34 @@
 
     P(x | y) = P(x | z_img, y) · P(z_img | y)                                                                     (unCLIP §2)
 
-The right factor is the prior, the left one decoder and upsamplers. This file only passes tensors from one built module to the next.
+The right factor is the prior, the left one decoder and upsamplers. This file only passes tensors from one built module to the next: from
+captions to pictures, and, by z_img and the noise x_T together, from pictures to others like them, between them, or changed (§3).
 
-Shapes: B pictures, L context length, D = clip_dim.
-References: unCLIP (2204.06125) §2 and Table 3 for the steps of each model. Read next: sample.py at the top level, which calls this.
+Shapes: B pictures, L context length, D = clip_dim, s side of the decoder's pictures, S of the largest.
+References: unCLIP (2204.06125) §2, §3, §4, and Table 3 for the steps of each model. Read next: sample.py at the top level, which calls this.
 """
 
+import itertools
 import warnings
 import zlib
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
+from .ar_prior import ARPrior, ARPriorConfig
 from .clip import CLIP, CLIPConfig
 from .decoder import Decoder, DecoderConfig
 from .folder import central_square, from_pil, to_float, to_pil
 from .prior import DiffusionPrior, PriorConfig
+from .sampling import slerp
 from .tokenizer import BPETokenizer
 from .training import load_checkpoint, pick_device
 from .upsampler import Upsampler, UpsamplerConfig
 
-MODELS = {"clip": (CLIP, CLIPConfig), "prior": (DiffusionPrior, PriorConfig), "decoder": (Decoder, DecoderConfig),
+MODELS = {"clip": (CLIP, CLIPConfig), "prior": (DiffusionPrior, PriorConfig), "ar_prior": (ARPrior, ARPriorConfig),
+          "decoder": (Decoder, DecoderConfig),
           "upsampler1": (Upsampler, UpsamplerConfig), "upsampler2": (Upsampler, UpsamplerConfig)}
 
 
@@ -53,14 +59,20 @@ def out_of_memory(error):
 
 
 class DALLE2:
-    """Tokenizer, CLIP, prior, decoder and up to two upsamplers, ready to draw."""
+    """Tokenizer, CLIP, priors, decoder and up to two upsamplers, ready to draw.
+
+    What one does with a picture, instead of a caption, goes by the paper's bipartite latent (§3): z_img, what CLIP sees in it, and x_T,
+    the noise from which the decoder draws just this one of all the pictures with that z_img.
+    """
 
     BATCH = 64                          # pictures drawn at once by prior and decoder
+    PRIORS = ("diffusion", "ar", "z_txt", "caption")
 
-    def __init__(self, tokenizer, clip, prior, decoder, upsamplers=(), device="cpu"):
+    def __init__(self, tokenizer, clip, prior, decoder, upsamplers=(), device="cpu", ar_prior=None):
         self.device = torch.device(device)
         self.tokenizer, self.context_length = tokenizer, decoder.cfg.context_length
         self.clip, self.prior, self.decoder = clip.to(self.device), prior.to(self.device), decoder.to(self.device)
+        self.ar_prior = ar_prior and ar_prior.to(self.device)
         self.upsamplers = [upsampler.to(self.device) for upsampler in upsamplers]
         for model in (self.decoder, *self.upsamplers):
             model.to(memory_format=torch.channels_last)                    # convolutions are faster so, on CPU and GPU
@@ -69,8 +81,9 @@ class DALLE2:
     def load(cls, path=None, device=None):
         """From a run folder of train.py ("runs/tiny" if none is given); device "cpu", "cuda" or None, the best there is.
 
-        A run whose upsamplers are not trained yet draws base pictures. Raises FileNotFoundError when the folder or one of the
-        tokenizer, CLIP, prior and decoder is missing, ValueError for a damaged file or stages that do not belong together.
+        A run whose upsamplers are not trained yet draws base pictures; one without the autoregressive prior does without. Raises
+        FileNotFoundError when the folder or one of CLIP, prior and decoder is missing, ValueError for a damaged file or stages that do
+        not belong together.
         """
         run = Path(path or "runs/tiny")
         if not run.is_dir():
@@ -78,8 +91,8 @@ class DALLE2:
         models, signatures = {}, {}
         for stage in MODELS:
             file = run / f"{stage}.pt"
-            if not file.is_file() and stage.startswith("upsampler"):
-                break                                                      # the second is of no use without the first
+            if not file.is_file() and stage in OPTIONAL:
+                continue
             if not file.is_file():
                 raise FileNotFoundError(f"{run} has no {stage}.pt: train it with `python train.py --stage {stage} --out {run}`")
             models[stage], checkpoint = load_model(file)
@@ -88,11 +101,19 @@ class DALLE2:
                 warnings.warn(f"{file} is not finished: {checkpoint['step']} of {checkpoint['steps']} steps", stacklevel=2)
             if stage == "clip":
                 tokenizer = BPETokenizer.from_state_dict(checkpoint["tokenizer"])
-        for stage in ("prior", "decoder"):
-            if signatures[stage] != signatures["clip"]:
+        for stage in ("prior", "ar_prior", "decoder"):
+            if stage in models and signatures[stage] != signatures["clip"]:
                 raise ValueError(f"{run}/{stage}.pt was trained on the embeddings of another CLIP than {run}/clip.pt: train it again")
-        upsamplers = [model for stage, model in models.items() if stage.startswith("upsampler")]
-        return cls(tokenizer, models["clip"], models["prior"], models["decoder"], upsamplers, pick_device(device or "auto"))
+        upsamplers = [models[stage] for stage in ("upsampler1", "upsampler2") if stage in models]
+        if "upsampler1" not in models:
+            upsamplers = []                                                # the second is of no use without the first
+        return cls(tokenizer, models["clip"], models["prior"], models["decoder"], upsamplers, pick_device(device or "auto"),
+                   models.get("ar_prior"))
+
+    @property
+    def size(self):
+        """Side of the largest pictures that it draws."""
+        return self.upsamplers[-1].cfg.high_size if self.upsamplers else self.decoder.cfg.image_size
 
     # ------------------------------------------------------------------ into CLIP's space
 
@@ -111,57 +132,217 @@ class DALLE2:
         """z_txt (B, D) of unit norm for captions (list of str)."""
         return self.clip.encode_text(self.tokens(captions))
 
-    @torch.no_grad()
-    def encode_image(self, images):
-        """z_img (B, D) of unit norm for images: a PIL image, a list of them (any mode and size), or a tensor (B, 3, S, S) in [-1, 1]."""
-        size = self.clip.cfg.image_size
+    def pixels(self, images, size):
+        """A PIL image, a list of them (any mode and size) or a tensor (B, 3, size, size) in [-1, 1] -> such a tensor, on the device."""
         if not torch.is_tensor(images):
             images = [images] if isinstance(images, Image.Image) else images
             images = torch.stack([to_float(from_pil(central_square(image, size))) for image in images])
-        return self.clip.encode_image(images.to(self.device))
+        return images.to(self.device)
+
+    @torch.no_grad()
+    def encode_image(self, images):
+        """z_img (B, D) of unit norm for images: a PIL image, a list of them (any mode and size), or a tensor (B, 3, S, S) in [-1, 1]."""
+        return self.clip.encode_image(self.pixels(images, self.clip.cfg.image_size))
+
+    @torch.no_grad()
+    def invert(self, images, steps=None, progress=False):
+        """The bipartite latent of images, as `encode_image` takes them: z_img (B, D), x_T (B, 3, s, s), s the decoder's size (§3)."""
+        z_img = self.encode_image(images)
+        return z_img, self.decoder.invert(self.pixels(images, self.decoder.cfg.image_size), z_img, steps, progress)
+
+    @torch.no_grad()
+    def classify(self, image, captions):
+        """Zero-shot classification (CLIP §3.1): the probability of each of the captions, (K,), if one of them belongs to the image."""
+        return self.clip.zero_shot(self.pixels(image, self.clip.cfg.image_size), self.tokens(captions))[0]
 
     # ------------------------------------------------------------------ out of it
 
-    def text_to_image(self, captions, n=1, seed=0, prior="diffusion", guidance=None, steps=None, stage="full", progress=True):
+    def text_to_image(self, captions, n=1, seed=0, prior="diffusion", guidance=None, steps=None, stage="full", progress=True, rerank=None):
         """Draw n pictures for each caption: list (caption) of lists (n) of PIL images.
 
         seed: picture j of every caption depends on (caption, seed + j) alone, whatever else is drawn with it. Each stage has noise of
         its own, so that other settings of one leave what the others draw from as it was.
-        prior: "diffusion", or "none", which gives z_txt to the decoder in z_img's place (the paper's Fig. 8, middle row).
+        prior: where z_img comes from: "diffusion" or "ar", the two priors; the rows of the paper's Fig. 8 without one are "z_txt", which
+        gives CLIP's text embedding to the decoder in its place, and "caption", which gives it nothing but the caption, as GLIDE.
         guidance, steps: of the decoder; None takes its configuration's. The prior and the upsamplers keep their own.
         stage: "full" for the largest pictures, "base" for the decoder's, "each" for dicts {"base", "up1", "up2"} of PIL images.
+        rerank: draw so many, and return the n of them that CLIP finds closest to the caption, the best first.
         Raises ValueError for captions or numbers that cannot be drawn.
         """
-        if prior not in ("diffusion", "none"):
-            raise ValueError(f"unknown prior '{prior}': it is 'diffusion' or 'none'")
+        if prior not in self.PRIORS:
+            raise ValueError(f"unknown prior '{prior}': it is one of {', '.join(self.PRIORS)}")
+        if prior == "ar" and self.ar_prior is None:
+            raise ValueError("this run has no autoregressive prior: train it with --stage ar_prior")
         if stage not in ("full", "base", "each"):
             raise ValueError(f"unknown stage '{stage}': it is 'full', 'base' or 'each'")
         if n < 1:
             raise ValueError(f"{n} pictures: ask for at least one")
+        if rerank is not None and rerank < n:
+            raise ValueError(f"rerank {rerank}: to choose {n} pictures, draw at least as many")
+        self.check(guidance, steps)
+        tokens = self.tokens(captions)                                     # (K, L)
+        K, drawn = len(tokens), rerank or n
+        tokens, seeds = tokens.repeat_interleave(drawn, dim=0), [seed + j for j in range(drawn)] * K
+        z_img = self.embed(tokens, seeds, prior, progress)                 # (K · drawn, D)
+        base = self.base(z_img, tokens, seeds, progress, guidance=guidance, steps=steps)
+        if rerank:                                                         # before the upsamplers, which have less to do then
+            fit = (self.encode_image([to_pil(image) for image in base]) * self.encode_text(captions).repeat_interleave(drawn, 0)).sum(-1)
+            best = fit.view(K, drawn).topk(n).indices + drawn * torch.arange(K, device=fit.device)[:, None]      # (K, n)
+            base, seeds = base[best.flatten()], [seeds[i] for i in best.flatten().tolist()]
+        pictures = self.enlarge(base, seeds, stage, progress)
+        return [pictures[i:i + n] for i in range(0, len(pictures), n)]
+
+    def check(self, guidance=None, steps=None):
+        """Raises ValueError unless the decoder can draw with them."""
         if steps is not None and not 1 <= steps <= self.decoder.cfg.num_timesteps:
             raise ValueError(f"{steps} sampling steps: the decoder takes 1 to {self.decoder.cfg.num_timesteps}")
         if guidance is not None and not 0 <= guidance < 1e4:
             raise ValueError(f"guidance {guidance}: it is a number from 0 up, 1 for none")
-        tokens = self.tokens(captions).repeat_interleave(n, dim=0)         # (B, L), B = captions · n
-        seeds = [seed + j for j in range(n)] * (len(tokens) // n)
+
+    @torch.no_grad()
+    def embed(self, tokens, seeds, prior="diffusion", progress=False):
+        """z_img (B, D) for tokens (B, L) and B seeds, from what `prior` names (see `text_to_image`); None for "caption"."""
+        if prior == "caption":
+            return None
+        z_txt = torch.cat([self.clip.encode_text(part) for part in tokens.split(self.BATCH)])
+        if prior == "z_txt":
+            return z_txt
+        model = self.ar_prior if prior == "ar" else self.prior
+        noise = [seeded(s, "prior") for s in seeds]
+        return torch.cat([model.sample(*part, generator=some, progress=progress) for *part, some in zip(
+            tokens.split(self.BATCH), z_txt.split(self.BATCH), batched(noise, self.BATCH))])
+
+    def base(self, z_img, tokens, seeds, progress=False, x_T=None, **options):
+        """The decoder's pictures (B, 3, s, s) in [-1, 1]: z_img (B, D) or None, tokens (B, L) or None, B seeds, x_T (B, 3, s, s) or None.
+
+        options: guidance, steps, eta, known, as Decoder.sample has them.
+        """
+        def parts(x):
+            return itertools.repeat(None) if x is None else x.split(self.BATCH)
+
+        noise = batched([seeded(s, "decoder") for s in seeds], self.BATCH)
+        return torch.cat([self.decoder.sample(z, y, generator=some, x_T=x, progress=progress, **options)
+                          for some, z, y, x in zip(noise, parts(z_img), parts(tokens), parts(x_T))])
+
+    def enlarge(self, base, seeds, stage="full", progress=False):
+        """Base pictures (B, 3, s, s) -> list of B PIL images, or of dicts of them, as `text_to_image` returns them."""
         pictures = []
-        for part, part_seeds in zip(tokens.split(self.BATCH), batched(seeds, self.BATCH)):
-            noise = [seeded(s, "prior") for s in part_seeds]
-            z_txt = self.clip.encode_text(part)
-            z_img = z_txt if prior == "none" else self.prior.sample(part, z_txt, generator=noise, progress=progress)
-            pictures += self.decode(z_img, part, part_seeds, guidance, steps, stage, progress)
-        return [pictures[i:i + n] for i in range(0, len(pictures), n)]
+        for part, some in zip(base.split(self.BATCH), batched(seeds, self.BATCH)):
+            images = {"base": part}
+            for i, upsampler in enumerate(self.upsamplers if stage != "base" else (), start=1):
+                noise = [seeded(s, f"upsampler{i}") for s in some]
+                images[f"up{i}"] = upsampler.sample(list(images.values())[-1], generator=noise, progress=progress)
+            if stage == "each":
+                pictures += [{name: to_pil(batch[j]) for name, batch in images.items()} for j in range(len(part))]
+            else:
+                pictures += [to_pil(image) for image in list(images.values())[-1]]
+        return pictures
 
     def decode(self, z_img, tokens, seeds, guidance=None, steps=None, stage="full", progress=True):
         """From z_img (B, D), tokens (B, L) and B seeds to a list of B pictures, or dicts of them, as `text_to_image` returns them."""
-        noise = [seeded(s, "decoder") for s in seeds]
-        images = {"base": self.decoder.sample(z_img, tokens, guidance, steps, noise, progress)}
+        return self.enlarge(self.base(z_img, tokens, seeds, progress, guidance=guidance, steps=steps), seeds, stage, progress)
+
+    # ------------------------------------------------------------------ from picture to picture (unCLIP §3 and §4)
+
+    def variations(self, image, n=4, eta=1.0, seed=0, guidance=1.0, steps=None, stage="full", progress=True):
+        """n pictures of what CLIP sees in this one (§3.1): list of PIL images.
+
+        eta 0 reconstructs it, the more the less is kept of what z_img does not say. image: PIL, any mode and size.
+        """
+        self.check(guidance, steps)
+        z_img, x_T = self.invert(image, steps, progress)
+        seeds = [seed + j for j in range(n)]
+        base = self.base(z_img.expand(n, -1), None, seeds, progress, x_T.expand(n, -1, -1, -1), guidance=guidance, steps=steps, eta=eta)
+        return self.enlarge(base, seeds, stage, progress)
+
+    def reconstruct(self, image, components=None, seed=0, steps=None, stage="full", progress=True):
+        """The picture from its own latents: list of PIL images.
+
+        components None: from (z_img, x_T), one picture, the input again. Otherwise numbers of principal components (§4, Fig. 7): one
+        picture for each, from z_img with only so many of them left and one noise for all. Raises ValueError without an AR prior's PCA.
+        """
+        self.check(steps=steps)
+        if components is None:
+            z_img, x_T = self.invert(image, steps, progress)
+        else:
+            if self.ar_prior is None:
+                raise ValueError("the principal components belong to the autoregressive prior: train it with --stage ar_prior")
+            z_img = self.encode_image(image)
+            z_img = torch.cat([self.ar_prior.codes.project(z_img, count) for count in components])
+            x_T = self.start(seed).expand(len(z_img), -1, -1, -1)
+        seeds = [seed] * len(z_img)
+        return self.enlarge(self.base(z_img, None, seeds, progress, x_T, guidance=1.0, steps=steps, eta=0.0), seeds, stage, progress)
+
+    def start(self, seed):
+        """One x_T (1, 3, s, s) that follows from the seed alone."""
+        size = self.decoder.cfg.image_size
+        return torch.randn(1, 3, size, size, generator=seeded(seed, "decoder")).to(self.device)
+
+    def interpolate(self, a, b, n=5, seed=None, steps=None, stage="full", progress=True):
+        """n ≥ 2 pictures on the way from image a to image b (§3.2): list of PIL images.
+
+        z_img goes along the great circle. seed None: x_T too, so that both ends are reconstructions of a and b. A number: all are drawn
+        from one random x_T (the paper's Fig. 4), so that only what z_img says changes.
+        """
+        self.check(steps=steps)
+        if n < 2:
+            raise ValueError(f"{n} pictures: an interpolation has at least two, its ends")
+        (z_a, x_a), (z_b, x_b) = (self.invert(image, steps, progress) if seed is None else (self.encode_image(image), self.start(seed))
+                                  for image in (a, b))
+        theta = torch.linspace(0, 1, n, device=self.device)
+        z_img = slerp(z_a.expand(n, -1), z_b.expand(n, -1), theta)
+        x_T = slerp(x_a.expand(n, -1, -1, -1), x_b.expand(n, -1, -1, -1), theta)
+        seeds = [seed or 0] * n
+        return self.enlarge(self.base(z_img, None, seeds, progress, x_T, guidance=1.0, steps=steps, eta=0.0), seeds, stage, progress)
+
+    def textdiff(self, image, source, target, theta=(0.0, 0.125, 0.25, 0.375, 0.5), guidance=1.0, steps=None, stage="full", progress=True):
+        """The image, changed as the caption `target` differs from the caption `source` (§3.3): a PIL image for each theta.
+
+        z_d = normalised z_txt(target) − z_txt(source), z_θ = slerp(z_img, z_d, θ); x_T stays. source: what the image shows, a dummy like
+        "a photo", or None, which takes z_txt(target) itself. theta: how far, from 0 to 1; the paper goes to between 0.25 and 0.5.
+        """
+        self.check(guidance, steps)
+        theta = torch.as_tensor(theta, dtype=torch.float32, device=self.device).flatten()
+        if not 0 <= theta.min() <= theta.max() <= 1:
+            raise ValueError(f"theta {theta.tolist()}: from 0, the picture itself, to 1")
+        z_d = self.encode_text([target])
+        if source is not None:
+            z_d = z_d - self.encode_text([source])
+            if z_d.norm() < 1e-4:
+                raise ValueError("both captions mean the same to this CLIP: there is no difference to follow")
+        z_img, x_T = self.invert(image, steps, progress)
+        n = len(theta)
+        z_img = slerp(z_img.expand(n, -1), F.normalize(z_d, dim=-1).expand(n, -1), theta)
+        base = self.base(F.normalize(z_img, dim=-1), None, [0] * n, progress, x_T.expand(n, -1, -1, -1), guidance=guidance, steps=steps,
+                         eta=0.0)
+        return self.enlarge(base, [0] * n, stage, progress)
+
+    @torch.no_grad()
+    def inpaint(self, image, mask, caption, n=1, seed=0, prior="diffusion", guidance=None, steps=None, stage="full", progress=True):
+        """n pictures that show the caption, and outside the mask are the image, pixel for pixel: list of PIL images.
+
+        image: PIL, any mode; it is taken at the size of the result, its central square. mask: PIL of the same size as the image, white (or
+        anything above half) where something new is wanted. The caption describes the whole picture. Raises ValueError.
+        """
+        self.check(guidance, steps)
+        if mask.size != image.size:
+            raise ValueError(f"the mask has {mask.width} x {mask.height} pixels, the image {image.width} x {image.height}: "
+                             f"they must be of the same size")
+        size = self.decoder.cfg.image_size if stage == "base" else self.size
+        wanted = (self.pixels(mask, size).mean(1, keepdim=True) > 0).float()               # (1, 1, S, S)
+        if not wanted.any():
+            raise ValueError("nothing in the mask is white: there is nothing to draw")
+        seeds, tokens = [seed + j for j in range(n)], self.tokens([caption]).expand(n, -1)
+
+        def known(side):                                                   # a coarse pixel is new if any fine one in it is
+            return self.pixels(image, side), F.max_pool2d(wanted, size // side)
+
+        z_img = self.embed(tokens, seeds, prior, progress)
+        images = self.base(z_img, tokens, seeds, progress, guidance=guidance, steps=steps, known=known(self.decoder.cfg.image_size))
         for i, upsampler in enumerate(self.upsamplers if stage != "base" else (), start=1):
             noise = [seeded(s, f"upsampler{i}") for s in seeds]
-            images[f"up{i}"] = upsampler.sample(list(images.values())[-1], generator=noise, progress=progress)
-        if stage == "each":
-            return [{name: to_pil(batch[i]) for name, batch in images.items()} for i in range(len(tokens))]
-        return [to_pil(image) for image in list(images.values())[-1]]
+            images = upsampler.sample(images, generator=noise, progress=progress, known=known(upsampler.cfg.high_size))
+        return [to_pil(torch.where(wanted[0] > 0, new, self.pixels(image, size)[0])) for new in images]
 
 
 def batched(items, size):

@@ -16,13 +16,14 @@ References: unCLIP (2204.06125) §2.2, App. C, Table 3. Read next: unet.py, deco
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .checks import check_captions, check_divisible, check_positive, check_range
+from .checks import check_captions, check_choice, check_divisible, check_positive, check_range
 from .diffusion import GaussianDiffusion, check_diffusion, randn_like
-from .sampling import ddpm_step, guide, sample_loop, strided_timesteps
+from .sampling import analytic_step, ddpm_step, guide, sample_loop, strided_timesteps
 from .transformer import CaptionEmbedding, Transformer, timestep_embedding
 from .whitening import Whitening
 
@@ -43,6 +44,7 @@ class PriorConfig:
     schedule: str = "cosine"
     num_timesteps: int = 1000
     sampling_steps: int = 64
+    sampler: str = "analytic"           # variance of a step: "analytic" (Table 3), or "ddpm", the fixed β̃
     guidance: float = 1.0               # mini: the paper's scale for the prior is not given; 1 is none
     whiten_z: bool = False              # mini: see whitening.py
     candidates: int = 2                 # §2.2: sample two, keep the one with the higher z_img · z_txt
@@ -57,6 +59,7 @@ class PriorConfig:
             raise ValueError(f"width {self.width} is odd: half of the timestep's embedding are cosines, half sines")
         if not self.std_per_dim > 0:
             raise ValueError(f"std_per_dim must be above 0, not {self.std_per_dim}")
+        check_choice("sampler", self.sampler, ("analytic", "ddpm"))
         check_diffusion(self)
 
 
@@ -68,6 +71,7 @@ class DiffusionPrior(nn.Module):
         self.cfg = cfg
         self.whitening, self.whitening_txt = Whitening(cfg.clip_dim), Whitening(cfg.clip_dim)     # unless fitted: times √D
         self.diffusion = GaussianDiffusion(cfg.schedule, cfg.num_timesteps)
+        self.register_buffer("cov", torch.zeros(cfg.num_timesteps))        # variance of x_0 given x_t; see `measure_variance`
         # mini: "encoded text" (§2.2) leaves open by what: here tokens are embedded for this very transformer, as wide as Table 3 says;
         # Karlo and others feed it the states of CLIP's text transformer, and would need a second encoder to be the paper's.
         self.caption = CaptionEmbedding(cfg.vocab_size, cfg.context_length, cfg.width, cfg.eot_id)
@@ -124,6 +128,32 @@ class DiffusionPrior(nn.Module):
         raw = self(x_t, t, tokens, z_txt, keep)
         return self.diffusion.loss(raw, x_start, x_t, t, noise, objective="x_start").mean()
 
+    def measure(self, z_img, z_txt):
+        """Fits what is fixed before training to the training embeddings (N, D): the whitenings, if there are to be any."""
+        if self.cfg.whiten_z:
+            self.whitening.fit(z_img)
+            self.whitening_txt.fit(z_txt)
+
+    @torch.no_grad()
+    def measure_variance(self, z_img, z_txt, tokens, generator=None, points=50):
+        """Estimates `cov` (T,) after training, from N examples at `points` timesteps; in between it is interpolated (Analytic-DPM).
+
+        cov_t = E‖x_0‖² / D − E‖x̂_0(x_t)‖² / D, both about the mean: what of the data's variance the prediction leaves unexplained. It is
+        cut to what it can be of a perfect prediction: at least 0, at most all, and at most (1−ᾱ)/ᾱ, which x_t / √ᾱ would leave.
+        The paper does not say how guidance enters: this is of the unguided prediction.
+        """
+        x_start = self.scale(z_img)
+        mean, total = x_start.mean(0), x_start.var(0, correction=0).mean()
+        at = torch.linspace(0, self.cfg.num_timesteps - 1, min(points, self.cfg.num_timesteps)).round()
+        found = []
+        for t in at.long().tolist():
+            t = torch.full((len(x_start),), t, device=x_start.device)
+            x_t = self.diffusion.q_sample(x_start, t, randn_like(x_start, generator))
+            found.append(total - (self(x_t, t, tokens, z_txt) - mean).square().mean())
+        steps = np.interp(np.arange(self.cfg.num_timesteps), at.numpy(), torch.stack(found).clamp(min=0).cpu().numpy())
+        self.cov.copy_(torch.from_numpy(steps))
+        self.cov.copy_(self.cov.minimum(total).minimum(1 / self.diffusion.snr))
+
     def denoiser(self, tokens, z_txt, guidance=1.0):
         """denoise(x, t) -> ModelOutput for these captions; guidance acts on the predicted x_0 and drops the text only."""
         B = len(tokens)
@@ -145,9 +175,9 @@ class DiffusionPrior(nn.Module):
         guidance = cfg.guidance if guidance is None else guidance
         denoise = self.denoiser(tokens.repeat_interleave(k, 0), z_txt.repeat_interleave(k, 0), guidance)
         timesteps = strided_timesteps(cfg.num_timesteps, cfg.sampling_steps if steps is None else steps)
+        step = analytic_step(self.cov) if cfg.sampler == "analytic" else ddpm_step
         x_T = randn_like(torch.empty(len(tokens) * k, cfg.clip_dim, device=z_txt.device), generator)
-        # mini: ancestral steps of variance β̃ (as in Karlo); the paper's Analytic-DPM estimates the best variance from the data.
-        x_0 = sample_loop(self.diffusion, denoise, x_T, ddpm_step, timesteps, generator, progress)
+        x_0 = sample_loop(self.diffusion, denoise, x_T, step, timesteps, generator, progress)
         z_img = self.unscale(x_0).unflatten(0, (-1, k))                    # (B, k, D)
         best = (z_img * z_txt[:, None]).sum(-1).argmax(dim=1)              # (B,)
         return z_img[torch.arange(len(tokens), device=best.device), best]

@@ -65,8 +65,8 @@ def similarity(run, z_img, z_txt, captions, shown=12):
     return accuracy
 
 
-def closeness(run, sampled, z_img, z_txt, captions):
-    """run/prior.png: histograms of cos(sampled z_img, true z_img) and cos(z_txt, true z_img), all (N, D) of unit norm.
+def closeness(run, stage, sampled, z_img, z_txt, captions):
+    """run/STAGE.png of a prior: histograms of cos(sampled z_img, true z_img) and cos(z_txt, true z_img), all (N, D) of unit norm.
 
     Returns (mean cosine of the samples, mean cosine of z_txt, share of samples whose nearest caption is their own).
     """
@@ -77,9 +77,9 @@ def closeness(run, sampled, z_img, z_txt, captions):
     for cosine, name, colour in ((of_text, "z_txt itself", "0.6"), (of_prior, "the prior's sample", "tab:blue")):
         axes.hist(cosine.numpy(), bins=80, range=(-1, 1), alpha=0.7, color=colour, label=f"{name}: mean {cosine.mean():.3f}")
     axes.set(xlabel="cosine with the true z_img", ylabel="captions",
-             title=f"prior: of {len(captions)} unseen captions, {found:.1%} of samples are nearest to their own caption")
+             title=f"{stage}: of {len(captions)} unseen captions, {found:.1%} of samples are nearest to their own caption")
     axes.legend()
-    save_figure(figure, Path(run) / "prior.png")
+    save_figure(figure, Path(run) / f"{stage}.png")
     return of_prior.mean().item(), of_text.mean().item(), found
 
 

@@ -6,12 +6,16 @@
 The step rule is passed in: `ddpm_step` draws from the learned reverse process, `ddim_step(eta)` follows it with less noise, or none.
 Fewer steps than the process has are taken by a *strided* process over some of its indices (improved DDPM §4).
 
+Backwards, from data to its noise, goes `ddim_invert`; `keep_known` wraps a denoiser so that part of a picture stays as it is.
+
 Steps are 0-based, t = 0..T−1. Shapes: x (B, ...) of any kind (images, embeddings); t (B,) integer.
-References: DDPM (2006.11239) Alg. 2; improved DDPM (2102.09672); DDIM (2010.02502); classifier-free guidance as in GLIDE (2112.10741) §2.3.
+References: DDPM (2006.11239) Alg. 2; improved DDPM (2102.09672); DDIM (2010.02502); Analytic-DPM (2201.06503); inversion in ADM
+(2105.05233) App. F and unCLIP (2204.06125) §3; classifier-free guidance as in GLIDE (2112.10741) §2.3.
 Read next: prior.py, unet.py.
 """
 
 import torch
+import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from .diffusion import randn_like
@@ -47,6 +51,21 @@ def ddim_step(eta=0.0):
     return step
 
 
+def analytic_step(cov):
+    """Ancestral step with the best variance there is for this network (Analytic-DPM): σ² = β̃_t + c²·cov_t, c the posterior's weight of x_0.
+
+    cov (T,): variance per dimension of x_0 given x_t, at every step of the full schedule; with cov = 0 it is `ddpm_step` with β̃. What
+    the posterior of DDPM Eq. 6 leaves out, because it takes x_0 to be known, is just that variance: the fewer the steps, the more it matters.
+    """
+
+    def step(diffusion, out, x_t, t, noise):
+        mean, _ = diffusion.p_mean_variance(out._replace(frac=None), x_t, torch.full((len(x_t),), t, device=x_t.device))
+        variance = diffusion.posterior_variance[t] + diffusion.posterior_mean_coef1[t] ** 2 * cov[diffusion.timestep_map[t]]
+        return mean if t == 0 else mean + variance.sqrt() * noise()
+
+    return step
+
+
 def sample_loop(diffusion, denoise, x_T, step, timesteps, generator=None, progress=False):
     """From noise x_T (B, ...) down to x_0 (B, ...) over the original indices `timesteps` (ascending list), with one step rule.
 
@@ -59,6 +78,58 @@ def sample_loop(diffusion, denoise, x_T, step, timesteps, generator=None, progre
         out = denoise(x, t)
         x = step(strided, out, x, k, noise=lambda: randn_like(x, generator))
     return x
+
+
+def ddim_invert(diffusion, denoise, x_0, timesteps, refine=0, progress=False):
+    """The noise that DDIM with η = 0 turns into x_0 (B, ...) over the original indices `timesteps` (ascending list): DDIM run backwards.
+
+    x_{t+1} = √ᾱ_{t+1}·x̂_0 + √(1−ᾱ_{t+1})·ε̂, with x̂_0 and ε̂ seen at x_t (ADM App. F), which is exact only for small steps. `refine`
+    then corrects each step that often: x_{t+1} is moved until DDIM's own step from there arrives at x_t (a fixed point).
+    """
+    strided, step = diffusion.strided(timesteps), ddim_step(0.0)
+    x = x_0
+    for k in tqdm(range(len(timesteps)), disable=not progress, leave=False, desc="inverting"):
+        a = strided.alphas_cumprod[k]
+        above = a.sqrt() * x                                               # of the clean picture's noise nothing can be seen
+        if k > 0:
+            seen = denoise(x, strided.timestep_map[k - 1].expand(len(x)))
+            above = a.sqrt() * seen.x_start + strided.sqrt_one_minus_alphas_cumprod[k] * seen.eps
+        for _ in range(refine):
+            out = denoise(above, strided.timestep_map[k].expand(len(x)))
+            above = above + x - step(strided, out, above, k, None)         # where DDIM goes from there should be x
+        x = above
+    return x
+
+
+def keep_known(denoise, diffusion, known, mask):
+    """A denoiser that only invents what the mask asks for: outside, its x̂_0 is the known picture.
+
+    known (B, C, S, S) in [-1, 1], mask (B or 1, 1, S, S), 1 where something new is wanted. ε̂ is changed to agree, so that DDIM carries the
+    known part along, noised as x_t should be, without any further rule.
+    """
+    def denoise_known(x, t):
+        out = denoise(x, t)
+        x_start = torch.where(mask > 0.5, out.x_start, known)
+        return out._replace(x_start=x_start, eps=diffusion.eps_from_x_start(x, t, x_start))
+
+    return denoise_known
+
+
+def slerp(a, b, theta):
+    """Along the great circle from a to b: sin((1−θ)Ω)/sin Ω·a + sin(θΩ)/sin Ω·b, with Ω their angle; theta 0 gives a, 1 gives b.
+
+    a, b (B, ...) of equal or different lengths, theta a number or (B,). Of nearly parallel or opposite vectors it takes the straight line,
+    because then there is no great circle, or no single one.
+    """
+    theta = torch.as_tensor(theta, dtype=a.dtype, device=a.device).expand(len(a))
+    flat_a, flat_b = a.flatten(1), b.flatten(1)
+    cosine = F.cosine_similarity(flat_a, flat_b, dim=1).clamp(-1, 1)
+    omega = cosine.acos()                                                  # (B,)
+    straight = omega.sin() < 1e-4
+    omega = torch.where(straight, torch.ones_like(omega), omega)           # any, where it is not used
+    of_a = torch.where(straight, 1 - theta, ((1 - theta) * omega).sin() / omega.sin())
+    of_b = torch.where(straight, theta, (theta * omega).sin() / omega.sin())
+    return (of_a[:, None] * flat_a + of_b[:, None] * flat_b).view_as(a)
 
 
 def guide(cond, null, scale, learned_variance=False):

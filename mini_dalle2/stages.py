@@ -1,8 +1,8 @@
 """The stages of training: which pictures, embeddings and captions each model learns from, and what is shown of it afterwards.
 
-    tokenizer → CLIP → (frozen embeddings of all pictures) → prior, decoder → upsampler1, upsampler2                 (unCLIP §2, Fig. 2)
+    tokenizer → CLIP → (frozen embeddings of all pictures) → prior, ar_prior, decoder → upsampler1, upsampler2       (unCLIP §2, Fig. 2)
 
-Each stage sees of the others only what the paper lets it see: the prior (z_img, z_txt, caption), the decoder (picture, its true z_img,
+Each stage sees of the others only what the paper lets it see: the priors (z_img, z_txt, caption), the decoder (picture, its true z_img,
 caption), the upsamplers crops of large pictures and nothing else. Each leaves a checkpoint, a loss curve and a picture in the run folder.
 `TRAIN` and `SHOW` have one function per stage; a `Job` holds what they hand to each other; train.py at the top level calls them.
 
@@ -106,14 +106,14 @@ class Job:
         # Weights, gradients, AdamW's averages of these and of their squares, and the averaged weights: 4 bytes each.
         return 5 * 4 * numbers, min(images, self.pictures.there) * 3 * side ** 2
 
-    def train(self, stage, draw, loss_fn, z_img=None, z_txt=None):
+    def train(self, stage, draw, loss_fn, *embeddings):
         """Builds and trains the model of a stage (or goes on with it): returns it with its averaged weights.
 
-        z_img, z_txt (N, D): the embeddings whose spread a prior (both) or decoder (z_img) with `whiten_z` measures first.
+        embeddings: z_img, z_txt (N, D) of the training pictures, which priors and decoder measure before they are trained.
         """
         cfg = getattr(self.config, stage)
-        clip_signature = self.frozen_clip()[1] if stage in ("prior", "decoder") else None
-        tokenizer = self.tokenizer().state_dict() if stage in ("clip", "prior", "decoder") else None
+        clip_signature = self.frozen_clip()[1] if stage in configs.ON_CLIP else None
+        tokenizer = self.tokenizer().state_dict() if stage in ("clip", *configs.ON_CLIP) else None
 
         def header(weights):
             return {"config": configs.to_dict(self.config), "model_config": asdict(cfg.model), "tokenizer": tokenizer,
@@ -121,11 +121,14 @@ class Job:
 
         torch.manual_seed(self.config.data.seed)
         model = MODELS[stage][0](cfg.model).to(self.device, memory_format=torch.channels_last)     # much faster convolutions on a CPU
-        if z_img is not None and cfg.model.whiten_z:
-            model.whitening.fit(z_img)
-            if z_txt is not None:
-                model.whitening_txt.fit(z_txt)
+        if embeddings:
+            model.measure(*embeddings)
         return fit(stage, model, draw, loss_fn, cfg.train, self.run, header, self.resume, self.config.data.seed)[0]
+
+    def amend(self, stage, model):
+        """Puts what a model measured after its training, in buffers, into its checkpoints."""
+        for path in (self.run / f"{stage}.pt", self.run / f"{stage}.resume.pt"):
+            save_checkpoint(load_checkpoint(path) | {"ema": model.state_dict()}, path)
 
     def batches(self, stage, n):
         """indices(step) -> (B,), which of n examples a step learns from; B is n if there are fewer than batch_size.
@@ -212,30 +215,35 @@ def show_clip(job, clip):
     print(f"clip: finds the right caption for {accuracy:.1%} of {len(captions)} unseen pictures")
 
 
-def train_prior(job):
-    """From a caption to the embedding of a picture (unCLIP §2.2)."""
+def train_prior(job, stage):
+    """From a caption to the embedding of a picture, by diffusion or code by code (unCLIP §2.2)."""
     captions, z_img, z_txt = job.embeddings()
-    tokens, indices = job.tokens(captions), job.batches("prior", len(captions))
+    tokens, indices = job.tokens(captions), job.batches(stage, len(captions))
 
     def draw(generator, step):
         i = indices(step).to(job.device)
         return z_img[i], z_txt[i], tokens[i]
 
-    return job.train("prior", draw, lambda model, batch, generator: model.loss(*batch, generator=generator), z_img, z_txt)
+    prior = job.train(stage, draw, lambda model, batch, generator: model.loss(*batch, generator=generator), z_img, z_txt)
+    if stage == "prior":
+        some = slice(0, 1024)
+        prior.measure_variance(z_img[some], z_txt[some], tokens[some], seeded(job.config.data.seed, "variance"))
+        job.amend(stage, prior)
+    return prior
 
 
-def show_prior(job, prior):
+def show_prior(job, prior, stage):
     """How close its samples come to the true embeddings."""
     pictures, captions = (part[:64] for part in job.table("val", job.config.clip.model.image_size))
     z_img, z_txt = job.embed(pictures, captions)
     sampled = prior.sample(job.tokens(captions), z_txt, generator=torch.Generator().manual_seed(0))
-    of_prior, of_text, found = report.closeness(job.run, sampled, z_img, z_txt, captions)
-    print(f"prior: cosine with the true z_img {of_prior:.3f} (z_txt: {of_text:.3f}); {found:.1%} of samples nearest to their caption")
+    of_prior, of_text, found = report.closeness(job.run, stage, sampled, z_img, z_txt, captions)
+    print(f"{stage}: cosine with the true z_img {of_prior:.3f} (z_txt: {of_text:.3f}); {found:.1%} of samples nearest to their caption")
 
 
 def train_decoder(job):
     """From the true embedding of a picture, and its caption, to the picture (unCLIP §2.1)."""
-    _, z_img, _ = job.embeddings()
+    _, z_img, z_txt = job.embeddings()
     pictures, captions = job.table("train", job.config.decoder.model.image_size)
     tokens, indices = job.tokens(captions), job.batches("decoder", len(captions))
 
@@ -244,7 +252,7 @@ def train_decoder(job):
         images = to_float(pictures[i.to(pictures.device)].to(job.device)).contiguous(memory_format=torch.channels_last)
         return images, z_img[i.to(job.device)], tokens[i.to(job.device)]
 
-    return job.train("decoder", draw, lambda model, batch, generator: model.loss(*batch, generator=generator), z_img)
+    return job.train("decoder", draw, lambda model, batch, generator: model.loss(*batch, generator=generator), z_img, z_txt)
 
 
 def show_decoder(job, decoder):
@@ -277,7 +285,9 @@ def show_upsampler(job, upsampler, stage):
     report.enlargements(job.run, stage, low, high, to_float(true))
 
 
-TRAIN = {"tokenizer": train_tokenizer, "clip": train_clip, "prior": train_prior, "decoder": train_decoder,
+TRAIN = {"tokenizer": train_tokenizer, "clip": train_clip, "decoder": train_decoder,
+         **{stage: functools.partial(train_prior, stage=stage) for stage in ("prior", "ar_prior")},
          **{stage: functools.partial(train_upsampler, stage=stage) for stage in ("upsampler1", "upsampler2")}}
-SHOW = {"clip": show_clip, "prior": show_prior, "decoder": show_decoder,
+SHOW = {"clip": show_clip, "decoder": show_decoder,
+        **{stage: functools.partial(show_prior, stage=stage) for stage in ("prior", "ar_prior")},
         **{stage: functools.partial(show_upsampler, stage=stage) for stage in ("upsampler1", "upsampler2")}}

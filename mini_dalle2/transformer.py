@@ -83,9 +83,15 @@ class Attention(nn.Module):
         self.c_attn = nn.Linear(n_embd, 3 * n_embd)
         self.c_proj = nn.Linear(n_embd, n_embd)
 
-    def forward(self, x):
+    def forward(self, x, cache=None):
+        """cache: the keys and values of places before x, a list that is empty at first and is brought up to date; then x is one place."""
         q, k, v = (split_heads(part, self.head_dim) for part in self.c_attn(x).chunk(3, dim=-1))   # (B, H, L, d) each
-        return self.c_proj(merge_heads(attention(q, k, v, self.causal)))
+        alone = not cache                                                  # one place sees all before it: there is nothing to mask
+        if cache:
+            k, v = (torch.cat([old, new], dim=2) for old, new in zip(cache, (k, v)))
+        if cache is not None:
+            cache[:] = k, v
+        return self.c_proj(merge_heads(attention(q, k, v, self.causal and alone)))
 
 
 class MLP(nn.Module):
@@ -111,8 +117,8 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(n_embd)
         self.mlp = MLP(n_embd, activation)
 
-    def forward(self, x):
-        x = x + self.attn(self.ln_1(x))
+    def forward(self, x, cache=None):
+        x = x + self.attn(self.ln_1(x), cache)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -134,9 +140,13 @@ class Transformer(nn.Module):
             for linear in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj):
                 nn.init.zeros_(linear.bias)
 
-    def forward(self, x):
-        for block in self.blocks:
-            x = block(x)
+    def new_cache(self):
+        """An empty cache, for a causal transformer that is shown a sequence piece by piece: all at first, then one place at a time."""
+        return [[] for _ in self.blocks]
+
+    def forward(self, x, cache=None):
+        for i, block in enumerate(self.blocks):
+            x = block(x, None if cache is None else cache[i])
         return x
 
 

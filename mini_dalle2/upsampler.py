@@ -21,7 +21,7 @@ from torch import nn
 from .checks import check_choice, check_positive
 from .degradation import DEGRADATIONS, degrade
 from .diffusion import GaussianDiffusion, UniformSampler, check_diffusion, randn_like
-from .sampling import ddim_step, sample_loop, strided_timesteps
+from .sampling import ddim_step, keep_known, sample_loop, strided_timesteps
 from .unet import UNet, UNetConfig
 
 
@@ -164,11 +164,12 @@ class Upsampler(nn.Module):
         return denoise
 
     @torch.no_grad()
-    def sample(self, low, steps=None, generator=None, progress=False):
+    def sample(self, low, steps=None, generator=None, progress=False, known=None):
         """Large pictures (B, 3, S, S) in [-1, 1] for small ones (B, 3, s, s) in [-1, 1], by DDIM with η = 0.
 
         s may be any size whose S the U-Net can halve as often as it must; ValueError otherwise. Large batches are done in chunks.
-        `generator`: one for all, or a list with one per picture (see diffusion.randn_like); only the start is random.
+        `generator`: one for all, or a list with one per picture (see diffusion.randn_like); only the start is random. known: (picture
+        (1, 3, S, S), mask (1, 1, S, S)), what the large pictures show where the mask is 0.
         """
         cfg = self.cfg
         B, _, h, w = low.shape
@@ -179,7 +180,11 @@ class Upsampler(nn.Module):
         x_T = randn_like(low.new_empty(B, 3, H, W), generator)             # all at once, so that chunks do not change the result
         x_T = x_T.contiguous(memory_format=torch.channels_last)
         chunk = max(1, self.CHUNK_PIXELS // (H * W))
-        # mini: the paper gives no η; 0, so that the last noise is drawn above and the picture depends on nothing else.
-        high = [sample_loop(self.diffusion, self.denoiser(low_part), x_part, ddim_step(eta=0.0), timesteps, progress=progress)
-                for low_part, x_part in zip(low.split(chunk), x_T.split(chunk))]
+        high = []
+        for low_part, x_part in zip(low.split(chunk), x_T.split(chunk)):
+            denoise = self.denoiser(low_part)
+            if known is not None:
+                denoise = keep_known(denoise, self.diffusion, *known)
+            # mini: the paper gives no η; 0, so that the last noise is drawn above and the picture depends on nothing else.
+            high.append(sample_loop(self.diffusion, denoise, x_part, ddim_step(eta=0.0), timesteps, progress=progress))
         return torch.cat(high).clamp(-1, 1).contiguous()

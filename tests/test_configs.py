@@ -11,11 +11,12 @@ from mini_dalle2.clip import CLIP
 from mini_dalle2.configs import FOLLOWS, MODEL_CONFIGS, PRESETS, changed, from_dict, get, kinds, override, preset, to_dict
 from mini_dalle2.decoder import Decoder
 from mini_dalle2.diffusion import OBJECTIVES, WEIGHTINGS, GaussianDiffusion
+from mini_dalle2.ar_prior import ARPrior
 from mini_dalle2.prior import DiffusionPrior
 from mini_dalle2.training import TrainConfig
 from mini_dalle2.upsampler import Upsampler
 
-CLASSES = {"clip": CLIP, "prior": DiffusionPrior, "decoder": Decoder, "upsampler1": Upsampler, "upsampler2": Upsampler}
+CLASSES = {"clip": CLIP, "prior": DiffusionPrior, "ar_prior": ARPrior, "decoder": Decoder, "upsampler1": Upsampler, "upsampler2": Upsampler}
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def failure(config, *arguments):
 # ---------------------------------------------------------------------------------------------------------------- presets
 
 def test_paper_is_table_3():
-    """unCLIP Table 3, row by row (App. C); the AR prior's column is another file's."""
+    """unCLIP Table 3, row by row (App. C); the AR prior's column is below."""
     c = preset("paper")
     columns = (c.prior, c.decoder, c.upsampler1, c.upsampler2)
     models, trains = [stage.model for stage in columns], [stage.train for stage in columns]
@@ -59,6 +60,15 @@ def test_paper_is_table_3():
     assert (models[2].degradation, models[3].degradation) == ("blur", "bsr_full")
     assert (models[1].z_drop, models[1].caption_drop, models[0].text_drop, models[0].candidates) == (0.1, 0.5, 0.1, 2)
     assert (models[1].image_size, models[2].high_size, models[3].high_size) == (64, 256, 1024)
+
+
+def test_paper_is_table_3_for_the_autoregressive_prior_too():
+    m, t = preset("paper").ar_prior.model, preset("paper").ar_prior.train
+    assert (m.text_width, m.text_layers, m.text_heads, m.context_length) == (2048, 24, 32, 256)
+    assert (m.width, m.layers, m.heads, m.buckets, m.pca_error, m.top, m.text_drop) == (1664, 24, 26, 1024, 0.01, 0.5, 0.1)
+    assert (t.steps, t.batch_size, t.lr, t.beta1, t.beta2, t.eps) == (1_000_000, 4096, 1.6e-4, 0.9, 0.91, 1e-10)
+    assert (t.weight_decay, t.ema) == (4.0e-2, 0.999)
+    assert preset("paper").prior.model.sampler == "analytic"
 
 
 def test_paper_clip():

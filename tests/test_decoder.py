@@ -204,6 +204,38 @@ def test_sampler_obeys_steps_and_guidance():
             draw(steps=steps)
 
 
+@torch.no_grad()
+def test_none_is_a_condition_dropped():
+    decoder, (_, z_img, tokens) = tiny(), batch(3)
+    no = torch.zeros(3, dtype=torch.bool)
+    for given, kept in (((None, tokens), dict(keep_z=no)), ((z_img, None), dict(keep_text=no))):
+        for a, b in zip(decoder.condition(*given), decoder.condition(z_img, tokens, **kept)):
+            assert torch.allclose(a, b, atol=1e-6)
+    for given in ((None, tokens), (z_img, None)):
+        assert decoder.eval().sample(*given, guidance=2.0, steps=3).shape == (3, 3, 8, 8)
+
+
+def test_inversion_finds_the_noise_of_a_picture():
+    """DDIM from the x_T that is found draws the picture again, from another x_T, or for another z_img, it draws another."""
+    torch.manual_seed(0)
+    decoder, (_, z_img, _) = lively(Decoder(replace(TINY, objective="v")), 0.05).eval(), batch(3)
+    start = 0.3 * torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    options = dict(guidance=1.0, eta=0.0, steps=20)
+    images = decoder.sample(z_img, None, x_T=start, **options)             # pictures that it can draw
+    x_T = decoder.invert(images, z_img, steps=20)
+    error = (decoder.sample(z_img, None, x_T=x_T, **options) - images).square().mean()
+    for other in (decoder.sample(z_img, None, x_T=x_T.flip(0), **options), decoder.sample(z_img.flip(0), None, x_T=x_T, **options)):
+        assert error < 1e-3 * (other - images).square().mean()
+
+
+def test_known_pixels_stay():
+    decoder, (images, z_img, tokens) = tiny().eval(), batch(3)
+    mask = torch.zeros(1, 1, 8, 8)
+    mask[..., :4] = 1
+    drawn = decoder.sample(z_img, tokens, steps=5, known=(images, mask))
+    assert torch.equal(drawn[..., 4:], images[..., 4:]) and not torch.allclose(drawn[..., :4], images[..., :4], atol=0.1)
+
+
 def test_one_batch_is_learned_by_heart():
     torch.manual_seed(0)
     model, (images, z, tokens) = Decoder(TINY), batch(8)

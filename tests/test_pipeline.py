@@ -87,7 +87,7 @@ def test_each_stage_has_noise_of_its_own(model, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(model.prior, "cfg", replace(model.prior.cfg, sampling_steps=4))      # two otherwise
         longer = starts(monkeypatch, model, **options)
-    none = starts(monkeypatch, model, prior="none", **options)
+    none = starts(monkeypatch, model, prior="z_txt", **options)
     fewer = starts(monkeypatch, model, steps=1, **options)
     for name in ("decoder", "up1", "up2"):
         assert all(torch.equal(seen[name][:, :3], other[name][:, :3]) for other in (longer, none, fewer))
@@ -119,14 +119,163 @@ def test_seeds_of_any_size_differ():
     assert torch.equal(first[0], torch.randn(4, generator=seeded(0, "prior")))
 
 
-def test_prior_none_gives_the_text_embedding_to_the_decoder(model, monkeypatch):
+def given_to_the_decoder(model, monkeypatch, **options):
+    """The z_img and tokens that Decoder.sample was called with when base pictures of CAPTIONS were drawn."""
     seen = []
-    decode = model.decode
-    monkeypatch.setattr(model, "decode", lambda z_img, *rest: seen.append(z_img) or decode(z_img, *rest))
-    draw(model, CAPTIONS, prior="none", stage="base")
-    assert torch.equal(seen[0], model.encode_text(CAPTIONS))
-    draw(model, CAPTIONS, stage="base")
-    assert not torch.allclose(seen[1], seen[0], atol=0.1)
+    with monkeypatch.context() as patch:
+        sample_ = model.decoder.sample
+        patch.setattr(model.decoder, "sample", lambda z_img, tokens, **rest: seen.append((z_img, tokens)) or sample_(z_img, tokens, **rest))
+        draw(model, CAPTIONS, stage="base", **options)
+    return seen[0]
+
+
+def test_four_ways_to_an_embedding(model, monkeypatch):
+    """The two priors, and the upper rows of the paper's Fig. 8: CLIP's text embedding in z_img's place, and the caption alone."""
+    given = {prior: given_to_the_decoder(model, monkeypatch, prior=prior) for prior in model.PRIORS}
+    assert torch.equal(given["z_txt"][0], model.encode_text(CAPTIONS)) and given["caption"][0] is None
+    for prior in ("diffusion", "ar"):
+        z_img = given[prior][0]
+        assert torch.allclose(z_img.norm(dim=1), torch.ones(3), atol=1e-5)
+        assert not torch.allclose(z_img, given["z_txt"][0], atol=0.1)
+    assert not torch.allclose(given["ar"][0], given["diffusion"][0], atol=0.1)
+    assert all(torch.equal(tokens, model.tokens(CAPTIONS)) for _, tokens in given.values())
+
+
+def test_a_run_without_the_autoregressive_prior(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    (copy / "ar_prior.pt").unlink()
+    model = DALLE2.load(copy, "cpu")
+    assert draw(model, CAPTIONS[:1], stage="base")
+    image = Image.new("RGB", (64, 64))
+    for call in (lambda: draw(model, CAPTIONS, prior="ar"), lambda: model.reconstruct(image, [2])):
+        with pytest.raises(ValueError, match="--stage ar_prior"):
+            call()
+
+
+def test_reranking_keeps_what_clip_finds_closest(model):
+    """The best two of six, the best first; each is the picture that its own seed gives."""
+    six = draw(model, CAPTIONS[:2], n=6, stage="base")
+    best = draw(model, CAPTIONS[:2], n=2, stage="base", rerank=6)
+    for row, kept, z_txt in zip(six, best, model.encode_text(CAPTIONS[:2])):
+        fit = (model.encode_image(row) @ z_txt).argsort(descending=True)
+        assert all(nearly(row[int(i)], image) for i, image in zip(fit, kept))
+    full = draw(model, CAPTIONS[:1], n=2, rerank=6)[0]
+    assert [image.size for image in full] == [(64, 64)] * 2
+
+
+# ---------------------------------------------------------------------------------------------------------------- from picture to picture
+
+@pytest.fixture(scope="module")
+def picture():
+    return to_pil(CaptionedShapes("val", 64, 0, 4)[1]["image"])
+
+
+@pytest.fixture(scope="module")
+def other():
+    return to_pil(CaptionedShapes("val", 64, 0, 4)[2]["image"])
+
+
+QUIET = dict(progress=False, stage="base")
+
+
+def test_variations_with_eta_0_are_the_reconstruction_and_with_eta_1_differ(model, picture):
+    still, moved = (model.variations(picture, n=3, eta=eta, **QUIET) for eta in (0.0, 1.0))
+    again = model.reconstruct(picture, **QUIET)
+    assert all(nearly(image, again[0]) for image in still) and len(again) == 1
+    assert not any(nearly(moved[i], moved[j]) for i in range(3) for j in range(i))
+    assert nearly(model.variations(picture, n=1, seed=2, **QUIET)[0], moved[2])
+    assert model.variations(picture, n=1, progress=False)[0].size == (64, 64)
+
+
+def test_interpolations_end_at_the_reconstructions(model, picture, other):
+    way = model.interpolate(picture, other, n=4, **QUIET)
+    assert len(way) == 4
+    assert nearly(way[0], model.reconstruct(picture, **QUIET)[0]) and nearly(way[-1], model.reconstruct(other, **QUIET)[0])
+    assert not nearly(way[1], way[0]) and not nearly(way[1], way[-1])
+
+
+def test_interpolations_from_one_noise(model, picture, other, monkeypatch):
+    seen = []
+    sample_ = model.decoder.sample
+    monkeypatch.setattr(model.decoder, "sample", lambda *args, **rest: seen.append((args, rest)) or sample_(*args, **rest))
+    model.interpolate(picture, other, n=3, seed=5, **QUIET)
+    (z_img, tokens), x_T = seen[0][0][:2], seen[0][1]["x_T"]
+    assert tokens is None and torch.equal(x_T[0], x_T[1]) and torch.equal(x_T[0], x_T[2])
+    ends = model.encode_image([picture, other])
+    assert torch.allclose(z_img[[0, 2]], ends, atol=1e-5) and torch.allclose(z_img.norm(dim=1), torch.ones(3), atol=1e-5)
+    middle = torch.nn.functional.normalize(ends.sum(0), dim=0)
+    assert torch.allclose(z_img[1], middle, atol=1e-4)
+
+
+def test_text_diffs_begin_at_the_picture_and_go_towards_the_difference(model, picture, monkeypatch):
+    source, target = "a red circle", "a blue circle"
+    seen = []
+    sample_ = model.decoder.sample
+    with monkeypatch.context() as patch:
+        patch.setattr(model.decoder, "sample", lambda *args, **rest: seen.append(args[0]) or sample_(*args, **rest))
+        pictures = model.textdiff(picture, source, target, theta=[0.0, 0.25, 1.0], **QUIET)
+        model.textdiff(picture, None, target, theta=1.0, **QUIET)
+    assert nearly(pictures[0], model.reconstruct(picture, **QUIET)[0])
+    difference = torch.nn.functional.normalize(model.encode_text([target]) - model.encode_text([source]), dim=-1)
+    assert torch.allclose(seen[0][2:], difference, atol=1e-4) and torch.allclose(seen[1], model.encode_text([target]), atol=1e-4)
+    angle = (seen[0][1] @ seen[0][0]).acos() / (difference[0] @ seen[0][0]).acos()
+    assert angle.item() == pytest.approx(0.25, abs=1e-3)
+
+
+def test_reconstructions_from_components(model, picture, monkeypatch):
+    seen = []
+    sample_ = model.decoder.sample
+    monkeypatch.setattr(model.decoder, "sample", lambda *args, **rest: seen.append((args[0], rest["x_T"])) or sample_(*args, **rest))
+    D = model.clip.cfg.clip_dim
+    assert len(model.reconstruct(picture, [1, 4, D], **QUIET)) == 3
+    z_img, x_T = seen[0]
+    cosine = (z_img @ model.encode_image(picture).T)[:, 0]
+    assert (cosine.diff() >= -1e-5).all() and cosine[-1] > 0.9999 and torch.equal(x_T[0], x_T[2])
+    with pytest.raises(ValueError, match="components"):
+        model.reconstruct(picture, [D + 1], **QUIET)
+
+
+def half_mask(size=64):
+    """White on the left half."""
+    mask = Image.new("L", (size, size))
+    mask.paste(255, (0, 0, size // 2, size))
+    return mask
+
+
+@pytest.mark.parametrize("stage", ["base", "full"])
+def test_inpainting_leaves_every_pixel_outside_the_mask(model, picture, stage):
+    base = picture.resize((16, 16), Image.Resampling.BICUBIC)
+    image, size = (base, 16) if stage == "base" else (picture, 64)
+    drawn = model.inpaint(image, half_mask(size), CAPTIONS[0], n=2, progress=False, stage=stage)
+    assert [d.size for d in drawn] == [(size, size)] * 2
+    for d in drawn:
+        assert np.array_equal(pixels(d)[:, size // 2:], pixels(image)[:, size // 2:])
+        assert np.abs(pixels(d)[:, :size // 2] - pixels(image)[:, :size // 2]).max() > 10
+    assert not nearly(*drawn)
+
+
+def test_inpainting_needs_a_mask_that_fits(model, picture):
+    for mask, said in ((half_mask(32), "64 x 64"), (Image.new("L", (64, 64)), "nothing in the mask is white")):
+        with pytest.raises(ValueError, match=said):
+            model.inpaint(picture, mask, CAPTIONS[0], **QUIET)
+    with pytest.raises(ValueError, match="caption is empty"):
+        model.inpaint(picture, half_mask(), " ", **QUIET)
+
+
+def test_classification_gives_probabilities_by_clip(model, picture):
+    p = model.classify(picture, CAPTIONS)
+    logits = model.clip.logit_scale.exp() * model.encode_image(picture) @ model.encode_text(CAPTIONS).T
+    assert torch.allclose(p, logits.softmax(-1)[0], atol=1e-5) and p.sum().item() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("call, said", [
+    (lambda m, i: m.interpolate(i, i, n=1), "at least two"), (lambda m, i: m.textdiff(i, "a", "b", theta=[0, 1.5]), "theta"),
+    (lambda m, i: m.textdiff(i, "two cyan rings", "two cyan rings"), "no difference"), (lambda m, i: m.textdiff(i, "a", ""), "empty"),
+    (lambda m, i: m.variations(i, steps=0), "sampling steps"), (lambda m, i: m.variations(i, guidance=-1.0), "guidance"),
+    (lambda m, i: m.text_to_image("a", n=3, rerank=2), "at least as many")])
+def test_mistakes_with_pictures_are_value_errors(model, picture, call, said):
+    with pytest.raises(ValueError, match=said):
+        call(model, picture)
 
 
 def test_embeddings_are_unit_vectors_of_the_clip(model):
@@ -207,6 +356,53 @@ def test_command_writes_a_grid_and_singles(run, tmp_path, capsys):
         assert image.size == (64, 64)
 
 
+VERBS = [["variations", "a.png", "--n=2"], ["interpolate", "a.png", "b.png", "--n=3"], ["interpolate", "a.png", "b.png", "--fixed-noise"],
+         ["textdiff", "a.png", "a red circle", "a blue circle", "--theta", "0", "0.3"], ["inpaint", "a.png", "mask.png", "two cyan rings"],
+         ["reconstruct", "a.png"], ["reconstruct", "a.png", "--components", "1", "3"], ["classify", "a.png", *CAPTIONS],
+         ["text", CAPTIONS[0], "--prior=ar", "--n=1", "--rerank=3"]]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, picture, other):
+    """The working folder, with pictures and masks to be named."""
+    monkeypatch.chdir(tmp_path)
+    picture.save("a.png"), other.save("b.png"), half_mask().save("mask.png"), half_mask(32).save("small.png")
+    picture.resize((90, 50)).save("wide.jpg")
+    (tmp_path / "broken.png").write_bytes((tmp_path / "a.png").read_bytes()[:200])
+    return tmp_path
+
+
+@pytest.mark.parametrize("arguments", VERBS, ids=" ".join)
+def test_each_verb_writes_one_labelled_grid(run, folder, capsys, arguments):
+    assert sample.main([*arguments, "--run", str(run), "--out", "grid.png"]) == 0
+    said = capsys.readouterr().out
+    assert "grid.png" in said and "note" not in said
+    with Image.open("grid.png") as grid:
+        assert grid.width > 64 and grid.height > 64
+
+
+def test_pictures_of_another_size_are_fitted_and_the_person_told(run, folder, capsys):
+    assert sample.main(["variations", "wide.jpg", "--n=1", "--run", str(run), "--out", "grid.png", "--singles"]) == 0
+    assert "wide.jpg has 90 x 50 pixels; its central square is taken at 64 x 64" in capsys.readouterr().out
+    with Image.open("grid-1-1.png") as shown:
+        assert shown.size == (64, 64)
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (["variations", "nowhere.png"], "there is no picture nowhere.png"), (["variations", "broken.png"], "broken.png cannot be read"),
+    (["inpaint", "a.png", "small.png", "two cyan rings"], "the mask has 32 x 32 pixels, the image 64 x 64"),
+    (["inpaint", "a.png", "nowhere.png", "two cyan rings"], "there is no picture nowhere.png"), (["classify", "a.png"], "CAPTION"),
+    (["variations", "a.png", "--eta=2"], "--eta 2"), (["interpolate", "a.png", "b.png", "--n=1"], "at least two"),
+    (["textdiff", "a.png", "a red circle", "a blue circle", "--theta", "3"], "theta"), (["textdiff", "a.png", "a red circle"], "TARGET"),
+    (["reconstruct", "a.png", "--components", "1000"], "components"), (["text", "a circle", "--rerank=2"], "rerank"),
+    (["text", "a circle", "--prior=none"], "prior")])
+def test_mistakes_with_pictures_are_one_sentence(run, folder, capsys, arguments, said):
+    before = sorted(path.name for path in folder.iterdir())
+    code, errors = command(capsys, *arguments, "--run", run, "--out", "grid.png")
+    assert code == 2 and len(errors) == 1 and said in errors[0]
+    assert sorted(path.name for path in folder.iterdir()) == before
+
+
 @pytest.mark.parametrize("arguments", [
     ["text", "", "--out", "x.png"], ["text", "a circle", "--out", "x.gif"], ["text", "a circle", "--n", "0"],
     ["text", "a circle", "--n", "two"],
@@ -242,16 +438,16 @@ def out_of_gpu_memory():
 
 @pytest.mark.parametrize("failure", [lambda: torch.empty(2 ** 55), lambda: bytearray(2 ** 55), out_of_gpu_memory])
 def test_too_little_memory_is_one_sentence(run, tmp_path, capsys, monkeypatch, failure):
-    monkeypatch.setattr(DALLE2, "decode", lambda *_: failure())
+    monkeypatch.setattr(DALLE2, "base", lambda *_, **__: failure())
     code, errors = command(capsys, "text", "a circle", "--run", run, "--out", tmp_path / "x.png")
     assert code == 2 and len(errors) == 1 and "--n" in errors[0] and "--stage base" in errors[0]
     assert not list(tmp_path.iterdir())
 
 
 def test_other_failures_are_not_hidden(run, tmp_path, monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise RuntimeError("shapes do not match")
-    monkeypatch.setattr(DALLE2, "decode", fail)
+    monkeypatch.setattr(DALLE2, "base", fail)
     with pytest.raises(RuntimeError, match="shapes"):
         sample.main(["text", "a circle", "--run", str(run), "--out", str(tmp_path / "x.png")])
 

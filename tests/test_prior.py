@@ -208,3 +208,42 @@ def test_one_batch_is_learned_by_heart():
     assert losses[0] > 0.8 * variance and sum(losses[-20:]) / 20 < 0.2 * variance    # a tenth of the texts is dropped
     found = model.sample(tokens, z_txt, steps=20, generator=generator) @ z_img.T
     assert found.argmax(1).tolist() == list(range(16)) and found.diagonal().mean() > 0.9
+
+
+# ---------------------------------------------------------------------- the analytic variance
+
+def perfect(prior, s):
+    """The prior's network replaced by the perfect prediction for embeddings whose scaled coordinates are N(0, s²)."""
+    def forward(x_t, t, tokens, z_txt, keep=None):
+        a = prior.diffusion.alphas_cumprod[t][:, None]
+        return a.sqrt() * s ** 2 / (a * s ** 2 + 1 - a) * x_t
+    prior.forward = forward
+    return prior
+
+
+def test_measured_variance_is_that_of_the_posterior():
+    """Var[x_0 | x_t] = s² (1−ᾱ) / (ᾱs² + 1−ᾱ), from 4,000 embeddings; the paper's coordinates have s² = 0.29."""
+    torch.manual_seed(0)
+    prior, s2 = tiny(), 0.29
+    perfect(prior, s2 ** 0.5)
+    z_img = torch.randn(4000, D) / D ** 0.5                                # unit norm on average; `scale` makes the spread 0.5375
+    a = prior.diffusion.alphas_cumprod
+    true = s2 * (1 - a) / (a * s2 + 1 - a)
+    assert prior.cov.abs().max() == 0                                      # before: β̃
+    prior.measure_variance(z_img, z_img, torch.zeros(4000, L, dtype=torch.long), torch.Generator().manual_seed(0), points=100)
+    assert torch.allclose(prior.cov, true, atol=0.006)
+    assert (prior.cov <= 1 / prior.diffusion.snr).all() and (prior.cov >= 0).all()
+
+
+def test_analytic_steps_give_the_spread_that_fixed_variances_lose():
+    torch.manual_seed(0)
+    prior = tiny(candidates=1)
+    perfect(prior, 0.29 ** 0.5)
+    tokens, z = torch.zeros(4000, L, dtype=torch.long), torch.randn(4000, D) / D ** 0.5
+    prior.measure_variance(z, z, tokens, torch.Generator().manual_seed(0), points=100)
+    prior.unscale = lambda x: x                                            # the scaled coordinates themselves
+    spread = {}
+    for sampler in ("analytic", "ddpm"):
+        prior.cfg = replace(prior.cfg, sampler=sampler)
+        spread[sampler] = prior.sample(tokens, z, steps=8, generator=torch.Generator().manual_seed(1)).var().item()
+    assert spread["analytic"] == pytest.approx(0.29, abs=0.006) and spread["ddpm"] == pytest.approx(0.154, abs=0.004)

@@ -10,10 +10,12 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers import DDIMScheduler, DDPMScheduler, UnCLIPScheduler
 
 from mini_dalle2.diffusion import GaussianDiffusion, LossAwareSampler, ModelOutput, UniformSampler, make_betas, randn_like
-from mini_dalle2.sampling import ddim_step, ddpm_step, guide, sample_loop, strided_timesteps
+from mini_dalle2.sampling import (analytic_step, ddim_invert, ddim_step, ddpm_step, guide, keep_known, sample_loop, slerp,
+                                  strided_timesteps)
 
 T = 1000
 
@@ -81,6 +83,88 @@ def test_reverse_variance_decides_what_few_steps_return():
     assert variance(exact_step(s), None) == pytest.approx(0.290, abs=0.004)
     assert variance(ddpm_step, None) == variance(ddpm_step, 0.0) == pytest.approx(0.154, abs=0.003)
     assert variance(ddpm_step, 1.0) == pytest.approx(0.364, abs=0.005)
+
+
+def test_analytic_variance_returns_the_data_variance_for_any_number_of_steps():
+    """unCLIP's embeddings have a variance of 0.29 per coordinate; with 8 steps β̃ returns 0.154, β 0.364 (calculated by recursion)."""
+    diffusion, s = GaussianDiffusion("cosine", T), math.sqrt(0.29)
+    a = diffusion.alphas_cumprod
+    cov = s ** 2 * (1 - a) / (a * s ** 2 + 1 - a)                          # Var[x_0 | x_t]
+    x_T = torch.randn(200_000, 1, generator=torch.Generator().manual_seed(0))
+    for steps in (2, 8, 64):
+        for rule, frac, expected in ((analytic_step(cov), None, 0.29), (ddpm_step, 0.0, 0.154), (ddpm_step, 1.0, 0.364)):
+            if steps == 8 or frac is None:
+                end = sample_loop(diffusion, gaussian_denoiser(diffusion, 0.0, s, frac), x_T, rule, strided_timesteps(T, steps),
+                                  torch.Generator().manual_seed(1))
+                assert end.var().item() == pytest.approx(expected, rel=0.015)
+
+
+def test_without_a_variance_of_its_own_the_analytic_step_is_the_ancestral_one():
+    diffusion = GaussianDiffusion("cosine", T)
+    ends = [sample_loop(diffusion, gaussian_denoiser(diffusion, 0.4, 0.3), torch.randn(5, 1, generator=torch.Generator().manual_seed(0)),
+                        step, strided_timesteps(T, 20), torch.Generator().manual_seed(1)) for step in (analytic_step(torch.zeros(T)), ddpm_step)]
+    assert torch.allclose(*ends, atol=1e-6)
+
+
+# ---------------------------------------------------------------------- backwards, and in part
+
+@pytest.mark.parametrize("refine", [0, 3])
+def test_inversion_finds_the_noise_that_gives_the_data(refine):
+    """On the Gaussian, DDIM's x_T of x_0 is known: as many standard deviations from the mean of x_T as x_0 is from its own."""
+    diffusion, m, s, steps = GaussianDiffusion("cosine", T), 0.4, 0.3, strided_timesteps(T, 250)
+    denoise = gaussian_denoiser(diffusion, m, s)
+    x_0 = m + torch.tensor([[0.0], [1.0], [-2.0]]) * s
+    x_T = ddim_invert(diffusion, denoise, x_0, steps, refine)
+    assert torch.allclose(x_T, torch.tensor([[0.0], [1.0], [-2.0]]), atol=0.1)
+    back = sample_loop(diffusion, denoise, x_T, ddim_step(), steps)
+    assert (back - x_0).abs().max() < (1e-3 if refine else 0.03)
+
+
+def test_corrections_make_a_coarse_inversion_exact():
+    diffusion, steps = GaussianDiffusion("cosine", T), strided_timesteps(T, 12)
+    denoise, x_0 = gaussian_denoiser(diffusion, 0.1, 0.5), torch.tensor([[0.9], [-0.6]])
+    errors = [(sample_loop(diffusion, denoise, ddim_invert(diffusion, denoise, x_0, steps, refine), ddim_step(), steps) - x_0).abs().max().item()
+              for refine in (0, 2, 20)]
+    assert errors[0] > 0.02 and errors[1] < errors[0] / 3 and errors[2] < 2e-3
+
+
+def test_what_is_known_stays_and_the_rest_is_drawn():
+    diffusion, steps = GaussianDiffusion("cosine", T), strided_timesteps(T, 20)
+    free = gaussian_denoiser(diffusion, 0.4, 0.0)                          # whatever it is shown, it says 0.4
+    known, mask = torch.linspace(-1, 1, 12).view(1, 3, 2, 2), torch.tensor([1.0, 0, 0, 1]).view(1, 1, 2, 2)
+
+    def denoise(x, t):
+        out = free(x.reshape(1, -1), t)
+        return ModelOutput(out.x_start.view_as(x), out.eps.view_as(x))
+
+    for step in (ddim_step(0.0), ddim_step(1.0), ddpm_step):
+        seen = []
+        watched = keep_known(lambda x, t: seen.append((x, t)) or denoise(x, t), diffusion, known, mask)
+        end = sample_loop(diffusion, watched, torch.randn(1, 3, 2, 2, generator=torch.Generator().manual_seed(0)), step, steps,
+                          torch.Generator().manual_seed(1))
+        outside = mask.expand_as(end) == 0
+        assert torch.equal(end[outside], known[outside]) and torch.allclose(end[~outside], torch.tensor(0.4), atol=1e-5)
+        # On the way, the known part is noised as q_sample would have it: what is left without the picture has the right size.
+        for x, t in seen[5:]:
+            noise = (x - diffusion.sqrt_alphas_cumprod[t] * known)[outside] / diffusion.sqrt_one_minus_alphas_cumprod[t]
+            assert 0.2 < noise.square().mean() < 4
+
+
+def test_slerp_goes_along_the_circle_at_even_speed():
+    a, b = torch.tensor([[1.0, 0, 0]]).expand(5, -1), torch.tensor([[0.0, 2, 0]]).expand(5, -1)
+    way = slerp(a, F.normalize(b, dim=1), torch.linspace(0, 1, 5))
+    angles = torch.atan2(way[:, 1], way[:, 0])
+    assert torch.allclose(angles, torch.linspace(0, math.pi / 2, 5), atol=1e-6) and torch.allclose(way.norm(dim=1), torch.ones(5))
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 4, 3, 8, 8, generator=generator)
+    assert torch.equal(slerp(a, b, 0.0), a) and torch.allclose(slerp(a, b, 1.0), b, atol=1e-6) and slerp(a, b, 0.3).shape == a.shape
+    assert slerp(a, b, 0.5).std() == pytest.approx(1, abs=0.05)            # the middle of two noises is noise, which their mean is not
+
+
+@pytest.mark.parametrize("factor", [1.0, -1.0, 1.0 + 1e-7])
+def test_slerp_of_parallel_vectors_is_the_straight_line(factor):
+    a = torch.tensor([[0.6, 0.8]])
+    assert torch.allclose(slerp(a, a * factor, 0.25), a * (0.75 + 0.25 * factor), atol=1e-6)
 
 
 def test_the_sum_of_all_terms_is_the_entropy_of_gaussian_data():

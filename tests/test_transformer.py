@@ -150,3 +150,14 @@ def test_dropped_caption_is_padding_throughout():
 def test_caption_of_another_length_is_an_error():
     with pytest.raises(ValueError, match="5"):
         CaptionEmbedding(40, 6, 8, EOT)(caption(5, [6, EOT]))
+
+
+@torch.no_grad()
+def test_a_cache_shows_a_sequence_piece_by_piece():
+    """First four places at once, then one at a time: the same states as for all eight together."""
+    torch.manual_seed(0)
+    transformer, x = Transformer(3, 16, 2, causal=True), torch.randn(2, 8, 16)
+    cache = transformer.new_cache()
+    parts = [transformer(x[:, :4], cache)] + [transformer(x[:, i:i + 1], cache) for i in range(4, 8)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), transformer(x), atol=1e-5, rtol=1e-5)
+    assert cache[0][0].shape == (2, 2, 8, 8)                               # keys of all places: (B, H, L, d)

@@ -1,0 +1,235 @@
+"""The autoregressive prior P(z_img | y): the embedding of a picture, written as a row of numbers, one after the other.
+
+    P(z_img | y) = Π_k P(code_k | code_<k, bucket of z_img·z_txt, z_txt, y)                                        (unCLIP §2.2)
+
+A principal component analysis turns z_img into few coordinates, the widest first; each is rounded to one of 1,024 buckets; a causal
+transformer, as for words, predicts one code from those before it. The sequence, with what each place predicts below it:
+
+    caption tokens | z_txt | z_img·z_txt | code_1 | code_2 | … | code_{K−1}
+                                  code_1   code_2   code_3         code_K
+
+The third item says how well the picture fits its caption. At sampling one asks for a fit from the better half of what training saw.
+
+Shapes: B batch, L context length, W width, D = clip_dim, K coordinates kept, M buckets.
+References: unCLIP (2204.06125) §2.2 and its footnotes, App. C, Table 3. Read next: prior.py, which is asked in the same way.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from tqdm.auto import tqdm
+
+from .checks import check_captions, check_divisible, check_positive, check_range
+from .sampling import guide
+from .transformer import CaptionEmbedding, Transformer, timestep_embedding
+from .whitening import Whitening
+
+
+@dataclass(frozen=True)
+class ARPriorConfig:
+    """Sizes of both transformers, and how embeddings become codes."""
+
+    clip_dim: int = 128
+    width: int = 128
+    layers: int = 4
+    heads: int = 4
+    vocab_size: int = 600
+    context_length: int = 16
+    eot_id: int = 599
+    text_width: int = 128
+    text_layers: int = 1
+    text_heads: int = 4
+    text_drop: float = 0.1              # §2.2
+    buckets: int = 1024                 # §2.2; of each coordinate and of the dot product
+    pca_error: float = 0.01             # §2.2: share of the variance that the coordinates left out may hold
+    top: float = 0.5                    # §2.2: the share of best dot products that sampling draws from
+    guidance: float = 1.0               # mini: the paper's scale for the prior is not given; 1 is none
+    temperature: float = 1.0            # mini: nor is this
+    whiten_z: bool = False              # mini: see whitening.py; of z_txt, the codes are not concerned
+
+    def __post_init__(self):
+        check_captions(self)
+        check_positive(self, "clip_dim", "width", "layers", "heads", "text_width", "text_layers", "text_heads", "buckets")
+        check_range(self, 0, 1, "text_drop", "pca_error", "top")
+        check_range(self, 0, math.inf, "guidance", "temperature")
+        check_divisible(self, "width", "heads")
+        check_divisible(self, "text_width", "text_heads")
+        if self.buckets < 2 or self.width % 2:
+            raise ValueError(f"buckets {self.buckets} must be at least 2, width {self.width} even")
+
+
+class Codes(nn.Module):
+    """z_img (B, D) <-> codes (B, K) of whole numbers 0..M−1: principal components, then M equal buckets from least to greatest seen.
+
+    Coordinate k of z − mean lies in [low_k, high_k] for all of the training embeddings. Bucket i is the i-th of M equal parts of that
+    interval and stands for its middle; what lies outside goes to the first or the last.
+    """
+
+    def __init__(self, dim, buckets):
+        super().__init__()
+        self.buckets = buckets
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("directions", torch.eye(dim))                 # (D, D), columns by decreasing variance
+        self.register_buffer("low", torch.full((dim,), -1.0))              # (D,)
+        self.register_buffer("high", torch.ones(dim))
+        self.register_buffer("kept", torch.tensor(dim))                    # K
+
+    @property
+    def count(self):
+        """K. While only shapes are followed (torch's "meta" device) it is D."""
+        return len(self.mean) if self.kept.is_meta else int(self.kept)
+
+    @torch.no_grad()
+    def fit(self, z, error):
+        """Measures z (N, D) and keeps the fewest coordinates that leave out at most `error` of the variance.
+
+        -> (K, share of the variance that is lost by leaving out the others, share lost with the rounding to buckets too).
+        """
+        z = z.double()
+        mean = z.mean(0)
+        variance, directions = torch.linalg.eigh((z - mean).T @ (z - mean) / len(z))
+        variance, directions = variance.flip(0).clamp(min=0), directions.flip(1)           # eigh has the smallest first
+        lost = 1 - variance.cumsum(0) / variance.sum()                     # (D,): when the first k + 1 are kept
+        kept = int((lost > error).sum()) + 1
+        coordinates = (z - mean) @ directions                              # (N, D)
+        self.mean.copy_(mean)
+        self.directions.copy_(directions)
+        self.low.copy_(coordinates.amin(0))
+        self.high.copy_(coordinates.amax(0))
+        self.kept.fill_(min(kept, len(mean)))
+        back = self.decode(self.encode(z.float())).double()
+        return self.count, float(lost[self.count - 1].clamp(min=0)), float((back - z).square().sum(1).mean() / variance.sum())
+
+    def encode(self, z):
+        """z (B, D) -> codes (B, K) int64."""
+        K = self.count
+        place = ((z - self.mean) @ self.directions[:, :K] - self.low[:K]) / (self.high[:K] - self.low[:K])     # 0..1
+        return (place * self.buckets).long().clamp(0, self.buckets - 1)
+
+    def decode(self, codes):
+        """codes (B, K) -> z (B, D), not normalised."""
+        K = self.count
+        coordinates = self.low[:K] + (codes + 0.5) / self.buckets * (self.high[:K] - self.low[:K])
+        return coordinates @ self.directions[:, :K].T + self.mean
+
+
+    def project(self, z, count):
+        """z (B, D) with all but the `count` widest components at their mean, of unit norm again. Raises ValueError for another count."""
+        if not 1 <= count <= len(self.mean):
+            raise ValueError(f"{count} components: there are 1 to {len(self.mean)}")
+        kept = self.directions[:, :count]                                  # (D, count)
+        return F.normalize((z - self.mean) @ kept @ kept.T + self.mean, dim=-1)
+
+
+class ARPrior(nn.Module):
+    """Codes, text encoder, the causal transformer, its loss and its sampler."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.cfg = cfg
+        self.codes = Codes(cfg.clip_dim, cfg.buckets)
+        self.whitening_txt = Whitening(cfg.clip_dim)                       # unless fitted: times √D
+        # mini: buckets of z_img·z_txt are quantiles: each holds as many training pictures as another, so the top half is the upper 512.
+        self.register_buffer("dot_edges", torch.linspace(-1, 1, cfg.buckets + 1)[1:-1])    # (M − 1,)
+        self.caption = CaptionEmbedding(cfg.vocab_size, cfg.context_length, cfg.text_width, cfg.eot_id)
+        self.text = Transformer(cfg.text_layers, cfg.text_width, cfg.text_heads)           # bidirectional
+        self.text_proj = nn.Linear(cfg.text_width, cfg.width)
+        self.z_txt_proj = nn.Linear(cfg.clip_dim, cfg.width)
+        self.null_z_txt = nn.Parameter(torch.empty(cfg.width))
+        self.dot_embedding = nn.Embedding(cfg.buckets, cfg.width)
+        # mini: one table of buckets for all coordinates, in and out; the place says which coordinate it is.
+        self.code_embedding = nn.Embedding(cfg.buckets, cfg.width)
+        self.position = nn.Parameter(torch.empty(cfg.clip_dim + 1, cfg.width))             # of z_txt, z_img·z_txt, code_1 … code_{D−1}
+        self.transformer = Transformer(cfg.layers, cfg.width, cfg.heads, causal=True)
+        self.ln_final = nn.LayerNorm(cfg.width)
+        self.init_weights()
+
+    def init_weights(self):
+        """Small normals; the tables of buckets start as waves, so that neighbouring buckets mean nearly the same from the start."""
+        for parameter in (self.null_z_txt, self.position):
+            nn.init.normal_(parameter, std=0.02)
+        with torch.no_grad():
+            waves = timestep_embedding(torch.arange(self.cfg.buckets), self.cfg.width, max_period=self.cfg.buckets)
+            for table in (self.dot_embedding, self.code_embedding):
+                table.weight.copy_(waves / math.sqrt(self.cfg.width / 2))  # rows of length 1
+
+    @torch.no_grad()
+    def measure(self, z_img, z_txt):
+        """Fits what is fixed before training to the training embeddings (N, D): the codes, the fit's quantiles, the whitening of z_txt."""
+        kept, lost, rounded = self.codes.fit(z_img, self.cfg.pca_error)
+        print(f"ar_prior: {kept} of {self.cfg.clip_dim} components leave out {lost:.2%} of the variance, {rounded:.2%} with the rounding "
+              f"to {self.cfg.buckets} buckets")
+        dots = (z_img * z_txt).sum(-1).sort().values
+        at = torch.arange(1, self.cfg.buckets, device=dots.device) * len(dots) // self.cfg.buckets
+        self.dot_edges.copy_(dots[at])
+        if self.cfg.whiten_z:
+            self.whitening_txt.fit(z_txt)
+
+    def prefix(self, tokens, z_txt, keep=None):
+        """Caption and z_txt as the first places of the sequence, (B, L + 1, W): tokens (B, L), z_txt (B, D); keep (B,) bool: text kept?"""
+        text = self.z_txt_proj(self.whitening_txt(z_txt))                  # (B, W)
+        if keep is not None:
+            text = torch.where(keep[:, None], text, self.null_z_txt)
+        states = self.text_proj(self.text(self.caption(tokens, keep)))     # (B, L, W)
+        return torch.cat([states, (text + self.position[0])[:, None]], dim=1)
+
+    def logits(self, states):
+        """States (B, n, W) -> logits (B, n, M) of the next code."""
+        return self.ln_final(states) @ self.code_embedding.weight.T
+
+    def forward(self, codes, dot, tokens, z_txt, keep=None):
+        """Logits (B, K, M) of all codes, each from those before it: codes (B, K), dot (B,) bucket, tokens (B, L), z_txt (B, D)."""
+        before = torch.cat([self.dot_embedding(dot)[:, None], self.code_embedding(codes[:, :-1])], dim=1)      # (B, K, W)
+        before = before + self.position[1:codes.shape[1] + 1]
+        prefix = self.prefix(tokens, z_txt, keep)
+        return self.logits(self.transformer(torch.cat([prefix, before], dim=1))[:, prefix.shape[1]:])
+
+    def loss(self, z_img, z_txt, tokens, generator=None):
+        """Mean negative log-likelihood of a code in nats (chance: ln M): z_img, z_txt (B, D) of unit norm, tokens (B, L)."""
+        B, device = len(z_img), z_img.device
+        keep = torch.rand(B, generator=generator, device=generator.device if generator else device).to(device) >= self.cfg.text_drop
+        codes = self.codes.encode(z_img)                                   # (B, K)
+        dot = torch.bucketize((z_img * z_txt).sum(-1), self.dot_edges)     # (B,)
+        return F.cross_entropy(self(codes, dot, tokens, z_txt, keep).flatten(0, 1), codes.flatten())
+
+    @torch.no_grad()
+    def sample(self, tokens, z_txt, guidance=None, generator=None, progress=False, use_cache=True):
+        """z_img (B, D) of unit norm for captions tokens (B, L) with z_txt (B, D).
+
+        Guidance acts on the logits. use_cache: keys and values of earlier places are kept, so that each code costs one place instead of
+        the whole sequence. `generator`: one, or a list with one per picture.
+        """
+        cfg, B, K = self.cfg, len(tokens), self.codes.count
+        guidance = cfg.guidance if guidance is None else guidance
+        u = uniform(B, K + 1, generator, z_txt.device)                     # all that is random: one number per place
+        dot = ((1 - cfg.top * u[:, 0]) * cfg.buckets).long().clamp(max=cfg.buckets - 1)
+        copies = 1 if guidance == 1.0 else 2                               # guided: each row once more, without its text
+        keep = None if copies == 1 else torch.arange(2 * B, device=z_txt.device) < B
+        prefix = self.prefix(tokens.repeat(copies, 1), z_txt.repeat(copies, 1), keep)
+        new = torch.cat([prefix, (self.dot_embedding(dot.repeat(copies)) + self.position[1])[:, None]], dim=1)
+        cache = self.transformer.new_cache() if use_cache else None
+        codes = []
+        for k in tqdm(range(K), disable=not progress, leave=False, desc="ar_prior"):
+            logits = self.logits(self.transformer(new, cache)[:, -1:])[:, 0]               # (copies · B, M)
+            if copies == 2:
+                logits = guide(*logits.chunk(2), guidance)
+            codes.append(draw(logits / max(cfg.temperature, 1e-6), u[:, k + 1]))
+            place = (self.code_embedding(codes[-1].repeat(copies)) + self.position[min(k + 2, cfg.clip_dim)])[:, None]
+            new = place if use_cache else torch.cat([new, place], dim=1)
+        return F.normalize(self.codes.decode(torch.stack(codes, dim=1)), dim=-1)
+
+
+def uniform(rows, columns, generator, device):
+    """Numbers from 0 to 1, (rows, columns). A list of generators fills each row from its own, whatever the others are."""
+    if isinstance(generator, (list, tuple)):
+        return torch.cat([torch.rand(1, columns, generator=g, device=g.device) for g in generator]).to(device)
+    return torch.rand(rows, columns, generator=generator, device=generator.device if generator else device).to(device)
+
+
+def draw(logits, u):
+    """One bucket per row, by the inverse of the distribution function: logits (B, M), u (B,) in [0, 1) -> (B,) int64."""
+    below = logits.double().softmax(dim=-1).cumsum(dim=-1)                 # (B, M)
+    return (below <= u[:, None]).sum(dim=-1).clamp(max=logits.shape[-1] - 1)
