@@ -111,6 +111,7 @@ class Decoder(nn.Module):
         z = self.whitening(z_img)                                          # (B, D)
         if keep_z is not None:
             # mini: of the two nulls that §2.1 names, zero or learned, the zero vector, which Fig. 8 needs; no caption is all padding.
+            # Once whitening is fitted, zero is the mean of all embeddings.
             z = z * keep_z[:, None]
         states = self.ln_final(self.transformer(self.caption(tokens, keep_text)))          # (B, L, W)
         emb = self.z_to_emb(z) + self.text_to_emb(states[:, -1])           # GLIDE pools the last position
