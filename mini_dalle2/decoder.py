@@ -117,6 +117,7 @@ class Decoder(nn.Module):
         z = self.whitening(z_img) if z_img is not None else torch.zeros(len(tokens), self.cfg.clip_dim, device=tokens.device)  # (B, D)
         if keep_z is not None:
             # mini: of the two nulls that §2.1 names, zero or learned, the zero vector, which Fig. 8 needs; no caption is all padding.
+            # Once whitening is fitted, zero is the mean of all embeddings.
             z = z * keep_z[:, None]
         caption = self.caption(tokens, keep_text) if tokens is not None else self.caption.padding.expand(len(z), -1, -1)
         states = self.ln_final(self.transformer(caption))                  # (B, L, W)

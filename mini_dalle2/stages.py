@@ -19,7 +19,7 @@ import torch
 
 from . import configs, report
 from .data import to_float
-from .near_misses import wrong_captions
+from .near_misses import with_near_misses
 from .pictures import Pictures
 from .pipeline import MODELS, load_model, seeded
 from .tokenizer import BPETokenizer
@@ -194,16 +194,20 @@ def train_clip(job):
     """Which caption belongs to which picture? (CLIP Fig. 3)"""
     # mini: the paper trains CLIP on more, and noisier, data than the rest (App. C); here all stages learn from the same pictures.
     pictures, captions = job.table("train", job.config.clip.model.image_size)
-    tokens, indices = job.tokens(captions), job.batches("clip", len(captions))
-    tokens = tokens[:, :eot_position(tokens, job.config.clip.model.eot_id).max() + 1]      # behind the longest caption is only padding
-
+    indices = job.batches("clip", len(captions))
     # mini: CLIP's only wrong captions are the others of its batch. 32,768 of them hold a few near misses, our 256 hold none.
-    wrong = wrong_captions(captions, job.tokens, tokens, job.config.clip.model.eot_id) if job.config.data.near_misses else None
+    near = job.config.data.near_misses
+    tokens = job.tokens(with_near_misses(captions) if near else captions)
+    tokens = tokens[:, :eot_position(tokens, job.config.clip.model.eot_id).max() + 1]      # behind the longest caption is only padding
+    tokens = tokens.unflatten(0, (len(captions), -1))                      # (N, 1 + K, L): each caption before its near misses
 
     def draw(generator, step):
         i = indices(step)
-        images, i = to_float(pictures[i.to(pictures.device)].to(job.device)), i.to(job.device)
-        return images, tokens[i], wrong(i, generator) if wrong else None
+        images, own = to_float(pictures[i.to(pictures.device)].to(job.device)), tokens[i.to(job.device), 0]
+        if not near:
+            return images, own
+        wrong = tokens[i.to(job.device), torch.randint(1, tokens.shape[1], (len(i),), generator=generator).to(job.device)]
+        return images, own, wrong[(wrong != own).any(dim=1)]               # (K, L): of those that have near misses, one each
 
     return job.train("clip", draw, lambda model, batch, generator: model.loss(*batch))
 

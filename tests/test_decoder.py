@@ -67,6 +67,15 @@ def test_both_ways_in_reach_the_picture():
 
 
 @torch.no_grad()
+def test_no_z_img_is_the_mean_embedding_once_whitening_is_fitted():
+    model, (_, z, tokens), (_, known, _) = tiny(whiten_z=True), batch(2), batch(200, seed=2)
+    model.whitening.fit(known + 0.1)
+    nothing = model.condition(z, tokens, keep_z=torch.zeros(2, dtype=torch.bool))
+    mean = model.condition((known + 0.1).mean(0).expand(2, -1), tokens)
+    torch.testing.assert_close(nothing, mean, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
 def test_no_z_img_is_the_zero_vector_and_no_caption_is_padding():
     model, (_, z, tokens) = tiny(), batch(2)
     keep, drop = torch.tensor([True, False]), torch.zeros(2, dtype=torch.bool)
@@ -236,9 +245,14 @@ def test_known_pixels_stay():
     assert torch.equal(drawn[..., 4:], images[..., 4:]) and not torch.allclose(drawn[..., :4], images[..., :4], atol=0.1)
 
 
-def test_one_batch_is_learned_by_heart():
+# The second row has what the preset `tiny` has and the paper has not.
+@pytest.mark.parametrize("changes", [{}, dict(channel_mult=(1,), objective="x_start", weighting="snr_plus_1", vlb_weight=1e-5, whiten_z=True,
+                                              patch_size=2, position_embedding=True, emb_channels=48)])
+def test_one_batch_is_learned_by_heart(changes):
     torch.manual_seed(0)
-    model, (images, z, tokens) = Decoder(TINY), batch(8)
+    model, (images, z, tokens) = Decoder(replace(TINY, **changes)), batch(8)
+    if model.cfg.whiten_z:
+        model.whitening.fit(batch(200, seed=2)[1])
     optimizer, generator = torch.optim.AdamW(model.parameters(), lr=4e-3), torch.Generator().manual_seed(0)
     for _ in range(250):
         loss = model.loss(images.repeat(2, 1, 1, 1), z.repeat(2, 1), tokens.repeat(2, 1), generator)

@@ -1,12 +1,14 @@
 """The upsampler as a diffusion model that knows only a small picture: crops, steps, sampling, learning."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from mini_dalle2.degradation import degrade
 from mini_dalle2.unet import AttentionBlock
 from mini_dalle2.upsampler import Upsampler, UpsamplerConfig, random_crop, sampling_timesteps
 
@@ -137,6 +139,15 @@ def test_loss_is_finite_repeatable_and_reaches_every_parameter(objective, weight
     loss.backward()
     assert loss.dim() == 0 and loss.isfinite() and torch.equal(loss, model.loss(crops, rng(1)))
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("kind", ["blur", "bsr"])
+def test_it_learns_from_small_pictures_spoilt_as_configured(kind, monkeypatch):
+    model, crops, seen = perturbed(replace(TINY, degradation=kind)), torch.rand(3, 3, 16, 16, generator=rng()) * 2 - 1, []
+    monkeypatch.setattr(Upsampler, "enlarge", lambda self, low: seen.append(low) or F.interpolate(low, scale_factor=4))
+    model.loss(crops, rng(1))
+    assert torch.equal(seen[0], degrade(crops, kind, 4, rng(1)))           # the first thing that the generator is asked for
+    assert not torch.allclose(seen[0], F.avg_pool2d(crops, 4), atol=0.05)
 
 
 def test_overfits_one_batch_and_then_beats_interpolation():
