@@ -40,7 +40,8 @@ def report(name, result, results):
 
 def picture_of(run, name, pictures, grades, captions):
     """Writes a grid of the first 32 pictures, each with its caption and what is wrong with it."""
-    notes = [caption + ("" if g["all"] else "\nWRONG: " + ", ".join(a for a in ASPECTS[1:] if not g[a])) for caption, g in zip(captions, grades)]
+    wrong = [", ".join(a for a in ASPECTS[1:] if not g[a]) or "blots or gaps" for g in grades]             # see metrics.MAX_CLUTTER
+    notes = [caption + ("" if g["all"] else f"\nWRONG: {w}") for caption, g, w in zip(captions, grades, wrong)]
     rows = [range(i, min(i + 8, len(pictures), 32)) for i in range(0, min(32, len(pictures)), 8)]
     caption_grid([[pictures[i] for i in row] for row in rows], [[notes[i] for i in row] for row in rows], run / f"grade_{name}.png")
 
