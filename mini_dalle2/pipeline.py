@@ -127,7 +127,8 @@ class DALLE2:
 
         seed: picture j of every caption depends on (caption, seed + j) alone, whatever else is drawn with it. Each stage has noise of
         its own, so that other settings of one leave what the others draw from as it was.
-        prior: "diffusion", or "none", which gives z_txt to the decoder in z_img's place (the paper's Fig. 8, middle row).
+        prior: "diffusion", or "none", which gives z_txt to the decoder in z_img's place (the paper's Fig. 8, middle row;
+            with `whiten_z`, through the spread of z_img, which z_txt has not: it then says less than the figure's row).
         guidance, steps: of the decoder; None takes its configuration's. The prior and the upsamplers keep their own.
         stage: "full" for the largest pictures, "base" for the decoder's, "each" for dicts {"base", "up1", "up2"} of PIL images.
         Raises ValueError for captions or numbers that cannot be drawn.
