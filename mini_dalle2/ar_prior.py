@@ -23,6 +23,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .checks import check_captions, check_divisible, check_positive, check_range
+from .diffusion import noise_device
 from .sampling import guide
 from .transformer import CaptionEmbedding, Transformer, timestep_embedding
 from .whitening import Whitening
@@ -115,7 +116,6 @@ class Codes(nn.Module):
         coordinates = self.low[:K] + (codes + 0.5) / self.buckets * (self.high[:K] - self.low[:K])
         return coordinates @ self.directions[:, :K].T + self.mean
 
-
     def project(self, z, count):
         """z (B, D) with all but the `count` widest components at their mean, of unit norm again. Raises ValueError for another count."""
         if not 1 <= count <= len(self.mean):
@@ -190,7 +190,7 @@ class ARPrior(nn.Module):
     def loss(self, z_img, z_txt, tokens, generator=None):
         """Mean negative log-likelihood of a code in nats (chance: ln M): z_img, z_txt (B, D) of unit norm, tokens (B, L)."""
         B, device = len(z_img), z_img.device
-        keep = torch.rand(B, generator=generator, device=generator.device if generator else device).to(device) >= self.cfg.text_drop
+        keep = torch.rand(B, generator=generator, device=noise_device(generator, device)).to(device) >= self.cfg.text_drop
         codes = self.codes.encode(z_img)                                   # (B, K)
         dot = torch.bucketize((z_img * z_txt).sum(-1), self.dot_edges)     # (B,)
         return F.cross_entropy(self(codes, dot, tokens, z_txt, keep).flatten(0, 1), codes.flatten())
@@ -226,7 +226,7 @@ def uniform(rows, columns, generator, device):
     """Numbers from 0 to 1, (rows, columns). A list of generators fills each row from its own, whatever the others are."""
     if isinstance(generator, (list, tuple)):
         return torch.cat([torch.rand(1, columns, generator=g, device=g.device) for g in generator]).to(device)
-    return torch.rand(rows, columns, generator=generator, device=generator.device if generator else device).to(device)
+    return torch.rand(rows, columns, generator=generator, device=noise_device(generator, device)).to(device)
 
 
 def draw(logits, u):

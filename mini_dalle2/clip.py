@@ -126,7 +126,8 @@ class CLIP(nn.Module):
     def loss(self, images, tokens, wrong=None):
         """Symmetric contrastive loss, a scalar: images (B, 3, S, S) in [-1, 1], tokens (B, L). Chance is ln B.
 
-        wrong (K, L): further captions, which belong to none of these images (or are the same as one of `tokens`).
+        wrong (K, L): further captions, which belong to none of these images (or are the same as one of `tokens`). They make
+        choosing a caption harder, not choosing an image, so that the two halves then have different levels of chance.
         """
         # The parameter itself is cut too, as in CLIP's code: above the bound it would have no gradient, and no way back.
         with torch.no_grad():

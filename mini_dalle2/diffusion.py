@@ -235,11 +235,17 @@ def randn_like(x, generator=None):
         rows = [torch.randn(part.shape, generator=g, device=g.device, dtype=x.dtype)
                 for part, g in zip(x.chunk(len(generator)), generator, strict=True)]
         return torch.cat(rows).to(x.device)                                # in one copy
-    device = x.device if generator is None else generator.device
-    return torch.randn(x.shape, generator=generator, device=device, dtype=x.dtype).to(x.device)
+    return torch.randn(x.shape, generator=generator, device=noise_device(generator, x.device), dtype=x.dtype).to(x.device)
+
+
+def noise_device(generator, device):
+    """The device that random numbers are to be drawn on: the generator's own; `device` if there is no generator."""
+    return device if generator is None else generator.device
 
 
 # ---------------------------------------------------------------------- which t to train on
+
+# mini: the paper does not say which; its L_prior, an expectation over t, reads as the uniform one.
 
 class UniformSampler(nn.Module):
     """t ~ U{0..T−1}, every loss weighs 1."""
@@ -250,7 +256,7 @@ class UniformSampler(nn.Module):
 
     def sample(self, batch, generator=None, device=None):
         """-> t (B,) and the factor (B,) on each loss."""
-        t = torch.randint(self.num_timesteps, (batch,), generator=generator, device=generator.device if generator else device)
+        t = torch.randint(self.num_timesteps, (batch,), generator=generator, device=noise_device(generator, device))
         return t.to(device), torch.ones(batch, device=device)
 
     def update(self, t, losses):
@@ -280,7 +286,7 @@ class LossAwareSampler(UniformSampler):
 
     def sample(self, batch, generator=None, device=None):
         p = self.probabilities()
-        p = p.to(generator.device if generator else device)
+        p = p.to(noise_device(generator, device))
         t = torch.multinomial(p, batch, replacement=True, generator=generator)
         return t.to(device), (1 / (self.num_timesteps * p[t])).float().to(device)
 

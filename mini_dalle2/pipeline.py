@@ -163,7 +163,8 @@ class DALLE2:
         seed: picture j of every caption depends on (caption, seed + j) alone, whatever else is drawn with it. Each stage has noise of
         its own, so that other settings of one leave what the others draw from as it was.
         prior: where z_img comes from: "diffusion" or "ar", the two priors; the rows of the paper's Fig. 8 without one are "z_txt", which
-        gives CLIP's text embedding to the decoder in its place, and "caption", which gives it nothing but the caption, as GLIDE.
+        gives CLIP's text embedding to the decoder in its place, and "caption", which gives it nothing but the caption, as GLIDE;
+        with `whiten_z` z_txt passes through the spread of z_img, which is not its own: that row then says less than the figure's.
         guidance, steps: of the decoder; None takes its configuration's. The prior and the upsamplers keep their own.
         stage: "full" for the largest pictures, "base" for the decoder's, "each" for dicts {"base", "up1", "up2"} of PIL images.
         rerank: draw so many, and return the n of them that CLIP finds closest to the caption, the best first.

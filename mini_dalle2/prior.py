@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .checks import check_captions, check_choice, check_divisible, check_positive, check_range
-from .diffusion import GaussianDiffusion, check_diffusion, randn_like
+from .diffusion import GaussianDiffusion, UniformSampler, check_diffusion, noise_device, randn_like
 from .sampling import analytic_step, ddpm_step, guide, sample_loop, strided_timesteps
 from .transformer import CaptionEmbedding, Transformer, timestep_embedding
 from .whitening import Whitening
@@ -71,11 +71,13 @@ class DiffusionPrior(nn.Module):
         self.cfg = cfg
         self.whitening, self.whitening_txt = Whitening(cfg.clip_dim), Whitening(cfg.clip_dim)     # unless fitted: times √D
         self.diffusion = GaussianDiffusion(cfg.schedule, cfg.num_timesteps)
+        self.timestep_sampler = UniformSampler(cfg.num_timesteps)
         self.register_buffer("cov", torch.zeros(cfg.num_timesteps))        # variance of x_0 given x_t; see `measure_variance`
         # mini: "encoded text" (§2.2) leaves open by what: here tokens are embedded for this very transformer, as wide as Table 3 says;
         # Karlo and others feed it the states of CLIP's text transformer, and would need a second encoder to be the paper's.
         self.caption = CaptionEmbedding(cfg.vocab_size, cfg.context_length, cfg.width, cfg.eot_id)
         self.z_txt_proj = nn.Linear(cfg.clip_dim, cfg.width)
+        # mini: how the timestep becomes an embedding, and that places are learned, is Karlo's way; the paper says nothing.
         self.time_embed = nn.Sequential(nn.Linear(cfg.width, cfg.width), nn.SiLU(), nn.Linear(cfg.width, cfg.width))
         self.z_img_proj = nn.Linear(cfg.clip_dim, cfg.width)
         self.query = nn.Parameter(torch.empty(cfg.width))
@@ -118,9 +120,8 @@ class DiffusionPrior(nn.Module):
     def loss(self, z_img, z_txt, tokens, generator=None):
         """L_prior, a scalar (mean over coordinates): z_img, z_txt (B, D) of unit norm, tokens (B, L)."""
         B, device = len(z_img), z_img.device
-        source = generator.device if generator else device
-        t = torch.randint(self.cfg.num_timesteps, (B,), generator=generator, device=source).to(device)
-        keep = (torch.rand(B, generator=generator, device=source) >= self.cfg.text_drop).to(device)
+        t, _ = self.timestep_sampler.sample(B, generator, device)
+        keep = torch.rand(B, generator=generator, device=noise_device(generator, device)).to(device) >= self.cfg.text_drop
         x_start = self.scale(z_img)
         noise = randn_like(x_start, generator)
         x_t = self.diffusion.q_sample(x_start, t, noise)
@@ -164,6 +165,7 @@ class DiffusionPrior(nn.Module):
                 raw = self(x, t, tokens, z_txt)
             else:
                 raw = guide(*self(torch.cat([x, x]), torch.cat([t, t]), *both).chunk(2), guidance)
+            # mini: the paper does not say whether the predicted x_0 is bounded. It is not: an embedding has no range as pixels have.
             return self.diffusion.interpret(raw, x, t, objective="x_start")
 
         return denoise

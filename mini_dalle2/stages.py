@@ -193,9 +193,10 @@ def train_tokenizer(job):
 def train_clip(job):
     """Which caption belongs to which picture? (CLIP Fig. 3)"""
     # mini: the paper trains CLIP on more, and noisier, data than the rest (App. C); here all stages learn from the same pictures.
+    # mini: without CLIP's augmentation, a random square of the picture: it would cut away what captions as short as ours name.
     pictures, captions = job.table("train", job.config.clip.model.image_size)
     indices = job.batches("clip", len(captions))
-    # mini: CLIP's only wrong captions are the others of its batch. 32,768 of them hold a few near misses, our 256 hold none.
+    # mini: CLIP's only wrong captions are the others of its batch. 32,768 of them hold a few near misses, a small one holds none.
     near = job.config.data.near_misses
     tokens = job.tokens(with_near_misses(captions) if near else captions)
     tokens = tokens[:, :eot_position(tokens, job.config.clip.model.eot_id).max() + 1]      # behind the longest caption is only padding

@@ -44,7 +44,7 @@ def merge_heads(x):
 def timestep_embedding(t, dim, max_period=10000.0):
     """Sinusoids of the diffusion step: t (B,), any number, -> (B, dim), dim even, first the cosines, then the sines.
 
-    Frequencies fall geometrically from 1 to 1/max_period (guided-diffusion's order and spacing).
+    Frequencies fall geometrically from 1 towards 1/max_period, which itself is not among them (guided-diffusion's order and spacing).
     """
     half = dim // 2
     freqs = torch.exp(-math.log(max_period) * torch.arange(half, device=t.device, dtype=torch.float32) / half)

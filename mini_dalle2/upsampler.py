@@ -20,7 +20,7 @@ from torch import nn
 
 from .checks import check_choice, check_positive
 from .degradation import DEGRADATIONS, degrade
-from .diffusion import GaussianDiffusion, UniformSampler, check_diffusion, randn_like
+from .diffusion import GaussianDiffusion, UniformSampler, check_diffusion, noise_device, randn_like
 from .sampling import ddim_step, keep_known, sample_loop, strided_timesteps
 from .unet import UNet, UNetConfig
 
@@ -89,7 +89,8 @@ def random_crop(images, crop, generator=None):
     B, _, H, W = images.shape
     if crop > min(H, W):
         raise ValueError(f"a crop of {crop} pixels does not fit into pictures of {H} × {W}")
-    device = images.device if generator is None else generator.device
+    # mini: the paper does not say where the crops lie: anywhere, each place as often as another.
+    device = noise_device(generator, images.device)
     top = torch.randint(H - crop + 1, (B, 1), generator=generator, device=device).to(images.device)
     left = torch.randint(W - crop + 1, (B, 1), generator=generator, device=device).to(images.device)
     window = torch.arange(crop, device=images.device)
