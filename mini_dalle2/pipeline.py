@@ -31,6 +31,7 @@ from .upsampler import Upsampler, UpsamplerConfig
 MODELS = {"clip": (CLIP, CLIPConfig), "prior": (DiffusionPrior, PriorConfig), "ar_prior": (ARPrior, ARPriorConfig),
           "decoder": (Decoder, DecoderConfig),
           "upsampler1": (Upsampler, UpsamplerConfig), "upsampler2": (Upsampler, UpsamplerConfig)}
+OPTIONAL = ("ar_prior", "upsampler1", "upsampler2")                        # a run can draw without them
 
 
 def load_model(path):

@@ -82,7 +82,7 @@ def test_embeddings_are_those_of_the_frozen_clip(run):
 def test_finished_stages_are_skipped_and_next_command_is_named(run, capsys):
     before = (run / "clip.pt").stat().st_mtime_ns
     code, out, _ = call(capsys, "--out", run, "--resume")
-    assert code == 0 and out.count("was finished before") == 6 and (run / "clip.pt").stat().st_mtime_ns == before
+    assert code == 0 and out.count("was finished before") == 7 and (run / "clip.pt").stat().st_mtime_ns == before
     assert out.strip().splitlines()[-1] == f"next: python sample.py text 'a red circle above a blue square' --run {run}"
 
 
@@ -104,7 +104,7 @@ def test_pictures_that_ctrl_c_prevented_are_drawn_on_resume(run, tmp_path, capsy
         code, _, error = call(capsys, "--out", copy, "--resume")
         assert code == 130 and error == f"stopped; go on with: python train.py --out {copy} --resume"
     code, out, _ = call(capsys, "--out", copy, "--resume")
-    assert code == 0 and out.count("was finished before") == 6
+    assert code == 0 and out.count("was finished before") == 7
     after = {path.name: path.stat().st_mtime_ns for path in copy.iterdir() if path.name != "config.json"}
     assert set(after) - set(before) == {"decoder.png", "upsampler1_loss.png"}
     assert all(after[name] == before[name] for name in before if name != "config.json")      # nothing was trained or drawn again
