@@ -72,6 +72,7 @@ class Codes(nn.Module):
     def __init__(self, dim, buckets):
         super().__init__()
         self.buckets = buckets
+        # mini: the paper says neither where the buckets' edges lie nor what a bucket stands for: here as the class describes.
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("directions", torch.eye(dim))                 # (D, D), columns by decreasing variance
         self.register_buffer("low", torch.full((dim,), -1.0))              # (D,)

@@ -141,8 +141,8 @@ class DiffusionPrior(nn.Module):
 
         cov_t = E‖x_0‖² / D − E‖x̂_0(x_t)‖² / D, both about the mean: what of the data's variance the prediction leaves unexplained. It is
         cut to what it can be of a perfect prediction: at least 0, at most all, and at most (1−ᾱ)/ᾱ, which x_t / √ᾱ would leave.
-        The paper does not say how guidance enters: this is of the unguided prediction.
         """
+        # mini: the paper does not say how guidance enters, nor of how many pictures it is estimated: the unguided prediction; stages.py, 1,024.
         x_start = self.scale(z_img)
         mean, total = x_start.mean(0), x_start.var(0, correction=0).mean()
         at = torch.linspace(0, self.cfg.num_timesteps - 1, min(points, self.cfg.num_timesteps)).round()
