@@ -10,7 +10,7 @@
     python sample.py classify cat.png "a red circle" "two cyan rings"
 
 Each writes one labelled grid; with --singles every picture by itself beside it. The same caption and seed give the same picture, whatever
-else is drawn with it; picture j of a row has seed + j. Read next: mini_dalle2/pipeline.py, which does the work.
+else is drawn with it; picture j of a row of text, variations or inpaint has seed + j (with --rerank, the best come first). Read next: mini_dalle2/pipeline.py, which does the work.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def parse(argv):
     guidance = float, None, "the decoder's guidance scale, 1 for none (default: the run's own)"
     unguided = float, 1.0, "the decoder's guidance scale (default: 1, none)"
     text = verb("text", "draw captions", {"captions": "+"}, n=number, guidance=guidance,
-                rerank=(int, None, "draw so many of each, show the --n that CLIP finds closest to the caption"))
+                rerank=(int, None, "draw so many of each, show the --n that CLIP finds closest to the caption, the best first"))
     inpaint = verb("inpaint", "draw into a picture", {"image": None, "mask": None, "caption": None}, n=number, guidance=guidance)
     for one in (text, inpaint):
         one.add_argument("--prior", choices=DALLE2.PRIORS, default="diffusion", help="where the image embedding comes from; z_txt takes CLIP's "
@@ -63,28 +63,32 @@ def parse(argv):
          eta=(float, 1.0, "0 reconstructs, 1 varies most (default: 1)"))
     interpolate = verb("interpolate", "from one picture to another", {"image": None, "other": None}, n=(int, 6, "pictures (default: 6)"))
     interpolate.add_argument("--fixed-noise", action="store_true", help="one random x_T all the way, from --seed")
-    textdiff = verb("textdiff", "change a picture as one caption differs from another", {"image": None, "source": None, "target": None},
-                    guidance=unguided)
+    textdiff = verb("textdiff", 'change a picture as caption TARGET differs from caption SOURCE ("" for none)',
+                    {"image": None, "source": None, "target": None}, guidance=unguided)
     textdiff.add_argument("--theta", type=float, nargs="+", default=[0, 0.125, 0.25, 0.375, 0.5], help="how far to go (default: 0 to 0.5)")
     reconstruct = verb("reconstruct", "a picture from its own latents", {"image": None})
     reconstruct.add_argument("--components", type=int, nargs="+", help="from so many principal components of z_img (default: from all and x_T)")
     verb("classify", "which caption fits?", {"image": None, "captions": "+"}, parent=common)
 
     args = parser.parse_args(argv)
-    if not 1 <= getattr(args, "n", 1) <= 1000:
-        raise ValueError(f"--n {args.n}: from 1 to 1000 pictures of each caption")
+    for option in ("n", "rerank"):
+        value = getattr(args, option, None)
+        if value is not None and not 1 <= value <= 1000:
+            raise ValueError(f"--{option} {value}: from 1 to 1000 pictures")
     if not 0 <= args.seed < 2 ** 63:
         raise ValueError(f"--seed {args.seed}: a whole number from 0 to 2 ** 63 - 1")
     if not 0 <= getattr(args, "eta", 0) <= 1:
         raise ValueError(f"--eta {args.eta}: a number from 0 to 1")
     if args.out or Path(args.run).is_dir():                                # that there is no run is for DALLE2.load to say
         args.out = args.out or Path(args.run) / ("sample.png" if args.verb == "text" else f"{args.verb}.png")
-        check_out(args.out)
+        check_out(args.out, [getattr(args, key) for key in ("image", "other", "mask") if hasattr(args, key)])
     return args
 
 
-def check_out(path):
-    """Raises ValueError unless a picture can be written to `path`: better now than when it is drawn."""
+def check_out(path, given):
+    """Raises ValueError unless a picture can be written to `path`, which is none of those given: better now than when it is drawn."""
+    if path.resolve() in [Path(other).resolve() for other in given]:
+        raise ValueError(f"--out {path} is one of the pictures given: it would be lost")
     if path.suffix.lower() != ".png":
         raise ValueError(f"--out {path}: pictures are written as .png")
     probe = path.with_name(path.name + ".tmp")                             # where atomic_open will write
@@ -111,65 +115,65 @@ def open_picture(path):
         raise ValueError(f"{path} cannot be read as a picture ({type(error).__name__})") from None
 
 
-def fitted(model, path):
-    """A picture for the model, (image, its name as a label); says so when it is not a square of the model's own size."""
+def given(path, size=None):
+    """A picture that a model takes at size × size: (image, what is taken of it, its name as a label). Says so if it is of another size.
+
+    size None: at whatever side its central square has.
+    """
     image = open_picture(path)
-    if image.size != (model.size, model.size):
-        print(f"note: {path} has {image.width} x {image.height} pixels; its central square is taken at {model.size} x {model.size}")
-    return image, f"given: {Path(path).name}"
-
-
-def square(model, image):
-    """What the model is given of a picture, to be shown."""
-    return central_square(image, model.size)
+    size = size or min(image.size)
+    if image.size != (size, size):
+        print(f"note: {path} has {image.width} x {image.height} pixels; its central square is taken at {size} x {size}")
+    return image, central_square(image, size), f"given: {Path(path).name}"
 
 
 # ---------------------------------------------------------------------------------------------------------------- the verbs
-# Each: (model, args, options for drawing) -> (rows of PIL images, labels as caption_grid takes them)
+# Each: (model, args, side of the pictures, options for drawing) -> (rows of the grid, their labels, rows of what was drawn of it)
 
-def text(model, args, options):
+def text(model, args, size, options):
     rows = model.text_to_image(args.captions, n=args.n, seed=args.seed, prior=args.prior, guidance=args.guidance, rerank=args.rerank, **options)
-    return rows, args.captions
+    return rows, args.captions, rows
 
 
-def variations(model, args, options):
-    image, name = fitted(model, args.image)
+def variations(model, args, size, options):
+    image, shown, name = given(args.image, size)
     drawn = model.variations(image, args.n, args.eta, args.seed, args.guidance, **options)
-    return [[square(model, image), *drawn]], [[name] + [f"η = {args.eta:g}, seed {args.seed + j}" for j in range(args.n)]]
+    return [[shown, *drawn]], [[name] + [f"η = {args.eta:g}, seed {args.seed + j}" for j in range(args.n)]], [drawn]
 
 
-def interpolate(model, args, options):
-    (a, name_a), (b, name_b) = fitted(model, args.image), fitted(model, args.other)
-    drawn = model.interpolate(a, b, args.n, args.seed if args.fixed_noise else None, **options)
-    labels = [f"θ = {j / (args.n - 1):.2f}" for j in range(args.n)]
-    return [[square(model, a), *drawn, square(model, b)]], [[name_a, *labels, name_b]]
+def interpolate(model, args, size, options):
+    (a, shown_a, name_a), (b, shown_b, name_b) = given(args.image, size), given(args.other, size)
+    drawn = model.interpolate(a, b, args.n, args.seed, args.fixed_noise, **options)
+    labels = [name_a, *(f"θ = {j / (args.n - 1):.2f}" for j in range(args.n)), name_b]
+    return [[shown_a, *drawn, shown_b]], [labels], [drawn]
 
 
-def textdiff(model, args, options):
-    image, name = fitted(model, args.image)
-    drawn = model.textdiff(image, args.source or None, args.target, args.theta, args.guidance, **options)
-    return [[square(model, image), *drawn]], [[name] + [f"θ = {theta:g}: to {args.target}" for theta in args.theta]]
+def textdiff(model, args, size, options):
+    image, shown, name = given(args.image, size)
+    drawn = model.textdiff(image, args.source or None, args.target, args.theta, args.seed, args.guidance, **options)
+    return [[shown, *drawn]], [[name] + [f"θ = {theta:g}: to {args.target}" for theta in args.theta]], [drawn]
 
 
-def inpaint(model, args, options):
-    (image, name), mask = fitted(model, args.image), open_picture(args.mask)
+def inpaint(model, args, size, options):
+    (image, shown, name), mask = given(args.image, size), open_picture(args.mask)
     drawn = model.inpaint(image, mask, args.caption, args.n, args.seed, args.prior, args.guidance, **options)
-    return [[square(model, image), square(model, mask), *drawn]], [[name, "mask"] + [f"{args.caption}, seed {args.seed + j}" for j in range(args.n)]]
+    labels = [name, "mask"] + [f"{args.caption}, seed {args.seed + j}" for j in range(args.n)]
+    return [[shown, central_square(mask, size), *drawn]], [labels], [drawn]
 
 
-def reconstruct(model, args, options):
-    image, name = fitted(model, args.image)
+def reconstruct(model, args, size, options):
+    image, shown, name = given(args.image, size)
     drawn = model.reconstruct(image, args.components, args.seed, **options)
     labels = [f"{count} components" for count in args.components] if args.components else ["from z_img and x_T"]
-    return [[square(model, image), *drawn]], [[name, *labels]]
+    return [[shown, *drawn]], [[name, *labels]], [drawn]
 
 
-def classify(model, args, options):
-    image, name = fitted(model, args.image)
+def classify(model, args, size, options):
+    image, shown, name = given(args.image)
     found = sorted(zip(model.classify(image, args.captions).tolist(), args.captions), reverse=True)
     lines = [f"{share:6.1%}  {caption}" for share, caption in found]
     print("\n".join(lines))
-    return [[square(model, image)]], [[name + "\n" + "\n".join(lines)]]
+    return [[shown]], [[name + "\n" + "\n".join(lines)]], []
 
 
 VERBS = {f.__name__: f for f in (text, variations, interpolate, textdiff, inpaint, reconstruct, classify)}
@@ -180,17 +184,17 @@ def work(args):
     began = time.perf_counter()
     model = DALLE2.load(args.run, args.device)
     options = {} if args.verb == "classify" else {"steps": args.steps, "stage": args.stage}
-    rows, labels = VERBS[args.verb](model, args, options)
+    size = model.decoder.cfg.image_size if options.get("stage") == "base" else model.size
+    rows, labels, drawn = VERBS[args.verb](model, args, size, options)
     files = {args.out: caption_grid(rows, labels)}
     if getattr(args, "singles", False):
         files |= {args.out.with_name(f"{args.out.stem}-{i}-{j}.png"): picture
-                  for i, row in enumerate(rows, start=1) for j, picture in enumerate(row, start=1)}
+                  for i, row in enumerate(drawn, start=1) for j, picture in enumerate(row, start=1)}
     for path, picture in files.items():
         with atomic_open(path) as file:
             picture.save(file, format="PNG")
-    seconds = time.perf_counter() - began
-    drawn = sum(map(len, rows))
-    print(f"{drawn} picture{'s' * (drawn > 1)} of {rows[0][0].width} pixels in {seconds:.0f} s: {', '.join(map(str, files))}")
+    seconds, n = time.perf_counter() - began, sum(map(len, drawn))
+    print(f"{n} picture{'s' * (n > 1)} of {size} pixels in {seconds:.0f} s: " * (n > 0) + ", ".join(map(str, files)))
 
 
 def main(argv=None):

@@ -124,11 +124,13 @@ def finished(job, stage):
         return stage == "tokenizer" and made(job.run, stage)
     checkpoint = load_checkpoint(path)
     step, steps = checkpoint["step"], getattr(job.config, stage).train.steps
-    if step < steps and not (job.run / f"{stage}.resume.pt").is_file():
-        raise ValueError(f"{path} has {step} of {steps} steps, but {stage}.resume.pt, which is needed to go on, is not there")
+    # The prior measures its analytic variance when it is trained; this may have been interrupted too, and is then done again.
+    done = step >= steps and (stage != "prior" or bool(checkpoint["ema"]["cov"].any()))
+    if not done and not (job.run / f"{stage}.resume.pt").is_file():
+        raise ValueError(f"{path} is not finished ({step} of {steps} steps), and {stage}.resume.pt, which is needed to go on, is not there")
     if stage in configs.ON_CLIP and checkpoint["clip_signature"] != job.frozen_clip()[1]:
         raise ValueError(f"{path} was trained on the embeddings of another CLIP: delete it and {stage}.resume.pt, or use another --out")
-    return step >= steps
+    return done
 
 
 def summary(job, minutes):

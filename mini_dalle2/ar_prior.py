@@ -133,12 +133,15 @@ class ARPrior(nn.Module):
         self.cfg = cfg
         self.codes = Codes(cfg.clip_dim, cfg.buckets)
         self.whitening_txt = Whitening(cfg.clip_dim)                       # unless fitted: times √D
-        # mini: buckets of z_img·z_txt are quantiles: each holds as many training pictures as another, so the top half is the upper 512.
-        self.register_buffer("dot_edges", torch.linspace(-1, 1, cfg.buckets + 1)[1:-1])    # (M − 1,)
+        # mini: buckets of z_img·z_txt are quantiles: each holds as many training pictures as another. The top half "of the distribution"
+        # is then the upper 512; the paper does not say of which, and a prediction for this very caption is not at hand before z_img is.
+        self.register_buffer("dots", torch.linspace(-1, 1, cfg.buckets + 1)[1:])           # (M,), the largest of each bucket
         self.caption = CaptionEmbedding(cfg.vocab_size, cfg.context_length, cfg.text_width, cfg.eot_id)
         self.text = Transformer(cfg.text_layers, cfg.text_width, cfg.text_heads)           # bidirectional
+        self.ln_text = nn.LayerNorm(cfg.text_width)
         self.text_proj = nn.Linear(cfg.text_width, cfg.width)
         self.z_txt_proj = nn.Linear(cfg.clip_dim, cfg.width)
+        # mini: the paper does not say what stands for dropped text: a learned vector in z_txt's place, padding in the caption's.
         self.null_z_txt = nn.Parameter(torch.empty(cfg.width))
         self.dot_embedding = nn.Embedding(cfg.buckets, cfg.width)
         # mini: one table of buckets for all coordinates, in and out; the place says which coordinate it is.
@@ -164,17 +167,22 @@ class ARPrior(nn.Module):
         print(f"ar_prior: {kept} of {self.cfg.clip_dim} components leave out {lost:.2%} of the variance, {rounded:.2%} with the rounding "
               f"to {self.cfg.buckets} buckets")
         dots = (z_img * z_txt).sum(-1).sort().values
-        at = torch.arange(1, self.cfg.buckets, device=dots.device) * len(dots) // self.cfg.buckets
-        self.dot_edges.copy_(dots[at])
+        at = torch.arange(1, self.cfg.buckets + 1, device=dots.device) * len(dots) // self.cfg.buckets - 1
+        self.dots.copy_(dots[at.clamp(min=0)])
         if self.cfg.whiten_z:
             self.whitening_txt.fit(z_txt)
+
+    def bucket(self, dot):
+        """z_img·z_txt (B,) -> the bucket it falls in (B,): 0 for the worst fits of the training pictures, M − 1 for the best."""
+        return torch.bucketize(dot, self.dots[:-1])
 
     def prefix(self, tokens, z_txt, keep=None):
         """Caption and z_txt as the first places of the sequence, (B, L + 1, W): tokens (B, L), z_txt (B, D); keep (B,) bool: text kept?"""
         text = self.z_txt_proj(self.whitening_txt(z_txt))                  # (B, W)
         if keep is not None:
             text = torch.where(keep[:, None], text, self.null_z_txt)
-        states = self.text_proj(self.text(self.caption(tokens, keep)))     # (B, L, W)
+        # mini: caption, z_txt, fit: the paper does not say in which order, nor how the encoded caption is attended to (see README).
+        states = self.text_proj(self.ln_text(self.text(self.caption(tokens, keep))))       # (B, L, W)
         return torch.cat([states, (text + self.position[0])[:, None]], dim=1)
 
     def logits(self, states):
@@ -193,7 +201,8 @@ class ARPrior(nn.Module):
         B, device = len(z_img), z_img.device
         keep = torch.rand(B, generator=generator, device=noise_device(generator, device)).to(device) >= self.cfg.text_drop
         codes = self.codes.encode(z_img)                                   # (B, K)
-        dot = torch.bucketize((z_img * z_txt).sum(-1), self.dot_edges)     # (B,)
+        # mini: the bucket of z_img·z_txt stays when the text is dropped; the paper does not say.
+        dot = self.bucket((z_img * z_txt).sum(-1))                         # (B,)
         return F.cross_entropy(self(codes, dot, tokens, z_txt, keep).flatten(0, 1), codes.flatten())
 
     @torch.no_grad()
@@ -206,7 +215,8 @@ class ARPrior(nn.Module):
         cfg, B, K = self.cfg, len(tokens), self.codes.count
         guidance = cfg.guidance if guidance is None else guidance
         u = uniform(B, K + 1, generator, z_txt.device)                     # all that is random: one number per place
-        dot = ((1 - cfg.top * u[:, 0]) * cfg.buckets).long().clamp(max=cfg.buckets - 1)
+        rank = ((1 - cfg.top * u[:, 0]) * cfg.buckets).long().clamp(max=cfg.buckets - 1)
+        dot = self.bucket(self.dots[rank])                                 # not `rank` itself: with few pictures some buckets are empty
         copies = 1 if guidance == 1.0 else 2                               # guided: each row once more, without its text
         keep = None if copies == 1 else torch.arange(2 * B, device=z_txt.device) < B
         prefix = self.prefix(tokens.repeat(copies, 1), z_txt.repeat(copies, 1), keep)
@@ -220,6 +230,7 @@ class ARPrior(nn.Module):
             codes.append(draw(logits / max(cfg.temperature, 1e-6), u[:, k + 1]))
             place = (self.code_embedding(codes[-1].repeat(copies)) + self.position[min(k + 2, cfg.clip_dim)])[:, None]
             new = place if use_cache else torch.cat([new, place], dim=1)
+        # mini: normalised, as what CLIP gives; the paper does not say.
         return F.normalize(self.codes.decode(torch.stack(codes, dim=1)), dim=-1)
 
 

@@ -171,7 +171,7 @@ class Decoder(nn.Module):
 
         `x_T` (B, 3, S, S) replaces the random start. guidance, steps and DDIM's eta: None takes the configuration's. `generator`: one,
         or a list with one per picture (see diffusion.randn_like). known: (picture (B, 3, S, S), mask (B or 1, 1, S, S)): only where the
-        mask is 1 anything is drawn, to go with the rest (by DDIM). Raises ValueError for a number of steps outside 1..T.
+        mask is 1 anything is drawn, to go with the rest (by DDIM); one picture and mask may serve all. Raises ValueError for a number of steps outside 1..T.
         """
         cfg = self.cfg
         if x_T is None:
@@ -192,7 +192,8 @@ class Decoder(nn.Module):
 
         For `sample(z_img, None, guidance=1, eta=0, x_T=x_T)` with as many steps. z_img and x_T together are the paper's bipartite latent.
         """
-        # mini: the paper does not say what else the decoder is told: here no caption and no guidance.
+        # mini: the paper does not say what else the decoder is told (here no caption, no guidance), whether x̂_0 is cut to [-1, 1] (it is,
+        # as in sampling), nor of corrections to DDIM run backwards (REFINE times a step, each one more look at the network).
         timesteps = strided_timesteps(self.cfg.num_timesteps, self.cfg.sampling_steps if steps is None else steps)
         denoise = self.denoiser(z_img, None)
         x_0 = images.contiguous(memory_format=torch.channels_last)

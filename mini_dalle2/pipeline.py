@@ -9,19 +9,21 @@ Shapes: B pictures, L context length, D = clip_dim, s side of the decoder's pict
 References: unCLIP (2204.06125) §2, §3, §4, and Table 3 for the steps of each model. Read next: sample.py at the top level, which calls this.
 """
 
+import functools
 import itertools
 import warnings
 import zlib
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 
 from .ar_prior import ARPrior, ARPriorConfig
 from .clip import CLIP, CLIPConfig
 from .decoder import Decoder, DecoderConfig
-from .folder import central_square, from_pil, to_float, to_pil
+from .folder import central_square, from_pil, to_float, to_pil, to_rgb
 from .prior import DiffusionPrior, PriorConfig
 from .sampling import slerp
 from .tokenizer import BPETokenizer
@@ -42,7 +44,8 @@ def load_model(path):
         model = model_class(config_class(**checkpoint["model_config"]))
         model.load_state_dict(checkpoint["ema"])
     except (KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(f"{path} does not fit this version's models: {str(error).splitlines()[0]}") from None
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path} does not fit this version's models: {reason}") from None
     return model.eval().requires_grad_(False), checkpoint
 
 
@@ -102,8 +105,8 @@ class DALLE2:
                 warnings.warn(f"{file} is not finished: {checkpoint['step']} of {checkpoint['steps']} steps", stacklevel=2)
             if stage == "clip":
                 tokenizer = BPETokenizer.from_state_dict(checkpoint["tokenizer"])
-        for stage in ("prior", "ar_prior", "decoder"):
-            if stage in models and signatures[stage] != signatures["clip"]:
+        for stage in models.keys() & {"prior", "ar_prior", "decoder"}:     # which learned from the embeddings of one CLIP
+            if signatures[stage] != signatures["clip"]:
                 raise ValueError(f"{run}/{stage}.pt was trained on the embeddings of another CLIP than {run}/clip.pt: train it again")
         upsamplers = [models[stage] for stage in ("upsampler1", "upsampler2") if stage in models]
         if "upsampler1" not in models:
@@ -147,7 +150,7 @@ class DALLE2:
 
     @torch.no_grad()
     def invert(self, images, steps=None, progress=False):
-        """The bipartite latent of images, as `encode_image` takes them: z_img (B, D), x_T (B, 3, s, s), s the decoder's size (§3)."""
+        """The bipartite latent (§3) of a PIL image, or of a list of them: z_img (B, D), x_T (B, 3, s, s), s the decoder's size."""
         z_img = self.encode_image(images)
         return z_img, self.decoder.invert(self.pixels(images, self.decoder.cfg.image_size), z_img, steps, progress)
 
@@ -171,31 +174,34 @@ class DALLE2:
         rerank: draw so many, and return the n of them that CLIP finds closest to the caption, the best first.
         Raises ValueError for captions or numbers that cannot be drawn.
         """
-        if prior not in self.PRIORS:
-            raise ValueError(f"unknown prior '{prior}': it is one of {', '.join(self.PRIORS)}")
-        if prior == "ar" and self.ar_prior is None:
-            raise ValueError("this run has no autoregressive prior: train it with --stage ar_prior")
-        if stage not in ("full", "base", "each"):
-            raise ValueError(f"unknown stage '{stage}': it is 'full', 'base' or 'each'")
-        if n < 1:
-            raise ValueError(f"{n} pictures: ask for at least one")
+        self.check(n=n, stage=stage, guidance=guidance, steps=steps, prior=prior)
         if rerank is not None and rerank < n:
             raise ValueError(f"rerank {rerank}: to choose {n} pictures, draw at least as many")
-        self.check(guidance, steps)
         tokens = self.tokens(captions)                                     # (K, L)
         K, drawn = len(tokens), rerank or n
         tokens, seeds = tokens.repeat_interleave(drawn, dim=0), [seed + j for j in range(drawn)] * K
         z_img = self.embed(tokens, seeds, prior, progress)                 # (K · drawn, D)
         base = self.base(z_img, tokens, seeds, progress, guidance=guidance, steps=steps)
         if rerank:                                                         # before the upsamplers, which have less to do then
-            fit = (self.encode_image([to_pil(image) for image in base]) * self.encode_text(captions).repeat_interleave(drawn, 0)).sum(-1)
-            best = fit.view(K, drawn).topk(n).indices + drawn * torch.arange(K, device=fit.device)[:, None]      # (K, n)
+            z_drawn = torch.cat([self.encode_image([to_pil(image) for image in part]) for part in base.split(self.BATCH)])
+            fit = torch.einsum("knd,kd->kn", z_drawn.view(K, drawn, -1), self.encode_text(captions))             # (K, drawn)
+            best = fit.topk(n).indices + drawn * torch.arange(K, device=fit.device)[:, None]      # (K, n)
             base, seeds = base[best.flatten()], [seeds[i] for i in best.flatten().tolist()]
         pictures = self.enlarge(base, seeds, stage, progress)
         return [pictures[i:i + n] for i in range(0, len(pictures), n)]
 
-    def check(self, guidance=None, steps=None):
-        """Raises ValueError unless the decoder can draw with them."""
+    def check(self, *, n=1, stage="full", guidance=None, steps=None, eta=0.0, prior="diffusion"):
+        """Raises ValueError unless one can draw with these."""
+        if n < 1:
+            raise ValueError(f"{n} pictures: ask for at least one")
+        if stage not in ("full", "base", "each"):
+            raise ValueError(f"unknown stage '{stage}': it is 'full', 'base' or 'each'")
+        if prior not in self.PRIORS:
+            raise ValueError(f"unknown prior '{prior}': it is one of {', '.join(self.PRIORS)}")
+        if prior == "ar" and self.ar_prior is None:
+            raise ValueError("this run has no autoregressive prior: train it with --stage ar_prior")
+        if not 0 <= eta <= 1:
+            raise ValueError(f"eta {eta}: it is a number from 0 to 1")
         if steps is not None and not 1 <= steps <= self.decoder.cfg.num_timesteps:
             raise ValueError(f"{steps} sampling steps: the decoder takes 1 to {self.decoder.cfg.num_timesteps}")
         if guidance is not None and not 0 <= guidance < 1e4:
@@ -226,14 +232,21 @@ class DALLE2:
         return torch.cat([self.decoder.sample(z, y, generator=some, x_T=x, progress=progress, **options)
                           for some, z, y, x in zip(noise, parts(z_img), parts(tokens), parts(x_T))])
 
-    def enlarge(self, base, seeds, stage="full", progress=False):
-        """Base pictures (B, 3, s, s) -> list of B PIL images, or of dicts of them, as `text_to_image` returns them."""
+    def enlarge(self, base, seeds, stage="full", progress=False, known=None):
+        """Base pictures (B, 3, s, s) -> list of B PIL images, or of dicts of them, as `text_to_image` returns them.
+
+        known(side) -> (picture, mask), as the models take them, says at any size what is given and must stay (see `inpaint`).
+        """
         pictures = []
         for part, some in zip(base.split(self.BATCH), batched(seeds, self.BATCH)):
             images = {"base": part}
             for i, upsampler in enumerate(self.upsamplers if stage != "base" else (), start=1):
                 noise = [seeded(s, f"upsampler{i}") for s in some]
-                images[f"up{i}"] = upsampler.sample(list(images.values())[-1], generator=noise, progress=progress)
+                given = known and known(upsampler.cfg.high_size)
+                images[f"up{i}"] = upsampler.sample(list(images.values())[-1], generator=noise, progress=progress, known=given)
+            if known:                                                      # the models end near what is given, not on its very numbers
+                images = {name: torch.where(mask > 0.5, batch, picture) for (name, batch), (picture, mask) in zip(
+                    images.items(), (known(batch.shape[-1]) for batch in images.values()))}
             if stage == "each":
                 pictures += [{name: to_pil(batch[j]) for name, batch in images.items()} for j in range(len(part))]
             else:
@@ -249,9 +262,9 @@ class DALLE2:
     def variations(self, image, n=4, eta=1.0, seed=0, guidance=1.0, steps=None, stage="full", progress=True):
         """n pictures of what CLIP sees in this one (§3.1): list of PIL images.
 
-        eta 0 reconstructs it, the more the less is kept of what z_img does not say. image: PIL, any mode and size.
+        eta from 0, which reconstructs it (with guidance 1), to 1, which keeps nothing but what z_img says. image: PIL, any mode and size.
         """
-        self.check(guidance, steps)
+        self.check(n=n, stage=stage, guidance=guidance, steps=steps, eta=eta)
         z_img, x_T = self.invert(image, steps, progress)
         seeds = [seed + j for j in range(n)]
         base = self.base(z_img.expand(n, -1), None, seeds, progress, x_T.expand(n, -1, -1, -1), guidance=guidance, steps=steps, eta=eta)
@@ -263,7 +276,7 @@ class DALLE2:
         components None: from (z_img, x_T), one picture, the input again. Otherwise numbers of principal components (§4, Fig. 7): one
         picture for each, from z_img with only so many of them left and one noise for all. Raises ValueError without an AR prior's PCA.
         """
-        self.check(steps=steps)
+        self.check(n=1 if components is None else len(components), stage=stage, steps=steps)
         if components is None:
             z_img, x_T = self.invert(image, steps, progress)
         else:
@@ -280,31 +293,32 @@ class DALLE2:
         size = self.decoder.cfg.image_size
         return torch.randn(1, 3, size, size, generator=seeded(seed, "decoder")).to(self.device)
 
-    def interpolate(self, a, b, n=5, seed=None, steps=None, stage="full", progress=True):
+    def interpolate(self, a, b, n=5, seed=0, fixed_noise=False, steps=None, stage="full", progress=True):
         """n ≥ 2 pictures on the way from image a to image b (§3.2): list of PIL images.
 
-        z_img goes along the great circle. seed None: x_T too, so that both ends are reconstructions of a and b. A number: all are drawn
-        from one random x_T (the paper's Fig. 4), so that only what z_img says changes.
+        z_img goes along the great circle, and so does x_T, so that both ends are reconstructions of a and b. With fixed_noise all are
+        drawn from one random x_T instead (the paper's Fig. 4), so that only what z_img says changes.
         """
-        self.check(steps=steps)
+        self.check(stage=stage, steps=steps)
         if n < 2:
             raise ValueError(f"{n} pictures: an interpolation has at least two, its ends")
-        (z_a, x_a), (z_b, x_b) = (self.invert(image, steps, progress) if seed is None else (self.encode_image(image), self.start(seed))
+        (z_a, x_a), (z_b, x_b) = ((self.encode_image(image), self.start(seed)) if fixed_noise else self.invert(image, steps, progress)
                                   for image in (a, b))
         theta = torch.linspace(0, 1, n, device=self.device)
         z_img = slerp(z_a.expand(n, -1), z_b.expand(n, -1), theta)
         x_T = slerp(x_a.expand(n, -1, -1, -1), x_b.expand(n, -1, -1, -1), theta)
-        seeds = [seed or 0] * n
+        seeds = [seed] * n
         return self.enlarge(self.base(z_img, None, seeds, progress, x_T, guidance=1.0, steps=steps, eta=0.0), seeds, stage, progress)
 
-    def textdiff(self, image, source, target, theta=(0.0, 0.125, 0.25, 0.375, 0.5), guidance=1.0, steps=None, stage="full", progress=True):
+    def textdiff(self, image, source, target, theta=(0.0, 0.125, 0.25, 0.375, 0.5), seed=0, guidance=1.0, steps=None, stage="full",
+                 progress=True):
         """The image, changed as the caption `target` differs from the caption `source` (§3.3): a PIL image for each theta.
 
         z_d = normalised z_txt(target) − z_txt(source), z_θ = slerp(z_img, z_d, θ); x_T stays. source: what the image shows, a dummy like
         "a photo", or None, which takes z_txt(target) itself. theta: how far, from 0 to 1; the paper goes to between 0.25 and 0.5.
         """
-        self.check(guidance, steps)
         theta = torch.as_tensor(theta, dtype=torch.float32, device=self.device).flatten()
+        self.check(n=len(theta), stage=stage, guidance=guidance, steps=steps)
         if not 0 <= theta.min() <= theta.max() <= 1:
             raise ValueError(f"theta {theta.tolist()}: from 0, the picture itself, to 1")
         z_d = self.encode_text([target])
@@ -313,38 +327,51 @@ class DALLE2:
             if z_d.norm() < 1e-4:
                 raise ValueError("both captions mean the same to this CLIP: there is no difference to follow")
         z_img, x_T = self.invert(image, steps, progress)
-        n = len(theta)
-        z_img = slerp(z_img.expand(n, -1), F.normalize(z_d, dim=-1).expand(n, -1), theta)
-        base = self.base(F.normalize(z_img, dim=-1), None, [0] * n, progress, x_T.expand(n, -1, -1, -1), guidance=guidance, steps=steps,
-                         eta=0.0)
-        return self.enlarge(base, [0] * n, stage, progress)
+        n, seeds = len(theta), [seed] * len(theta)
+        z_img = F.normalize(slerp(z_img.expand(n, -1), F.normalize(z_d, dim=-1).expand(n, -1), theta), dim=-1)
+        base = self.base(z_img, None, seeds, progress, x_T.expand(n, -1, -1, -1), guidance=guidance, steps=steps, eta=0.0)
+        return self.enlarge(base, seeds, stage, progress)
 
     @torch.no_grad()
     def inpaint(self, image, mask, caption, n=1, seed=0, prior="diffusion", guidance=None, steps=None, stage="full", progress=True):
         """n pictures that show the caption, and outside the mask are the image, pixel for pixel: list of PIL images.
 
-        image: PIL, any mode; it is taken at the size of the result, its central square. mask: PIL of the same size as the image, white (or
-        anything above half) where something new is wanted. The caption describes the whole picture. Raises ValueError.
+        image: PIL, any mode; it is taken at the size of the result, its central square. mask: PIL, of the same size as the image, light
+        where something new is wanted; what is transparent in it is dark. The caption describes the whole picture. Raises ValueError.
         """
-        self.check(guidance, steps)
-        if mask.size != image.size:
-            raise ValueError(f"the mask has {mask.width} x {mask.height} pixels, the image {image.width} x {image.height}: "
+        self.check(n=n, stage=stage, guidance=guidance, steps=steps, prior=prior)
+        image, light = to_rgb(image), to_mask(mask)                        # upright both, before their sizes are compared
+        if light.size != image.size:
+            raise ValueError(f"the mask has {light.width} x {light.height} pixels, the image {image.width} x {image.height}: "
                              f"they must be of the same size")
-        size = self.decoder.cfg.image_size if stage == "base" else self.size
-        wanted = (self.pixels(mask, size).mean(1, keepdim=True) > 0).float()               # (1, 1, S, S)
-        if not wanted.any():
-            raise ValueError("nothing in the mask is white: there is nothing to draw")
+
+        @functools.cache
+        def known(side):                                                   # -> picture (1, 3, side, side), mask (1, 1, side, side)
+            return self.pixels(image, side), shrunk_mask(light, side).to(self.device)
+
+        if not known(self.decoder.cfg.image_size)[1].any():
+            raise ValueError("nothing in the mask's central square is white: there is nothing to draw")
         seeds, tokens = [seed + j for j in range(n)], self.tokens([caption]).expand(n, -1)
-
-        def known(side):                                                   # a coarse pixel is new if any fine one in it is
-            return self.pixels(image, side), F.max_pool2d(wanted, size // side)
-
         z_img = self.embed(tokens, seeds, prior, progress)
-        images = self.base(z_img, tokens, seeds, progress, guidance=guidance, steps=steps, known=known(self.decoder.cfg.image_size))
-        for i, upsampler in enumerate(self.upsamplers if stage != "base" else (), start=1):
-            noise = [seeded(s, f"upsampler{i}") for s in seeds]
-            images = upsampler.sample(images, generator=noise, progress=progress, known=known(upsampler.cfg.high_size))
-        return [to_pil(torch.where(wanted[0] > 0, new, self.pixels(image, size)[0])) for new in images]
+        base = self.base(z_img, tokens, seeds, progress, guidance=guidance, steps=steps, known=known(self.decoder.cfg.image_size))
+        return self.enlarge(base, seeds, stage, progress, known)
+
+
+def to_mask(mask):
+    """Any PIL image -> upright black and white of mode "L": 255 where it is light and not transparent."""
+    mask = ImageOps.exif_transpose(mask)
+    if "A" in mask.getbands() or "transparency" in mask.info:
+        mask = mask.convert("RGBA")
+        mask = Image.alpha_composite(Image.new("RGBA", mask.size, "black"), mask)
+    return mask.convert("L").point(lambda value: 255 * (value > 127))
+
+
+def shrunk_mask(light, side):
+    """The central square of a black and white PIL image at side × side: (1, 1, side, side), 1 where any pixel in it is white, else 0."""
+    square = min(light.size)
+    left, top = (light.width - square) // 2, (light.height - square) // 2
+    full = torch.from_numpy(np.array(light.crop((left, top, left + square, top + square))))[None, None].float() / 255
+    return F.adaptive_max_pool2d(full, side) if square >= side else F.interpolate(full, (side, side), mode="nearest")
 
 
 def batched(items, size):

@@ -150,7 +150,8 @@ class DiffusionPrior(nn.Module):
         for t in at.long().tolist():
             t = torch.full((len(x_start),), t, device=x_start.device)
             x_t = self.diffusion.q_sample(x_start, t, randn_like(x_start, generator))
-            found.append(total - (self(x_t, t, tokens, z_txt) - mean).square().mean())
+            rows = zip(*(part.split(256) for part in (x_t, t, tokens, z_txt)))
+            found.append(total - (torch.cat([self(*row) for row in rows]) - mean).square().mean())
         steps = np.interp(np.arange(self.cfg.num_timesteps), at.numpy(), torch.stack(found).clamp(min=0).cpu().numpy())
         self.cov.copy_(torch.from_numpy(steps))
         self.cov.copy_(self.cov.minimum(total).minimum(1 / self.diffusion.snr))

@@ -90,7 +90,7 @@ def ddim_invert(diffusion, denoise, x_0, timesteps, refine=0, progress=False):
     x = x_0
     for k in tqdm(range(len(timesteps)), disable=not progress, leave=False, desc="inverting"):
         a = strided.alphas_cumprod[k]
-        above = a.sqrt() * x                                               # of the clean picture's noise nothing can be seen
+        above = a.sqrt() * x                                               # the first step: its noise, still unknown, is left out
         if k > 0:
             seen = denoise(x, strided.timestep_map[k - 1].expand(len(x)))
             above = a.sqrt() * seen.x_start + strided.sqrt_one_minus_alphas_cumprod[k] * seen.eps
@@ -107,6 +107,7 @@ def keep_known(denoise, diffusion, known, mask):
     known (B, C, S, S) in [-1, 1], mask (B or 1, 1, S, S), 1 where something new is wanted. ε̂ is changed to agree, so that DDIM carries the
     known part along, noised as x_t should be, without any further rule.
     """
+    # mini: GLIDE trains a network of its own for this (§4 there), which also sees the masked picture and the mask; unCLIP shows none.
     def denoise_known(x, t):
         out = denoise(x, t)
         x_start = torch.where(mask > 0.5, out.x_start, known)
@@ -123,13 +124,13 @@ def slerp(a, b, theta):
     """
     theta = torch.as_tensor(theta, dtype=a.dtype, device=a.device).expand(len(a))
     flat_a, flat_b = a.flatten(1), b.flatten(1)
-    cosine = F.cosine_similarity(flat_a, flat_b, dim=1).clamp(-1, 1)
-    omega = cosine.acos()                                                  # (B,)
+    cosine = F.cosine_similarity(flat_a.double(), flat_b.double(), dim=1).clamp(-1, 1)
+    omega = cosine.acos()                                                  # (B,), in float64: near 1, acos has few digits
     straight = omega.sin() < 1e-4
     omega = torch.where(straight, torch.ones_like(omega), omega)           # any, where it is not used
     of_a = torch.where(straight, 1 - theta, ((1 - theta) * omega).sin() / omega.sin())
     of_b = torch.where(straight, theta, (theta * omega).sin() / omega.sin())
-    return (of_a[:, None] * flat_a + of_b[:, None] * flat_b).view_as(a)
+    return (of_a[:, None] * flat_a + of_b[:, None] * flat_b).to(a.dtype).view_as(a)
 
 
 def guide(cond, null, scale, learned_variance=False):

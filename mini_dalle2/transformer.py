@@ -84,14 +84,16 @@ class Attention(nn.Module):
         self.c_proj = nn.Linear(n_embd, n_embd)
 
     def forward(self, x, cache=None):
-        """cache: the keys and values of places before x, a list that is empty at first and is brought up to date; then x is one place."""
+        """cache: the keys and values of all places before x; a list, empty at first, to which x's are added. Then x must be one place."""
+        if cache and x.shape[1] != 1:
+            raise ValueError(f"{x.shape[1]} places at once behind a cache: nothing would keep them from seeing each other")
         q, k, v = (split_heads(part, self.head_dim) for part in self.c_attn(x).chunk(3, dim=-1))   # (B, H, L, d) each
-        alone = not cache                                                  # one place sees all before it: there is nothing to mask
+        causal = self.causal and not cache                                 # the last place may see all: there is nothing to mask
         if cache:
             k, v = (torch.cat([old, new], dim=2) for old, new in zip(cache, (k, v)))
         if cache is not None:
             cache[:] = k, v
-        return self.c_proj(merge_heads(attention(q, k, v, self.causal and alone)))
+        return self.c_proj(merge_heads(attention(q, k, v, causal)))
 
 
 class MLP(nn.Module):

@@ -77,7 +77,7 @@ def test_projection_keeps_so_many_components():
 
 def test_dot_products_are_quantiles_and_sampling_asks_for_the_top_half(monkeypatch):
     prior, (z_img, z_txt, tokens) = tiny(), batch(200)
-    found = torch.bucketize((z_img * z_txt).sum(-1), prior.dot_edges)
+    found = prior.bucket((z_img * z_txt).sum(-1))
     assert torch.bincount(found, minlength=32).min() >= 5 and torch.bincount(found, minlength=32).max() <= 8      # 200 / 32 = 6.25
     order = (z_img * z_txt).sum(-1).argsort()
     assert (found[order].diff() >= 0).all()
@@ -86,6 +86,19 @@ def test_dot_products_are_quantiles_and_sampling_asks_for_the_top_half(monkeypat
     prior.sample(tokens, z_txt, generator=torch.Generator().manual_seed(0))
     hook.remove()
     assert seen[0].min() >= 16 and len(seen[0].unique()) == 16             # each of the upper half, none of the lower
+
+
+def test_with_few_pictures_sampling_asks_only_for_fits_that_were_seen():
+    prior, (z_img, z_txt, tokens) = tiny(), batch(20)                      # 32 buckets
+    prior.measure(z_img, z_txt)
+    dots = (z_img * z_txt).sum(-1)
+    trained_on = prior.bucket(dots[dots >= dots.median()])
+    seen = []
+    hook = prior.dot_embedding.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    for seed in range(10):
+        prior.sample(tokens, z_txt, generator=torch.Generator().manual_seed(seed))
+    hook.remove()
+    assert set(torch.cat(seen).tolist()) == set(trained_on.tolist())
 
 
 # ---------------------------------------------------------------------- the network
@@ -116,7 +129,7 @@ def test_dropped_text_takes_tokens_and_z_txt_with_it():
 @torch.no_grad()
 def test_loss_is_the_negative_log_likelihood_of_the_codes():
     prior, (z_img, z_txt, tokens) = tiny(text_drop=0.0), batch(6)
-    codes, dot = prior.codes.encode(z_img), torch.bucketize((z_img * z_txt).sum(-1), prior.dot_edges)
+    codes, dot = prior.codes.encode(z_img), prior.bucket((z_img * z_txt).sum(-1))
     p = prior(codes, dot, tokens, z_txt).double().softmax(-1)
     by_hand = -np.mean([math.log(p[i, k, codes[i, k]]) for i in range(6) for k in range(codes.shape[1])])
     assert prior.loss(z_img, z_txt, tokens).item() == pytest.approx(by_hand, rel=1e-5)

@@ -237,6 +237,26 @@ def test_inversion_finds_the_noise_of_a_picture():
         assert error < 1e-3 * (other - images).square().mean()
 
 
+@pytest.mark.parametrize("objective", ["eps", "x_start", "v"])
+def test_inversion_with_a_perfect_network(objective):
+    """Pixels from N(0, 0.3²) are x_T / 0.3 = z: what DDIM does with the perfect prediction is to scale, and scaling is undone."""
+    decoder, s = Decoder(replace(TINY, objective=objective)).eval(), 0.3
+    diffusion = decoder.diffusion
+
+    def forward(x_t, t, condition):
+        a = diffusion.alphas_cumprod[t].view(-1, 1, 1, 1)
+        x_start = a.sqrt() * s ** 2 / (a * s ** 2 + 1 - a) * x_t
+        eps = diffusion.eps_from_x_start(x_t, t, x_start)
+        raw = {"eps": eps, "x_start": x_start, "v": diffusion.v_from(x_start, t, eps)}[objective]
+        return torch.cat([raw, torch.zeros_like(raw)], dim=1)
+    decoder.forward = forward
+    images, z_img = (s * torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))).clamp(-0.9, 0.9), batch(2)[1]
+    x_T = decoder.invert(images, z_img, steps=200)
+    assert torch.allclose(x_T, images / s, atol=0.05)
+    again = decoder.sample(z_img, None, guidance=1.0, eta=0.0, steps=200, x_T=x_T)
+    assert (again - images).abs().max() < 1e-3
+
+
 def test_known_pixels_stay():
     decoder, (images, z_img, tokens) = tiny().eval(), batch(3)
     mask = torch.zeros(1, 1, 8, 8)

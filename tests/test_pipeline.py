@@ -11,7 +11,7 @@ from PIL import Image
 import sample                                              # the script at the top level
 from mini_dalle2 import DALLE2
 from mini_dalle2.data import CaptionedShapes, to_pil
-from mini_dalle2.pipeline import load_model, seeded
+from mini_dalle2.pipeline import load_model, seeded, to_mask
 from mini_dalle2.prior import DiffusionPrior
 from mini_dalle2.training import load_checkpoint, save_checkpoint
 
@@ -147,7 +147,8 @@ def test_a_run_without_the_autoregressive_prior(run, tmp_path):
     model = DALLE2.load(copy, "cpu")
     assert draw(model, CAPTIONS[:1], stage="base")
     image = Image.new("RGB", (64, 64))
-    for call in (lambda: draw(model, CAPTIONS, prior="ar"), lambda: model.reconstruct(image, [2])):
+    for call in (lambda: draw(model, CAPTIONS, prior="ar"), lambda: model.reconstruct(image, [2]),
+                 lambda: model.inpaint(image, half_mask(), CAPTIONS[0], prior="ar")):
         with pytest.raises(ValueError, match="--stage ar_prior"):
             call()
 
@@ -159,8 +160,10 @@ def test_reranking_keeps_what_clip_finds_closest(model):
     for row, kept, z_txt in zip(six, best, model.encode_text(CAPTIONS[:2])):
         fit = (model.encode_image(row) @ z_txt).argsort(descending=True)
         assert all(nearly(row[int(i)], image) for i, image in zip(fit, kept))
-    full = draw(model, CAPTIONS[:1], n=2, rerank=6)[0]
-    assert [image.size for image in full] == [(64, 64)] * 2
+    six, best = draw(model, CAPTIONS[:1], n=6), draw(model, CAPTIONS[:1], n=2, rerank=6)      # upsamplers, too, go by a picture's own seed
+    assert all(nearly(six[0][int(i)], image) for i, image in zip(
+        (model.encode_image(draw(model, CAPTIONS[:1], n=6, stage="base")[0]) @ model.encode_text(CAPTIONS[:1])[0]).argsort(descending=True),
+        best[0]))
 
 
 # ---------------------------------------------------------------------------------------------------------------- from picture to picture
@@ -187,6 +190,16 @@ def test_variations_with_eta_0_are_the_reconstruction_and_with_eta_1_differ(mode
     assert model.variations(picture, n=1, progress=False)[0].size == (64, 64)
 
 
+def test_a_picture_of_the_decoder_is_reconstructed(model):
+    """What it drew itself from some (z_img, x_T) lies where it can go: there and back again, at the same size all the way."""
+    z_img, x_T = model.encode_image(Image.new("RGB", (16, 16), "white")), model.start(3)
+    drawn = model.decoder.sample(z_img, None, guidance=1.0, eta=0.0, x_T=x_T, steps=50)
+    found = model.decoder.invert(drawn, z_img, steps=50)
+    again = model.decoder.sample(z_img, None, guidance=1.0, eta=0.0, x_T=found, steps=50)
+    other = model.decoder.sample(z_img, None, guidance=1.0, eta=0.0, x_T=model.start(4), steps=50)
+    assert (again - drawn).square().mean() < 0.01 * (other - drawn).square().mean()
+
+
 def test_interpolations_end_at_the_reconstructions(model, picture, other):
     way = model.interpolate(picture, other, n=4, **QUIET)
     assert len(way) == 4
@@ -198,7 +211,7 @@ def test_interpolations_from_one_noise(model, picture, other, monkeypatch):
     seen = []
     sample_ = model.decoder.sample
     monkeypatch.setattr(model.decoder, "sample", lambda *args, **rest: seen.append((args, rest)) or sample_(*args, **rest))
-    model.interpolate(picture, other, n=3, seed=5, **QUIET)
+    model.interpolate(picture, other, n=3, seed=5, fixed_noise=True, **QUIET)
     (z_img, tokens), x_T = seen[0][0][:2], seen[0][1]["x_T"]
     assert tokens is None and torch.equal(x_T[0], x_T[1]) and torch.equal(x_T[0], x_T[2])
     ends = model.encode_image([picture, other])
@@ -254,8 +267,42 @@ def test_inpainting_leaves_every_pixel_outside_the_mask(model, picture, stage):
     assert not nearly(*drawn)
 
 
+def test_inpainting_shows_each_model_what_is_known(model, picture, monkeypatch):
+    """An edge that lies on no coarse grid: a coarse pixel is new if any fine one in it is."""
+    mask, masks, ends = Image.new("L", (64, 64)), {}, {}
+    mask.paste(255, (0, 0, 29, 64))
+    for network in (model.decoder, *model.upsamplers):
+        def spy(*args, sample_=network.sample, known=None, **rest):
+            images = sample_(*args, known=known, **rest)
+            masks[images.shape[-1]], ends[images.shape[-1]] = known[1], (images - known[0]).abs() * (1 - known[1])
+            return images
+        monkeypatch.setattr(network, "sample", spy)
+    model.inpaint(picture, mask, CAPTIONS[0], progress=False)
+    assert {side: int(m[0, 0, 0].sum()) for side, m in masks.items()} == {16: 8, 32: 15, 64: 29}
+    assert all(m[..., :int(m[0, 0, 0].sum())].all() for m in masks.values())
+    assert all(end.max() < 0.02 for end in ends.values())                  # the models themselves end at the known pixels
+
+
+@pytest.mark.parametrize("paint", ["RGBA", "LA", "1", "P"])
+def test_masks_of_any_mode(model, picture, paint):
+    grey = half_mask()
+    mask = {"RGBA": lambda: Image.merge("RGBA", [Image.new("L", (64, 64), 255)] * 3 + [grey]),      # white paint on a transparent sheet
+            "LA": lambda: Image.merge("LA", [grey, Image.new("L", (64, 64), 255)]), "1": lambda: grey.convert("1"),
+            "P": lambda: grey.convert("P")}[paint]()
+    assert np.array_equal(pixels(to_mask(mask)), pixels(grey))
+
+
+def test_masks_are_turned_upright_with_the_picture(model):
+    sideways = Image.new("RGB", (90, 60), "grey")
+    sideways.getexif()[0x0112] = 6                                         # a telephone held upright: 60 x 90
+    upright = Image.new("L", (60, 90), 255)
+    assert model.inpaint(sideways, upright, CAPTIONS[0], **QUIET)[0].size == (16, 16)
+    with pytest.raises(ValueError, match="60 x 90"):
+        model.inpaint(sideways, upright.rotate(90, expand=True), CAPTIONS[0], **QUIET)
+
+
 def test_inpainting_needs_a_mask_that_fits(model, picture):
-    for mask, said in ((half_mask(32), "64 x 64"), (Image.new("L", (64, 64)), "nothing in the mask is white")):
+    for mask, said in ((half_mask(32), "64 x 64"), (Image.new("L", (64, 64)), "nothing in the mask")):
         with pytest.raises(ValueError, match=said):
             model.inpaint(picture, mask, CAPTIONS[0], **QUIET)
     with pytest.raises(ValueError, match="caption is empty"):
@@ -272,7 +319,10 @@ def test_classification_gives_probabilities_by_clip(model, picture):
     (lambda m, i: m.interpolate(i, i, n=1), "at least two"), (lambda m, i: m.textdiff(i, "a", "b", theta=[0, 1.5]), "theta"),
     (lambda m, i: m.textdiff(i, "two cyan rings", "two cyan rings"), "no difference"), (lambda m, i: m.textdiff(i, "a", ""), "empty"),
     (lambda m, i: m.variations(i, steps=0), "sampling steps"), (lambda m, i: m.variations(i, guidance=-1.0), "guidance"),
-    (lambda m, i: m.text_to_image("a", n=3, rerank=2), "at least as many")])
+    (lambda m, i: m.text_to_image("a", n=3, rerank=2), "at least as many"), (lambda m, i: m.variations(i, n=0), "at least one"),
+    (lambda m, i: m.inpaint(i, i, "a", n=0), "at least one"), (lambda m, i: m.reconstruct(i, []), "at least one"),
+    (lambda m, i: m.textdiff(i, "a", "b", theta=[]), "at least one"), (lambda m, i: m.variations(i, eta=5), "eta"),
+    (lambda m, i: m.interpolate(i, i, stage="bas"), "stage"), (lambda m, i: m.inpaint(i, i, "a", prior="foo"), "prior")])
 def test_mistakes_with_pictures_are_value_errors(model, picture, call, said):
     with pytest.raises(ValueError, match=said):
         call(model, picture)
@@ -384,8 +434,23 @@ def test_each_verb_writes_one_labelled_grid(run, folder, capsys, arguments):
 def test_pictures_of_another_size_are_fitted_and_the_person_told(run, folder, capsys):
     assert sample.main(["variations", "wide.jpg", "--n=1", "--run", str(run), "--out", "grid.png", "--singles"]) == 0
     assert "wide.jpg has 90 x 50 pixels; its central square is taken at 64 x 64" in capsys.readouterr().out
-    with Image.open("grid-1-1.png") as shown:
-        assert shown.size == (64, 64)
+    with Image.open("grid-1-1.png") as drawn:
+        assert drawn.size == (64, 64)
+    assert sample.main(["variations", "a.png", "--n=2", "--run", str(run), "--out", "grid.png", "--stage=base"]) == 0
+    said = capsys.readouterr().out
+    assert "taken at 16 x 16" in said and "2 pictures of 16 pixels" in said
+
+
+@pytest.mark.parametrize("arguments", [["variations", "a.png", "--n=1"], ["inpaint", "a.png", "mask.png", "two cyan rings", "--n=1"],
+                                       ["interpolate", "a.png", "b.png", "--n=2"], ["text", "a red circle", "--n=1"],
+                                       ["textdiff", "a.png", "a red circle", "a blue circle", "--theta", "0.3"]], ids=lambda a: a[0])
+def test_each_verb_obeys_its_seed(run, folder, arguments):
+    drawn = []
+    for i, seed in enumerate((1, 1, 2)):
+        assert sample.main([*arguments, "--run", str(run), "--out", f"{i}.png", "--singles", "--seed", str(seed)]) == 0
+        with Image.open(f"{i}-1-1.png") as image:
+            drawn.append(pixels(image.convert("RGB")))
+    assert np.array_equal(drawn[0], drawn[1]) and not np.array_equal(drawn[0], drawn[2])
 
 
 @pytest.mark.parametrize("arguments, said", [
@@ -395,12 +460,19 @@ def test_pictures_of_another_size_are_fitted_and_the_person_told(run, folder, ca
     (["variations", "a.png", "--eta=2"], "--eta 2"), (["interpolate", "a.png", "b.png", "--n=1"], "at least two"),
     (["textdiff", "a.png", "a red circle", "a blue circle", "--theta", "3"], "theta"), (["textdiff", "a.png", "a red circle"], "TARGET"),
     (["reconstruct", "a.png", "--components", "1000"], "components"), (["text", "a circle", "--rerank=2"], "rerank"),
+    (["text", "a circle", "--rerank=1001"], "--rerank 1001"), (["text", "a circle", "--rerank=0"], "--rerank 0"),
     (["text", "a circle", "--prior=none"], "prior")])
 def test_mistakes_with_pictures_are_one_sentence(run, folder, capsys, arguments, said):
     before = sorted(path.name for path in folder.iterdir())
     code, errors = command(capsys, *arguments, "--run", run, "--out", "grid.png")
     assert code == 2 and len(errors) == 1 and said in errors[0]
     assert sorted(path.name for path in folder.iterdir()) == before
+
+
+def test_a_picture_given_is_not_written_over(run, folder, capsys):
+    before = (folder / "mask.png").read_bytes()
+    code, errors = command(capsys, "inpaint", "a.png", "mask.png", "a circle", "--run", run, "--out", folder / "mask.png")
+    assert code == 2 and "it would be lost" in errors[0] and (folder / "mask.png").read_bytes() == before
 
 
 @pytest.mark.parametrize("arguments", [

@@ -19,6 +19,7 @@ from conftest import ROOT, SMALL
 from mini_dalle2 import configs
 from mini_dalle2.data import CaptionedShapes, to_pil
 from mini_dalle2.pipeline import load_model
+from mini_dalle2.prior import DiffusionPrior
 from mini_dalle2.stages import SHOW, Job, Pictures, signature
 from mini_dalle2.training import load_checkpoint, read_metrics
 
@@ -108,6 +109,22 @@ def test_pictures_that_ctrl_c_prevented_are_drawn_on_resume(run, tmp_path, capsy
     after = {path.name: path.stat().st_mtime_ns for path in copy.iterdir() if path.name != "config.json"}
     assert set(after) - set(before) == {"decoder.png", "upsampler1_loss.png"}
     assert all(after[name] == before[name] for name in before if name != "config.json")      # nothing was trained or drawn again
+
+
+def test_a_variance_that_ctrl_c_prevented_is_measured_on_resume(run, tmp_path, capsys, monkeypatch):
+    """The prior's analytic variance is measured when its training is over, and added to both of its files."""
+    copy = copy_of(run, tmp_path / "copy", ["prior.pt", "prior.resume.pt"])
+    assert load_checkpoint(run / "prior.pt")["ema"]["cov"].max() > 0
+
+    def ctrl_c(*_):
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patch:
+        patch.setattr(DiffusionPrior, "measure_variance", ctrl_c)
+        assert call(capsys, "--out", copy, "--resume", "--stage=prior")[0] == 130
+    assert load_checkpoint(copy / "prior.pt")["ema"]["cov"].max() == 0     # the state that Ctrl-C leaves
+    assert call(capsys, "--out", copy, "--resume", "--stage=prior")[0] == 0
+    for file in ("prior.pt", "prior.resume.pt"):
+        assert torch.equal(load_checkpoint(copy / file)["ema"]["cov"], load_checkpoint(run / "prior.pt")["ema"]["cov"])
 
 
 def test_commands_to_go_on_with_can_be_pasted(run, tmp_path, capsys):

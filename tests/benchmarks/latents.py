@@ -19,7 +19,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mini_dalle2 import DALLE2                                             # noqa: E402
 from mini_dalle2.data import CaptionedShapes, Scene, Thing, article, caption_grid, relation_caption, render      # noqa: E402
-from mini_dalle2.metrics import frechet_distance, grade, parse_caption     # noqa: E402
+from mini_dalle2.metrics import frechet_distance, grade, parse_caption, read_objects         # noqa: E402
 from mini_dalle2.sampling import analytic_step, ddpm_step, sample_loop, strided_timesteps      # noqa: E402
 
 # Ten edits, chosen before any was tried. (what the caption says, what it is to say instead)
@@ -198,9 +198,16 @@ def inpainting(bench):
     bench.grid("inpainting", rows, labels)
 
 
+def grade_parts(picture, scene):
+    """(Is the scene's first thing in the picture, in its colour and shape; are all of its things?)"""
+    found = {(thing.colour, thing.shape) for thing in read_objects(picture)[0]}
+    wanted = [(thing.colour, thing.shape) for thing in scene.things]
+    return wanted[0] in found, found.issuperset(wanted)
+
+
 def sticker(bench):
     """Fig. 6 glued a word on an apple, and CLIP read it. Our CLIP cannot read: a small thing of another kind is stuck in a corner."""
-    told, rows, labels = [], [], []
+    told, still, rows, labels = [], [], [], []
     scenes = [s for s in map(bench.data.scene, range(4000)) if parse_caption(s.text)[:2] == ("size", "large")][:bench.n]
     for scene in scenes:
         thing = scene.things[0]
@@ -211,11 +218,14 @@ def sticker(bench):
         probabilities = [bench.model.classify(render(s, bench.size), captions).tolist() for s in (scene, attacked)]
         told.append([p[0] for p in probabilities])
         drawn = bench.model.variations(render(attacked, bench.size), n=1, stage="base", progress=False)[0]
+        still.append(grade_parts(drawn, attacked))
         if len(rows) < 6:
             rows.append([render(scene, bench.size), render(attacked, bench.size), drawn])
             labels.append([f"{p:.0%} {scene.text}" for p in told[-1]] + ["a variation of it"])
     bench.say("sticker: CLIP's probability of the true caption, without", float(np.mean([t[0] for t in told])))
     bench.say("sticker: CLIP's probability of the true caption, with the sticker", float(np.mean([t[1] for t in told])))
+    bench.say("sticker: variations that show the large thing", float(np.mean([large for large, _ in still])))
+    bench.say("sticker: variations that show the sticker too", float(np.mean([both for _, both in still])))
     bench.grid("sticker", rows, labels)
 
 
