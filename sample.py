@@ -18,6 +18,7 @@ import sys
 import time
 from pathlib import Path
 
+import torch
 from PIL import Image
 
 from mini_dalle2 import DALLE2
@@ -25,7 +26,11 @@ from mini_dalle2.configs import Parser
 from mini_dalle2.data import caption_grid
 from mini_dalle2.folder import central_square
 from mini_dalle2.pipeline import out_of_memory
+from mini_dalle2.pretrained import load_karlo
 from mini_dalle2.training import atomic_open
+
+
+DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def parse(argv):
@@ -34,8 +39,11 @@ def parse(argv):
     verbs = parser.add_subparsers(dest="verb", required=True, parser_class=Parser)
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--run", default="runs/tiny", help="run folder of train.py (default: runs/tiny)")
+    common.add_argument("--weights", metavar="FOLDER", help="Karlo's public weights instead of a run (see README)")
+    common.add_argument("--dtype", choices=DTYPES, default="fp32", help="precision of the matrices; the shorter ones are for a GPU (default: fp32)")
+    common.add_argument("--offload", action="store_true", help="keep on the GPU only the model that is at work: for large models on small GPUs")
     common.add_argument("--seed", type=int, default=0)
-    common.add_argument("--out", type=Path, metavar="FILE.png", help="the grid (default: VERB.png in the run folder)")
+    common.add_argument("--out", type=Path, metavar="FILE.png", help="the grid (default: VERB.png in the run folder, or with --weights here)")
     common.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     drawing = argparse.ArgumentParser(add_help=False, parents=[common])
     drawing.add_argument("--steps", type=int, help="the decoder's sampling steps (default: the run's own)")
@@ -79,8 +87,9 @@ def parse(argv):
         raise ValueError(f"--seed {args.seed}: a whole number from 0 to 2 ** 63 - 1")
     if not 0 <= getattr(args, "eta", 0) <= 1:
         raise ValueError(f"--eta {args.eta}: a number from 0 to 1")
-    if args.out or Path(args.run).is_dir():                                # that there is no run is for DALLE2.load to say
-        args.out = args.out or Path(args.run) / ("sample.png" if args.verb == "text" else f"{args.verb}.png")
+    folder = Path(".") if args.weights else Path(args.run)
+    if args.out or folder.is_dir():                                        # that there is no run is for DALLE2.load to say
+        args.out = args.out or folder / ("sample.png" if args.verb == "text" else f"{args.verb}.png")
         check_out(args.out, [getattr(args, key) for key in ("image", "other", "mask") if hasattr(args, key)])
     return args
 
@@ -182,7 +191,8 @@ VERBS = {f.__name__: f for f in (text, variations, interpolate, textdiff, inpain
 def work(args):
     """Draws, writes the grid, says where it is."""
     began = time.perf_counter()
-    model = DALLE2.load(args.run, args.device)
+    model = load_karlo(args.weights, args.device) if args.weights else DALLE2.load(args.run, args.device)
+    model.lighten(DTYPES[args.dtype], args.offload)
     options = {} if args.verb == "classify" else {"steps": args.steps, "stage": args.stage}
     size = model.decoder.cfg.image_size if options.get("stage") == "base" else model.size
     rows, labels, drawn = VERBS[args.verb](model, args, size, options)

@@ -37,6 +37,11 @@ class CLIPConfig:
     text_width: int = 160
     text_layers: int = 3
     text_heads: int = 5
+    # What pixels in [0, 1] are normalised by, for each of the three colours. OpenAI's CLIP has the mean and spread of its pictures here;
+    # the default does nothing to pixels in [-1, 1].
+    image_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    image_std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    unit_norm: bool = True              # False: embeddings are given as long as they come (Karlo's models want them so)
 
     def __post_init__(self):
         check_captions(self)
@@ -53,6 +58,9 @@ class VisionTransformer(nn.Module):
     def __init__(self, cfg):
         super().__init__()
         width, patches = cfg.vision_width, (cfg.image_size // cfg.patch_size) ** 2
+        mean, std = (torch.tensor(value).view(3, 1, 1) for value in (cfg.image_mean, cfg.image_std))
+        self.register_buffer("mean", 2 * mean - 1, persistent=False)       # of pixels in [-1, 1]
+        self.register_buffer("std", 2 * std, persistent=False)
         self.patch_embedding = nn.Conv2d(3, width, cfg.patch_size, cfg.patch_size, bias=False)
         self.class_embedding = nn.Parameter(torch.empty(width))
         self.position_embedding = nn.Parameter(torch.empty(patches + 1, width))
@@ -62,6 +70,7 @@ class VisionTransformer(nn.Module):
         self.projection = nn.Linear(width, cfg.clip_dim, bias=False)
 
     def forward(self, images):
+        images = (images - self.mean) / self.std
         x = self.patch_embedding(images).flatten(2).transpose(1, 2)        # (B, N, W)
         x = torch.cat([self.class_embedding.expand(len(x), 1, -1), x], 1)  # (B, N + 1, W)
         x = self.transformer(self.ln_pre(x + self.position_embedding))
@@ -81,11 +90,18 @@ class TextTransformer(nn.Module):
         self.ln_final = nn.LayerNorm(width)
         self.projection = nn.Linear(width, cfg.clip_dim, bias=False)
 
-    def forward(self, tokens):
+    def states(self, tokens):
+        """What each place knows of the caption up to it: tokens (B, L) -> (B, L, W)."""
         x = self.token_embedding(tokens) + self.position_embedding[:tokens.shape[1]]       # (B, L, W)
-        x = self.ln_final(self.transformer(x))
+        return self.ln_final(self.transformer(x))
+
+    def embedding(self, states, tokens):
+        """states (B, L, W) of tokens (B, L) -> (B, D), not normalised."""
         eot = eot_position(tokens, self.eot_id)
-        return self.projection(x[torch.arange(len(x), device=x.device), eot])   # (B, D)
+        return self.projection(states[torch.arange(len(states), device=states.device), eot])
+
+    def forward(self, tokens):
+        return self.embedding(self.states(tokens), tokens)
 
 
 class CLIP(nn.Module):
@@ -112,16 +128,26 @@ class CLIP(nn.Module):
         nn.init.normal_(self.text.projection.weight, std=text_std)
 
     def encode_image(self, images):
-        """images (B, 3, S, S) in [-1, 1] -> z_img (B, D) of unit norm."""
-        return F.normalize(self.visual(images), dim=-1)
+        """images (B, 3, S, S) in [-1, 1] -> z_img (B, D), of unit norm unless `unit_norm` is off."""
+        z = self.visual(images)
+        return F.normalize(z, dim=-1) if self.cfg.unit_norm else z
 
     def encode_text(self, tokens):
-        """tokens (B, L), each row with an end-of-text -> z_txt (B, D) of unit norm."""
-        return F.normalize(self.text(tokens), dim=-1)
+        """tokens (B, L), each row with an end-of-text -> z_txt (B, D), of unit norm unless `unit_norm` is off."""
+        z = self.text(tokens)
+        return F.normalize(z, dim=-1) if self.cfg.unit_norm else z
+
+    @torch.no_grad()
+    def read(self, tokens):
+        """tokens (B, L) -> states of the text transformer (B, L, W), z_txt (B, D): what models with `frozen_text` are told of captions."""
+        states = self.text.states(tokens)
+        z = self.text.embedding(states, tokens)
+        return states, F.normalize(z, dim=-1) if self.cfg.unit_norm else z
 
     def forward(self, images, tokens):
         """-> logits (B, K): row i, column j says how well image i and caption j of K fit; e^τ is kept at most 100 (CLIP §2.5)."""
-        return self.logit_scale.clamp(max=self.MAX_LOG_SCALE).exp() * self.encode_image(images) @ self.encode_text(tokens).T
+        z_img, z_txt = F.normalize(self.encode_image(images), dim=-1), F.normalize(self.encode_text(tokens), dim=-1)
+        return self.logit_scale.clamp(max=self.MAX_LOG_SCALE).exp() * z_img @ z_txt.T
 
     def loss(self, images, tokens, wrong=None):
         """Symmetric contrastive loss, a scalar: images (B, 3, S, S) in [-1, 1], tokens (B, L). Chance is ln B.

@@ -12,9 +12,12 @@ References: unCLIP Table 3 (2204.06125); CLIP §2.5 (2103.00020) for CLIP's own 
 import argparse
 import difflib
 import math
+import sys
 import types
 import typing
 from dataclasses import asdict, dataclass, fields, replace
+
+import torch
 
 from .ar_prior import ARPriorConfig
 from .checks import check_positive, check_range
@@ -315,12 +318,60 @@ def paper():
               TrainConfig(steps=1_000_000, batch_size=512, lr=1.0e-4, **large)))
 
 
-PRESETS = {"micro": micro, "tiny": tiny, "small": small, "paper": paper}
+def karlo():
+    """Karlo v1.0.alpha, a public unCLIP trained by others (see pretrained.py): its sizes, and where it differs from the paper.
+
+    Its training is not published in full; what is, stands here, the rest is the paper's. It has one upsampler, so that the second is ours.
+    """
+    own, theirs = paper(), dict(clip_dim=768, vocab_size=49408, context_length=77, eot_id=49407)
+    unet = dict(model_channels=320, channel_mult=(1, 2, 3, 4), num_res_blocks=3)
+    return replace(
+        own, preset="karlo",
+        clip=replace(own.clip, model=CLIPConfig(
+            image_size=224, patch_size=14, vision_width=1024, vision_layers=24, vision_heads=16, text_width=768, text_layers=12, text_heads=12,
+            image_mean=(0.48145466, 0.4578275, 0.40821073), image_std=(0.26862954, 0.26130258, 0.27577711), unit_norm=False, **theirs)),
+        prior=replace(own.prior, model=PriorConfig(
+            width=2048, layers=20, heads=32, text_drop=0.2, std_per_dim=1.0, sampling_steps=25, sampler="ddpm", guidance=4.0, candidates=1,
+            frozen_text=768, z_scale=1.0, unit_norm=False, clip_x_start=10.0, **theirs)),
+        ar_prior=replace(own.ar_prior, model=replace(own.ar_prior.model, **theirs)),
+        decoder=replace(own.decoder, model=DecoderConfig(
+            image_size=64, attn_resolutions=(32, 16, 8), head_dim=64, dropout=0.1, text_width=1536, frozen_text=768, z_scale=1.0,
+            learned_null=True, caption_drop=0.3, sampling_steps=50, guidance=8.0, **unet, **theirs)),
+        upsampler1=replace(own.upsampler1, model=UpsamplerConfig(
+            low_size=64, high_size=256, norm_groups=32, use_adagn=False, sampler="ddpm", sampling_steps=7, last_unet=True, **unet)))
+
+
+PRESETS = {"micro": micro, "tiny": tiny, "small": small, "karlo": karlo, "paper": paper}
 
 
 def preset(name):
-    """The Config of a preset: "micro", "tiny", "small" or "paper". Raises ValueError for another name, naming the closest."""
+    """The Config of a preset: "micro", "tiny", "small", "karlo" or "paper". Raises ValueError for another name, naming the closest."""
     if name not in PRESETS:
         closest = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0)[0]
         raise ValueError(f'there is no preset "{name}" (there are {", ".join(PRESETS)}); the closest is {closest}')
     return PRESETS[name]()
+
+
+# ---------------------------------------------------------------------------------------------------------------- how large they are
+
+PAPER = {"clip": "0.63 + 0.35 billion (ViT-H/16; not given, computed)", "prior": "1 billion", "ar_prior": "1 billion (1.1 without its text encoder)",
+         "decoder": "3.5 billion", "upsampler1": "0.7 billion", "upsampler2": "0.3 billion"}           # App. C, Table 3
+
+
+def counts(config):
+    """{stage: number of parameters}, without the memory that they would take."""
+    from .pipeline import MODELS
+    with torch.device("meta"):
+        return {stage: sum(p.numel() for p in MODELS[stage][0](getattr(config, stage).model).parameters()) for stage in MODEL_CONFIGS}
+
+
+def main():
+    """python -m mini_dalle2.configs [PRESET]: the parameters of each model, beside the paper's."""
+    name = sys.argv[1] if len(sys.argv) > 1 else "paper"
+    print(f"{name:<12}{'parameters':>16}   the paper's")
+    for stage, count in counts(preset(name)).items():
+        print(f"{stage:<12}{count:>16,}   {PAPER[stage]}")
+
+
+if __name__ == "__main__":
+    main()

@@ -15,12 +15,13 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from .checks import check_captions, check_choice, check_divisible, check_positive, check_range
 from .diffusion import TIMESTEP_SAMPLERS, GaussianDiffusion, check_diffusion, noise_device, randn_like
 from .sampling import ddim_invert, ddim_step, ddpm_step, guide, keep_known, sample_loop, strided_timesteps
-from .transformer import CaptionEmbedding, Transformer
+from .transformer import CaptionEmbedding, FrozenText, Transformer
 from .unet import UNet, UNetConfig
 from .whitening import Whitening
 
@@ -59,13 +60,18 @@ class DecoderConfig:
     sampling_steps: int = 250
     sampler: str = "ddpm"               # "ddpm": learned variance, as the paper; "ddim"
     eta: float = 0.0                    # of the "ddim" sampler
+    # How Karlo differs; the paper's own are the defaults.
+    frozen_text: int | None = None      # width of the states of CLIP's text transformer, read instead of training one; None: one's own
+    z_scale: float | None = None        # what z_img is multiplied by, unless whitened; None: √clip_dim
+    learned_null: bool = False          # what stands for a dropped z_img: a learned vector instead of zero
     guidance: float = 3.0               # mini: the paper measures with 1.25 (Table 2); it does not give that of its pictures
 
     def __post_init__(self):
         check_captions(self)
         check_positive(self, "clip_dim", "text_width", "text_layers", "text_heads")
         check_range(self, 0, 1, "z_drop", "caption_drop")
-        check_range(self, 0, math.inf, "vlb_weight", "eta", "guidance")
+        check_range(self, 0, math.inf, "vlb_weight", "eta", "guidance", "z_scale")
+        check_positive(self, "frozen_text")
         check_divisible(self, "text_width", "text_heads")
         check_choice("sampler", self.sampler, ("ddpm", "ddim"))
         check_choice("timestep_sampling", self.timestep_sampling, TIMESTEP_SAMPLERS)
@@ -94,11 +100,16 @@ class Decoder(nn.Module):
         self.timestep_sampler = TIMESTEP_SAMPLERS[cfg.timestep_sampling](cfg.num_timesteps)
         self.unet = UNet(cfg.unet())
         emb_dim = self.unet.cfg.emb_dim
-        self.caption = CaptionEmbedding(cfg.vocab_size, cfg.context_length, cfg.text_width, cfg.eot_id)
-        self.transformer = Transformer(cfg.text_layers, cfg.text_width, cfg.text_heads)   # bidirectional, trained with the U-Net
+        if cfg.frozen_text is None:
+            self.caption = CaptionEmbedding(cfg.vocab_size, cfg.context_length, cfg.text_width, cfg.eot_id)
+            self.transformer = Transformer(cfg.text_layers, cfg.text_width, cfg.text_heads)   # bidirectional, trained with the U-Net
+            self.text_to_emb = nn.Linear(cfg.text_width, emb_dim)
+        else:
+            self.caption = FrozenText(cfg.frozen_text, cfg.text_width, cfg.eot_id)
+            self.text_to_emb = nn.Linear(cfg.clip_dim, emb_dim)            # of z_txt
         self.ln_final = nn.LayerNorm(cfg.text_width)
-        self.text_to_emb = nn.Linear(cfg.text_width, emb_dim)
-        self.whitening = Whitening(cfg.clip_dim)
+        self.null_z = nn.Parameter(torch.zeros(cfg.clip_dim)) if cfg.learned_null else None
+        self.whitening = Whitening(cfg.clip_dim, cfg.z_scale)
         self.z_to_emb = nn.Linear(cfg.clip_dim, emb_dim)
         self.z_to_tokens = nn.Linear(cfg.clip_dim, self.Z_TOKENS * cfg.text_width)
 
@@ -111,19 +122,28 @@ class Decoder(nn.Module):
         """All that the U-Net is told besides x_t and t, computed once per picture because it does not depend on t.
 
         z_img (B, D) of unit norm, tokens (B, L); keep_z, keep_text (B,) bool, False drops that condition (None keeps all). One of z_img
-        and tokens may be None: dropped throughout. -> emb (B, E), context (B, 4 + L, W).
+        and tokens may be None: dropped throughout. -> emb (B, E), context (B, 4 + L, W), and with frozen text a mask (B, 4 + L).
         """
+        given = z_img if z_img is not None else tokens
+        B, device = len(given), given.device
         # mini: the paper does not scale z_img on its way in. Unless fitted, whitening is times √D: unit variance, as linear layers like it.
-        z = self.whitening(z_img) if z_img is not None else torch.zeros(len(tokens), self.cfg.clip_dim, device=tokens.device)  # (B, D)
+        # mini: of the two nulls that §2.1 names, zero or learned, the zero vector, which Fig. 8 needs; no caption is all padding.
+        # Once whitening is fitted, zero is the mean of all embeddings.
+        null = torch.zeros(self.cfg.clip_dim, device=device) if self.null_z is None else self.null_z
+        z = self.whitening(z_img) if z_img is not None else null.expand(B, -1)             # (B, D)
         if keep_z is not None:
-            # mini: of the two nulls that §2.1 names, zero or learned, the zero vector, which Fig. 8 needs; no caption is all padding.
-            # Once whitening is fitted, zero is the mean of all embeddings.
-            z = z * keep_z[:, None]
-        caption = self.caption(tokens, keep_text) if tokens is not None else self.caption.padding.expand(len(z), -1, -1)
-        states = self.ln_final(self.transformer(caption))                  # (B, L, W)
-        emb = self.z_to_emb(z) + self.text_to_emb(states[:, -1])           # GLIDE pools the last position
+            z = torch.where(keep_z[:, None], z, null)
+        if tokens is None:                                                 # any tokens, none of them kept
+            tokens = torch.full((B, self.cfg.context_length), self.cfg.eot_id, device=device)
+            keep_text = torch.zeros(B, dtype=torch.bool, device=device)
+        if self.cfg.frozen_text is None:
+            states = self.ln_final(self.transformer(self.caption(tokens, keep_text)))      # (B, L, W)
+            emb, mask = self.text_to_emb(states[:, -1]), ()                # GLIDE pools the last position
+        else:
+            states, z_txt, mask = self.caption(tokens, keep_text)
+            states, emb, mask = self.ln_final(states), self.text_to_emb(z_txt), (F.pad(mask, (self.Z_TOKENS, 0), value=True),)
         z_tokens = self.z_to_tokens(z).unflatten(-1, (self.Z_TOKENS, -1))  # (B, 4, W)
-        return emb, torch.cat([z_tokens, states], dim=1)
+        return self.z_to_emb(z) + emb, torch.cat([z_tokens, states], dim=1), *mask
 
     def forward(self, x_t, t, condition):
         """Raw output (B, 6, S, S), prediction and variance channels, for x_t (B, 3, S, S), t (B,) and what `condition` returned."""

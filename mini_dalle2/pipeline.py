@@ -9,6 +9,7 @@ Shapes: B pictures, L context length, D = clip_dim, s side of the decoder's pict
 References: unCLIP (2204.06125) §2, §3, §4, and Table 3 for the steps of each model. Read next: sample.py at the top level, which calls this.
 """
 
+import contextlib
 import functools
 import itertools
 import warnings
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
+from torch import nn
 
 from .ar_prior import ARPrior, ARPriorConfig
 from .clip import CLIP, CLIPConfig
@@ -80,6 +82,36 @@ class DALLE2:
         self.upsamplers = [upsampler.to(self.device) for upsampler in upsamplers]
         for model in (self.decoder, *self.upsamplers):
             model.to(memory_format=torch.channels_last)                    # convolutions are faster so, on CPU and GPU
+        for model in (self.prior, self.decoder):
+            if model.cfg.frozen_text:
+                model.caption.encoder = self.clip.read                     # a function: CLIP does not become part of them
+        self.dtype, self.offload = None, False
+
+    def lighten(self, dtype=None, offload=False):
+        """For large models on small GPUs: matrices kept and multiplied in `dtype`, and all but the model at work kept on the CPU.
+
+        dtype: torch.float16, torch.bfloat16, or None for float32. Norms, and diffusion itself, stay in float32. Returns self.
+        """
+        self.dtype, self.offload = dtype, offload
+        for model in (self.clip, self.prior, self.ar_prior, self.decoder, *self.upsamplers):
+            for module in model.modules() if model is not None else ():
+                if dtype is not None and isinstance(module, (nn.Linear, nn.Conv2d, nn.Embedding)):
+                    module.to(dtype)
+            if model is not None and offload:
+                model.cpu()
+        return self
+
+    @contextlib.contextmanager
+    def at_work(self, *models):
+        """Brings models to the device for as long as they are needed, if they are not always there, and sets their precision."""
+        try:
+            for model in models if self.offload else ():
+                model.to(self.device)
+            with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+                yield
+        finally:
+            for model in models if self.offload else ():
+                model.cpu()
 
     @classmethod
     def load(cls, path=None, device=None):
@@ -134,7 +166,8 @@ class DALLE2:
     @torch.no_grad()
     def encode_text(self, captions):
         """z_txt (B, D) of unit norm for captions (list of str)."""
-        return self.clip.encode_text(self.tokens(captions))
+        with self.at_work(self.clip):
+            return self.clip.encode_text(self.tokens(captions)).float()
 
     def pixels(self, images, size):
         """A PIL image, a list of them (any mode and size) or a tensor (B, 3, size, size) in [-1, 1] -> such a tensor, on the device."""
@@ -146,18 +179,28 @@ class DALLE2:
     @torch.no_grad()
     def encode_image(self, images):
         """z_img (B, D) of unit norm for images: a PIL image, a list of them (any mode and size), or a tensor (B, 3, S, S) in [-1, 1]."""
-        return self.clip.encode_image(self.pixels(images, self.clip.cfg.image_size))
+        self.must_see()
+        with self.at_work(self.clip):
+            return self.clip.encode_image(self.pixels(images, self.clip.cfg.image_size)).float()
+
+    def must_see(self):
+        """Raises ValueError when CLIP has only its text half, as in Karlo's diffusers folder without `image_encoder`."""
+        if self.clip.visual is None:
+            raise ValueError("this CLIP has no image encoder: with these weights one can draw from captions, but not from pictures")
 
     @torch.no_grad()
     def invert(self, images, steps=None, progress=False):
         """The bipartite latent (§3) of a PIL image, or of a list of them: z_img (B, D), x_T (B, 3, s, s), s the decoder's size."""
         z_img = self.encode_image(images)
-        return z_img, self.decoder.invert(self.pixels(images, self.decoder.cfg.image_size), z_img, steps, progress)
+        with self.at_work(self.clip, self.decoder):
+            return z_img, self.decoder.invert(self.pixels(images, self.decoder.cfg.image_size), z_img, steps, progress)
 
     @torch.no_grad()
     def classify(self, image, captions):
         """Zero-shot classification (CLIP §3.1): the probability of each of the captions, (K,), if one of them belongs to the image."""
-        return self.clip.zero_shot(self.pixels(image, self.clip.cfg.image_size), self.tokens(captions))[0]
+        self.must_see()
+        with self.at_work(self.clip):
+            return self.clip.zero_shot(self.pixels(image, self.clip.cfg.image_size), self.tokens(captions))[0].float()
 
     # ------------------------------------------------------------------ out of it
 
@@ -184,7 +227,7 @@ class DALLE2:
         base = self.base(z_img, tokens, seeds, progress, guidance=guidance, steps=steps)
         if rerank:                                                         # before the upsamplers, which have less to do then
             z_drawn = torch.cat([self.encode_image([to_pil(image) for image in part]) for part in base.split(self.BATCH)])
-            fit = torch.einsum("knd,kd->kn", z_drawn.view(K, drawn, -1), self.encode_text(captions))             # (K, drawn)
+            fit = F.cosine_similarity(z_drawn.view(K, drawn, -1), self.encode_text(captions)[:, None], dim=-1)   # (K, drawn)
             best = fit.topk(n).indices + drawn * torch.arange(K, device=fit.device)[:, None]      # (K, n)
             base, seeds = base[best.flatten()], [seeds[i] for i in best.flatten().tolist()]
         pictures = self.enlarge(base, seeds, stage, progress)
@@ -212,13 +255,14 @@ class DALLE2:
         """z_img (B, D) for tokens (B, L) and B seeds, from what `prior` names (see `text_to_image`); None for "caption"."""
         if prior == "caption":
             return None
-        z_txt = torch.cat([self.clip.encode_text(part) for part in tokens.split(self.BATCH)])
-        if prior == "z_txt":
-            return z_txt
         model = self.ar_prior if prior == "ar" else self.prior
         noise = [seeded(s, "prior") for s in seeds]
-        return torch.cat([model.sample(*part, generator=some, progress=progress) for *part, some in zip(
-            tokens.split(self.BATCH), z_txt.split(self.BATCH), batched(noise, self.BATCH))])
+        with self.at_work(self.clip, model):
+            z_txt = torch.cat([self.clip.encode_text(part).float() for part in tokens.split(self.BATCH)])
+            if prior == "z_txt":
+                return z_txt
+            return torch.cat([model.sample(*part, generator=some, progress=progress) for *part, some in zip(
+                tokens.split(self.BATCH), z_txt.split(self.BATCH), batched(noise, self.BATCH))])
 
     def base(self, z_img, tokens, seeds, progress=False, x_T=None, **options):
         """The decoder's pictures (B, 3, s, s) in [-1, 1]: z_img (B, D) or None, tokens (B, L) or None, B seeds, x_T (B, 3, s, s) or None.
@@ -229,8 +273,9 @@ class DALLE2:
             return itertools.repeat(None) if x is None else x.split(self.BATCH)
 
         noise = batched([seeded(s, "decoder") for s in seeds], self.BATCH)
-        return torch.cat([self.decoder.sample(z, y, generator=some, x_T=x, progress=progress, **options)
-                          for some, z, y, x in zip(noise, parts(z_img), parts(tokens), parts(x_T))])
+        with self.at_work(self.clip, self.decoder):
+            return torch.cat([self.decoder.sample(z, y, generator=some, x_T=x, progress=progress, **options)
+                              for some, z, y, x in zip(noise, parts(z_img), parts(tokens), parts(x_T))])
 
     def enlarge(self, base, seeds, stage="full", progress=False, known=None):
         """Base pictures (B, 3, s, s) -> list of B PIL images, or of dicts of them, as `text_to_image` returns them.
@@ -243,7 +288,8 @@ class DALLE2:
             for i, upsampler in enumerate(self.upsamplers if stage != "base" else (), start=1):
                 noise = [seeded(s, f"upsampler{i}") for s in some]
                 given = known and known(upsampler.cfg.high_size)
-                images[f"up{i}"] = upsampler.sample(list(images.values())[-1], generator=noise, progress=progress, known=given)
+                with self.at_work(upsampler):
+                    images[f"up{i}"] = upsampler.sample(list(images.values())[-1], generator=noise, progress=progress, known=given)
             if known:                                                      # the models end near what is given, not on its very numbers
                 images = {name: torch.where(mask > 0.5, batch, picture) for (name, batch), (picture, mask) in zip(
                     images.items(), (known(batch.shape[-1]) for batch in images.values()))}

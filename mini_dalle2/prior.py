@@ -24,7 +24,7 @@ from torch import nn
 from .checks import check_captions, check_choice, check_divisible, check_positive, check_range
 from .diffusion import GaussianDiffusion, UniformSampler, check_diffusion, noise_device, randn_like
 from .sampling import analytic_step, ddpm_step, guide, sample_loop, strided_timesteps
-from .transformer import CaptionEmbedding, Transformer, timestep_embedding
+from .transformer import CaptionEmbedding, FrozenText, Transformer, timestep_embedding
 from .whitening import Whitening
 
 
@@ -48,12 +48,18 @@ class PriorConfig:
     guidance: float = 1.0               # mini: the paper's scale for the prior is not given; 1 is none
     whiten_z: bool = False              # mini: see whitening.py
     candidates: int = 2                 # §2.2: sample two, keep the one with the higher z_img · z_txt
+    # How Karlo differs; the paper's own are the defaults.
+    frozen_text: int | None = None      # width of the states of CLIP's text transformer, read instead of tokens; None: tokens
+    z_scale: float | None = None        # what z_img and z_txt are multiplied by, unless whitened; None: √clip_dim
+    unit_norm: bool = True              # whether z_img has unit length
+    clip_x_start: float | None = None   # bound on the predicted x_0
 
     def __post_init__(self):
         check_captions(self)
         check_positive(self, "clip_dim", "width", "layers", "heads", "candidates")
         check_range(self, 0, 1, "text_drop")
-        check_range(self, 0, math.inf, "guidance")
+        check_range(self, 0, math.inf, "guidance", "z_scale", "clip_x_start")
+        check_positive(self, "frozen_text")
         check_divisible(self, "width", "heads")
         if self.width % 2:
             raise ValueError(f"width {self.width} is odd: half of the timestep's embedding are cosines, half sines")
@@ -69,20 +75,24 @@ class DiffusionPrior(nn.Module):
     def __init__(self, cfg):
         super().__init__()
         self.cfg = cfg
-        self.whitening, self.whitening_txt = Whitening(cfg.clip_dim), Whitening(cfg.clip_dim)     # unless fitted: times √D
+        self.whitening, self.whitening_txt = (Whitening(cfg.clip_dim, cfg.z_scale) for _ in range(2))
         self.diffusion = GaussianDiffusion(cfg.schedule, cfg.num_timesteps)
         self.timestep_sampler = UniformSampler(cfg.num_timesteps)
         self.register_buffer("cov", torch.zeros(cfg.num_timesteps))        # variance of x_0 given x_t; see `measure_variance`
         # mini: "encoded text" (§2.2) leaves open by what: here tokens are embedded for this very transformer, as wide as Table 3 says;
         # Karlo and others feed it the states of CLIP's text transformer, and would need a second encoder to be the paper's.
-        self.caption = CaptionEmbedding(cfg.vocab_size, cfg.context_length, cfg.width, cfg.eot_id)
+        if cfg.frozen_text is None:
+            self.caption = CaptionEmbedding(cfg.vocab_size, cfg.context_length, cfg.width, cfg.eot_id)
+        else:
+            self.caption = FrozenText(cfg.frozen_text, cfg.width, cfg.eot_id)
+            self.caption_position = nn.Parameter(torch.empty(cfg.context_length, cfg.width))
         self.z_txt_proj = nn.Linear(cfg.clip_dim, cfg.width)
         # mini: how the timestep becomes an embedding, and that places are learned, is Karlo's way; the paper says nothing.
         self.time_embed = nn.Sequential(nn.Linear(cfg.width, cfg.width), nn.SiLU(), nn.Linear(cfg.width, cfg.width))
         self.z_img_proj = nn.Linear(cfg.clip_dim, cfg.width)
         self.query = nn.Parameter(torch.empty(cfg.width))
         # mini: the paper does not say what stands for dropped text: a learned vector in z_txt's place, padding in the caption's.
-        self.null_z_txt = nn.Parameter(torch.empty(cfg.width))
+        self.null_z_txt = nn.Parameter(torch.empty(cfg.width)) if cfg.frozen_text is None else None
         self.position = nn.Parameter(torch.empty(4, cfg.width))            # of the four items behind the caption
         self.transformer = Transformer(cfg.layers, cfg.width, cfg.heads, causal=True)
         self.ln_final = nn.LayerNorm(cfg.width)
@@ -91,8 +101,9 @@ class DiffusionPrior(nn.Module):
 
     def init_weights(self):
         """Small normals for what is learned freely; the rest as torch and Transformer.init_weights have it."""
-        for parameter in (self.query, self.null_z_txt, self.position):
-            nn.init.normal_(parameter, std=0.02)
+        for name in ("query", "null_z_txt", "position", "caption_position"):
+            if getattr(self, name, None) is not None:
+                nn.init.normal_(getattr(self, name), std=0.02)
 
     def scale(self, z_img):
         """z_img (B, D) of unit norm -> what diffusion works on: each coordinate has a spread of std_per_dim.
@@ -104,18 +115,31 @@ class DiffusionPrior(nn.Module):
     def unscale(self, x_start):
         """The inverse of `scale`, back on the sphere CLIP lives on: (B, D) -> (B, D) of unit norm."""
         # mini: the paper divides by the scale and leaves the norm as it comes.
-        return F.normalize(self.whitening.inverse(x_start / self.cfg.std_per_dim), dim=-1)
+        z = self.whitening.inverse(x_start / self.cfg.std_per_dim)
+        return F.normalize(z, dim=-1) if self.cfg.unit_norm else z
 
-    def forward(self, x_t, t, tokens, z_txt, keep=None):
-        """Predicted (scaled) z_img (B, D) from the noised x_t (B, D), t (B,), tokens (B, L), z_txt (B, D); keep (B,) bool: text kept?"""
-        B = len(x_t)
+    def condition(self, tokens, z_txt, keep=None):
+        """All that does not depend on x_t and t, computed once per picture: tokens (B, L), z_txt (B, D); keep (B,) bool: text kept?
+
+        -> the caption (B, L, W), the place of z_txt (B, W), and a mask (B, L + 4) of the places that may be seen, or None: all.
+        """
+        if self.cfg.frozen_text is None:
+            caption, mask = self.caption(tokens, keep), None
+        else:
+            states, z_txt, mask = self.caption(tokens, keep)
+            caption, mask = states + self.caption_position, F.pad(mask, (0, 4), value=True)
         # mini: the paper does not scale z_txt. A unit vector is tiny per coordinate; whitening (unfitted: √D) gives it unit variance.
         text = self.z_txt_proj(self.whitening_txt(z_txt))                  # (B, W)
-        if keep is not None:
+        if keep is not None and self.null_z_txt is not None:
             text = torch.where(keep[:, None], text, self.null_z_txt)
-        items = [text, self.time_embed(timestep_embedding(t, self.cfg.width)), self.z_img_proj(x_t), self.query.expand(B, -1)]
-        sequence = torch.cat([self.caption(tokens, keep), torch.stack(items, dim=1) + self.position], dim=1)   # (B, L + 4, W)
-        return self.out_proj(self.ln_final(self.transformer(sequence))[:, -1])
+        return caption, text, mask
+
+    def forward(self, x_t, t, condition):
+        """Predicted (scaled) z_img (B, D) from the noised x_t (B, D), t (B,) and what `condition` returned."""
+        caption, text, mask = condition
+        items = [text, self.time_embed(timestep_embedding(t, self.cfg.width)), self.z_img_proj(x_t), self.query.expand(len(x_t), -1)]
+        sequence = torch.cat([caption, torch.stack(items, dim=1) + self.position], dim=1)      # (B, L + 4, W)
+        return self.out_proj(self.ln_final(self.transformer(sequence, mask=mask))[:, -1])
 
     def loss(self, z_img, z_txt, tokens, generator=None):
         """L_prior, a scalar (mean over coordinates): z_img, z_txt (B, D) of unit norm, tokens (B, L)."""
@@ -126,7 +150,7 @@ class DiffusionPrior(nn.Module):
         noise = randn_like(x_start, generator)
         x_t = self.diffusion.q_sample(x_start, t, noise)
         # x_t stays in the row whose text is dropped: "unconditional" still means denoising this very x_t.
-        raw = self(x_t, t, tokens, z_txt, keep)
+        raw = self(x_t, t, self.condition(tokens, z_txt, keep))
         return self.diffusion.loss(raw, x_start, x_t, t, noise, objective="x_start").mean()
 
     def measure(self, z_img, z_txt):
@@ -151,7 +175,7 @@ class DiffusionPrior(nn.Module):
             t = torch.full((len(x_start),), t, device=x_start.device)
             x_t = self.diffusion.q_sample(x_start, t, randn_like(x_start, generator))
             rows = zip(*(part.split(256) for part in (x_t, t, tokens, z_txt)))
-            found.append(total - (torch.cat([self(*row) for row in rows]) - mean).square().mean())
+            found.append(total - (torch.cat([self(x, t, self.condition(*text)) for x, t, *text in rows]) - mean).square().mean())
         steps = np.interp(np.arange(self.cfg.num_timesteps), at.numpy(), torch.stack(found).clamp(min=0).cpu().numpy())
         self.cov.copy_(torch.from_numpy(steps))
         self.cov.copy_(self.cov.minimum(total).minimum(1 / self.diffusion.snr))
@@ -159,21 +183,24 @@ class DiffusionPrior(nn.Module):
     def denoiser(self, tokens, z_txt, guidance=1.0):
         """denoise(x, t) -> ModelOutput for these captions; guidance acts on the predicted x_0 and drops the text only."""
         B = len(tokens)
-        both = tokens.repeat(2, 1), z_txt.repeat(2, 1), torch.arange(2 * B, device=tokens.device) < B
+        if guidance == 1.0:
+            condition = self.condition(tokens, z_txt)
+        else:                                                              # a second half without its text
+            condition = self.condition(tokens.repeat(2, 1), z_txt.repeat(2, 1), torch.arange(2 * B, device=tokens.device) < B)
 
         def denoise(x, t):
             if guidance == 1.0:
-                raw = self(x, t, tokens, z_txt)
+                raw = self(x, t, condition)
             else:
-                raw = guide(*self(torch.cat([x, x]), torch.cat([t, t]), *both).chunk(2), guidance)
+                raw = guide(*self(torch.cat([x, x]), torch.cat([t, t]), condition).chunk(2), guidance)
             # mini: the paper does not say whether the predicted x_0 is bounded. It is not: an embedding has no range as pixels have.
-            return self.diffusion.interpret(raw, x, t, objective="x_start")
+            return self.diffusion.interpret(raw, x, t, objective="x_start", clip=self.cfg.clip_x_start)
 
         return denoise
 
     @torch.no_grad()
     def sample(self, tokens, z_txt, guidance=None, steps=None, generator=None, progress=False):
-        """z_img (B, D) of unit norm for captions tokens (B, L) with z_txt (B, D): the best of `candidates` samples by z_img · z_txt."""
+        """z_img (B, D) for captions tokens (B, L) with z_txt (B, D): the best of `candidates` samples by z_img · z_txt."""
         cfg, k = self.cfg, self.cfg.candidates
         guidance = cfg.guidance if guidance is None else guidance
         denoise = self.denoiser(tokens.repeat_interleave(k, 0), z_txt.repeat_interleave(k, 0), guidance)

@@ -17,18 +17,27 @@ import torch.nn.functional as F
 from torch import nn
 
 
-def attention_by_hand(q, k, v, causal=False):
-    """Attention as the formula says it: q, k, v (B, H, L, d) -> (B, H, L, d). The reference that the fused kernel is tested against."""
+def attention_by_hand(q, k, v, causal=False, mask=None):
+    """Attention as the formula says it: q, k, v (B, H, L, d) -> (B, H, L, d). The reference that the fused kernel is tested against.
+
+    mask (B, Lk) bool: False hides a place from all others. Each place must see one at least.
+    """
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])              # (B, H, Lq, Lk)
     if causal:
         future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
         scores = scores.masked_fill(future, float("-inf"))
+    if mask is not None:
+        scores = scores.masked_fill(~mask[:, None, None], float("-inf"))
     return scores.softmax(dim=-1) @ v
 
 
-def attention(q, k, v, causal=False):
+def attention(q, k, v, causal=False, mask=None):
     """The same function by torch's fused kernel, which is what runs: it never stores the (L, L) matrix."""
-    return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    if mask is not None:
+        mask = mask[:, None, None]                                         # (B, 1, 1, Lk)
+        if causal:                                                         # the kernel takes one or the other
+            mask = mask & torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal and mask is None)
 
 
 def split_heads(x, head_dim):
@@ -83,8 +92,11 @@ class Attention(nn.Module):
         self.c_attn = nn.Linear(n_embd, 3 * n_embd)
         self.c_proj = nn.Linear(n_embd, n_embd)
 
-    def forward(self, x, cache=None):
-        """cache: the keys and values of all places before x; a list, empty at first, to which x's are added. Then x must be one place."""
+    def forward(self, x, cache=None, mask=None):
+        """cache: the keys and values of all places before x; a list, empty at first, to which x's are added. Then x must be one place.
+
+        mask (B, L) bool: False hides a place.
+        """
         if cache and x.shape[1] != 1:
             raise ValueError(f"{x.shape[1]} places at once behind a cache: nothing would keep them from seeing each other")
         q, k, v = (split_heads(part, self.head_dim) for part in self.c_attn(x).chunk(3, dim=-1))   # (B, H, L, d) each
@@ -93,7 +105,7 @@ class Attention(nn.Module):
             k, v = (torch.cat([old, new], dim=2) for old, new in zip(cache, (k, v)))
         if cache is not None:
             cache[:] = k, v
-        return self.c_proj(merge_heads(attention(q, k, v, causal)))
+        return self.c_proj(merge_heads(attention(q, k, v, causal, mask)))
 
 
 class MLP(nn.Module):
@@ -119,8 +131,8 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(n_embd)
         self.mlp = MLP(n_embd, activation)
 
-    def forward(self, x, cache=None):
-        x = x + self.attn(self.ln_1(x), cache)
+    def forward(self, x, cache=None, mask=None):
+        x = x + self.attn(self.ln_1(x), cache, mask)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -146,9 +158,9 @@ class Transformer(nn.Module):
         """An empty cache, for a causal transformer that is shown a sequence piece by piece: all at first, then one place at a time."""
         return [[] for _ in self.blocks]
 
-    def forward(self, x, cache=None):
+    def forward(self, x, cache=None, mask=None):
         for i, block in enumerate(self.blocks):
-            x = block(x, None if cache is None else cache[i])
+            x = block(x, None if cache is None else cache[i], mask)
         return x
 
 
@@ -177,3 +189,28 @@ class CaptionEmbedding(nn.Module):
         if keep is not None:
             mask = mask & keep[:, None]
         return torch.where(mask[..., None], self.token(tokens) + self.position, self.padding)
+
+
+class FrozenText(nn.Module):
+    """Captions as a frozen text encoder sees them, its states projected: what Karlo's models read instead of training their own.
+
+    `encoder(tokens (B, L)) -> (states (B, L, S), z_txt (B, D))` is lent by whoever puts the models together (pretrained.py). It is no
+    part of this model, neither of its weights nor of its checkpoint. A dropped caption is the empty one, "": start and end of text.
+    """
+
+    def __init__(self, state_width, n_embd, eot_id):
+        super().__init__()
+        self.eot_id, self.encoder = eot_id, None
+        self.proj = nn.Linear(state_width, n_embd)
+
+    def forward(self, tokens, keep=None):
+        """tokens (B, L), keep (B,) bool -> projected states (B, L, n_embd), z_txt (B, D), mask (B, L): False behind the end of text."""
+        if self.encoder is None:
+            raise ValueError("this model reads captions through a frozen CLIP, which it was not given")
+        if keep is not None:
+            empty = torch.zeros_like(tokens)
+            empty[:, 0], empty[:, 1] = self.eot_id - 1, self.eot_id        # as CLIP's tokenizer has them: start of text is one below
+            tokens = torch.where(keep[:, None], tokens, empty)
+        states, z_txt = self.encoder(tokens)
+        mask = torch.arange(tokens.shape[1], device=tokens.device) <= eot_position(tokens, self.eot_id)[:, None]
+        return self.proj(states), z_txt, mask

@@ -154,15 +154,17 @@ class AttentionBlock(nn.Module):
         self.encoder_kv = nn.Linear(cfg.context_dim, 2 * channels) if cfg.context_dim else None
         self.proj = zero(nn.Linear(channels, channels))
 
-    def forward(self, x, context=None):
+    def forward(self, x, context=None, mask=None):
         B, C, H, W = x.shape
         tokens = self.norm(x).flatten(2).transpose(1, 2)                   # (B, HW, C)
         q, k, v = self.qkv(tokens).chunk(3, dim=-1)
         if self.encoder_kv is not None:
             k_context, v_context = self.encoder_kv(context).chunk(2, dim=-1)
             k, v = torch.cat([k_context, k], dim=1), torch.cat([v_context, v], dim=1)   # (B, L + HW, C)
+        if mask is not None:
+            mask = F.pad(mask, (0, H * W), value=True)                     # (B, L + HW)
         q, k, v = (split_heads(part, self.head_dim) for part in (q, k, v)) # (B, heads, ., head_dim)
-        h = self.proj(merge_heads(attention(q, k, v)))                     # (B, HW, C)
+        h = self.proj(merge_heads(attention(q, k, v, mask=mask)))          # (B, HW, C)
         return x + h.transpose(1, 2).reshape(B, C, H, W)
 
 
@@ -173,14 +175,15 @@ class UNetBlock(nn.Module):
         super().__init__()
         self.res, self.attn = res, attn
 
-    def forward(self, x, emb, context):
+    def forward(self, x, emb, context=None, mask=None):
         x = self.res(x, emb)
-        return x if self.attn is None else self.attn(x, context)
+        return x if self.attn is None else self.attn(x, context, mask)
 
 
 class UNet(nn.Module):
-    """forward(x (B, in, H, W), t (B,), emb (B, E) or None, context (B, L, context_dim) or None) -> (B, out, H, W).
+    """forward(x (B, in, H, W), t (B,), emb (B, E) or None, context (B, L, context_dim) or None, mask or None) -> (B, out, H, W).
 
+    mask (B, L) bool: False hides a token of the context (GLIDE, and all presets but `karlo`, have none: padding is learned instead).
     Without attention and position embedding it is fully convolutional: any H, W divisible by patch_size · 2^(levels − 1) will do.
     """
 
@@ -230,7 +233,7 @@ class UNet(nn.Module):
         self.out_norm = norm(channels, cfg.norm_groups)
         self.out_conv = zero(nn.Conv2d(channels, cfg.out_channels * p * p, 3, padding=1))
 
-    def forward(self, x, t, emb=None, context=None):
+    def forward(self, x, t, emb=None, context=None, mask=None):
         time = self.time_embed(timestep_embedding(t, self.cfg.model_channels))   # (B, E)
         emb = time if emb is None else time + emb
         h = self.in_conv(F.pixel_unshuffle(x, self.cfg.patch_size))
@@ -238,13 +241,13 @@ class UNet(nn.Module):
             h = h + self.position
         skips = [h]
         for block in self.down:
-            h = block(h, emb, context)
+            h = block(h, emb, context, mask)
             skips.append(h)
         for block in self.middle:
-            h = block(h, emb, context)
+            h = block(h, emb, context, mask)
         for block in self.up:
             if block.res.resample is None:
                 h = torch.cat([h, skips.pop()], dim=1)
-            h = block(h, emb, context)
+            h = block(h, emb, context, mask)
         h = self.out_conv(F.silu(self.out_norm(h)))
         return F.pixel_shuffle(h, self.cfg.patch_size)

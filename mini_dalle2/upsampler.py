@@ -12,6 +12,7 @@ References: unCLIP (2204.06125) §2.1, App. C, Table 3; ADM-U (2105.05233) §4; 
 Read next: pipeline.py.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +22,7 @@ from torch import nn
 from .checks import check_choice, check_positive
 from .degradation import DEGRADATIONS, degrade
 from .diffusion import GaussianDiffusion, UniformSampler, check_diffusion, noise_device, randn_like
-from .sampling import ddim_step, keep_known, sample_loop, strided_timesteps
+from .sampling import ddim_step, ddpm_step, keep_known, sample_loop, strided_timesteps
 from .unet import UNet, UNetConfig
 
 
@@ -45,6 +46,9 @@ class UpsamplerConfig:
     degradation: str = "blur"           # first upsampler "blur", second "bsr_full", or "bsr", which is milder
     crop_fraction: float = 0.25         # Table 3, of the large picture's side
     sampling_steps: int = 27            # Table 3: 27 and 15
+    # How Karlo differs; the paper's own are the defaults.
+    sampler: str = "ddim"               # "ddim", or "ddpm" with the fixed variance β̃
+    last_unet: bool = False             # a second network for the last step, t = 0
 
     def __post_init__(self):
         check_positive(self, "low_size", "high_size")
@@ -53,6 +57,7 @@ class UpsamplerConfig:
         if not 0 < self.crop_fraction <= 1:
             raise ValueError(f"crop_fraction must be above 0 and at most 1, not {self.crop_fraction}")
         check_choice("degradation", self.degradation, DEGRADATIONS)
+        check_choice("sampler", self.sampler, ("ddim", "ddpm"))
         check_diffusion(self)
         self.unet()                                                        # which checks itself
         if self.crop_size < 1 or self.crop_size % self.factor or self.crop_size % self.stride:
@@ -132,6 +137,8 @@ class Upsampler(nn.Module):
         # mini: with patch_size > 1 a narrow network has no room to pass on the noise of every pixel of a patch, so that small
         # presets predict x_0 or v (`objective`); the paper's networks see pixels, and predict ε.
         self.unet = UNet(cfg.unet())
+        # Karlo made it out of the first with losses of its own, which are not published: it can be loaded here, but is not trained.
+        self.unet_last = UNet(cfg.unet()).requires_grad_(False) if cfg.last_unet else None
 
     def enlarge(self, low):
         """The small picture at the large one's size, by bicubic interpolation: (B, 3, s, s) -> (B, 3, S, S)."""
@@ -140,7 +147,8 @@ class Upsampler(nn.Module):
 
     def forward(self, x_t, t, enlarged):
         """Raw output (B, 3, S, S) for x_t (B, 3, S, S), t (B,) and enlarged (B, 3, S, S)."""
-        raw = self.unet(torch.cat([x_t, enlarged], dim=1), t)
+        last = self.unet_last is not None and not self.training and not t.any()
+        raw = (self.unet_last if last else self.unet)(torch.cat([x_t, enlarged], dim=1), t)
         # mini: a network that predicts x_0 predicts what is missing from the enlarged picture, so that it starts as plain
         # interpolation and spends nothing on relearning colours. The paper's networks predict ε, and know of no such shortcut.
         return raw + enlarged if self.cfg.objective == "x_start" else raw
@@ -181,11 +189,14 @@ class Upsampler(nn.Module):
         x_T = randn_like(low.new_empty(B, 3, H, W), generator)             # all at once, so that chunks do not change the result
         x_T = x_T.contiguous(memory_format=torch.channels_last)
         chunk = max(1, self.CHUNK_PIXELS // (H * W))
+        many = isinstance(generator, (list, tuple))
+        noise = iter([generator[i:i + chunk] for i in range(0, B, chunk)]) if many else itertools.repeat(generator)
         high = []
         for low_part, x_part in zip(low.split(chunk), x_T.split(chunk)):
             denoise = self.denoiser(low_part)
             if known is not None:
                 denoise = keep_known(denoise, self.diffusion, *known)
             # mini: the paper gives no η; 0, so that the last noise is drawn above and the picture depends on nothing else.
-            high.append(sample_loop(self.diffusion, denoise, x_part, ddim_step(eta=0.0), timesteps, progress=progress))
+            step = ddim_step(eta=0.0) if cfg.sampler == "ddim" else ddpm_step
+            high.append(sample_loop(self.diffusion, denoise, x_part, step, timesteps, next(noise), progress))
         return torch.cat(high).clamp(-1, 1).contiguous()

@@ -21,15 +21,16 @@ from torch import nn
 
 # mini: not in the paper; presets with `whiten_z` use it.
 class Whitening(nn.Module):
-    """z (B, D) of unit norm <-> w (B, D) of about unit variance per coordinate. Until it is fitted: w = √D · z."""
+    """z (B, D) of unit norm <-> w (B, D) of about unit variance per coordinate. Until it is fitted: w = scale · z (None: √D)."""
 
     FLOOR = 0.1                                                            # f: directions far narrower than the average are mostly noise
 
-    def __init__(self, dim):
+    def __init__(self, dim, scale=None):
         super().__init__()
+        scale = math.sqrt(dim) if scale is None else scale
         self.register_buffer("mean", torch.zeros(dim))
-        self.register_buffer("matrix", math.sqrt(dim) * torch.eye(dim))    # (D, D)
-        self.register_buffer("inverse_matrix", torch.eye(dim) / math.sqrt(dim))
+        self.register_buffer("matrix", scale * torch.eye(dim))             # (D, D)
+        self.register_buffer("inverse_matrix", torch.eye(dim) / scale)
 
     @torch.no_grad()
     def fit(self, z):
@@ -43,6 +44,13 @@ class Whitening(nn.Module):
         self.mean.copy_(mean)
         self.matrix.copy_(directions / width)
         self.inverse_matrix.copy_((directions * width).T)
+
+    @torch.no_grad()
+    def set(self, mean, std):
+        """Each coordinate by itself, as Karlo does it: w = (z − mean) / std; mean, std (D,)."""
+        self.mean.copy_(mean)
+        self.matrix.copy_(torch.diag(1 / std))
+        self.inverse_matrix.copy_(torch.diag(std))
 
     def forward(self, z):
         """z -> w."""

@@ -101,7 +101,8 @@ def test_every_preset_can_be_built(name):
 def test_sizes_of_the_cascades():
     sizes = {name: (c.decoder.model.image_size, c.upsampler1.model.high_size, c.upsampler2.model.high_size)
              for name in PRESETS for c in [preset(name)]}
-    assert sizes == {"micro": (16, 32, 64), "tiny": (32, 128, 512), "small": (64, 256, 1024), "paper": (64, 256, 1024)}
+    assert sizes == {"micro": (16, 32, 64), "tiny": (32, 128, 512), "small": (64, 256, 1024), "karlo": (64, 256, 1024),
+                     "paper": (64, 256, 1024)}
 
 
 def test_unknown_preset_names_the_closest():

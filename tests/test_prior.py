@@ -28,6 +28,11 @@ def batch(n, seed=1):
     return z_img, z_txt, three_words(n, L, EOT, generator)
 
 
+def predict(model, x_t, t, tokens, z_txt, keep=None):
+    """The network's answer to x_t at t for these captions."""
+    return model(x_t, t, model.condition(tokens, z_txt, keep))
+
+
 # ---------------------------------------------------------------------- the network
 
 def test_forward_is_diffusers_prior_transformer():
@@ -53,8 +58,8 @@ def test_forward_is_diffusers_prior_transformer():
     theirs.load_state_dict({name: value.detach() for name, value in state.items()}, strict=True)
     (x, z_txt, tokens), t = batch(3), torch.tensor([0, 250, 999])
     expected = theirs(x, t, z_txt, ours.caption(tokens), torch.ones(3, L)).predicted_image_embedding
-    torch.testing.assert_close(ours(x, t, tokens, z_txt), expected, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(ours(x, t, tokens, z_txt, torch.ones(3, dtype=torch.bool)), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(predict(ours, x, t, tokens, z_txt), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(predict(ours, x, t, tokens, z_txt, torch.ones(3, dtype=torch.bool)), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_the_query_sees_all_and_nothing_sees_what_comes_later():
@@ -65,13 +70,13 @@ def test_the_query_sees_all_and_nothing_sees_what_comes_later():
     tokens[0, 3:5] = torch.tensor([5, 6])
     other = tokens.clone()
     other[0, 3] = 7
-    model(x, t, tokens, z_txt)
+    predict(model, x, t, tokens, z_txt)
     for first, changed in ((3, (x, t, other, z_txt)), (L, (x, t, tokens, -z_txt)), (L + 1, (x, t + 9, tokens, z_txt)),
                            (L + 2, (x.flip(1), t, tokens, z_txt))):
-        out = model(*changed)
+        out = predict(model, *changed)
         moved = ((states[-1] - states[0]).abs().amax(-1) > 1e-6).tolist()
         assert moved == [i >= first for i in range(L + 4)]
-        assert (out - model(x, t, tokens, z_txt)).abs().max() > 1e-4
+        assert (out - predict(model, x, t, tokens, z_txt)).abs().max() > 1e-4
     assert states[0].shape == (L + 4, 32)
 
 
@@ -79,9 +84,9 @@ def test_tokens_behind_the_end_of_text_are_padding():
     model, (x, z_txt, tokens), t = tiny(), batch(2), torch.tensor([100, 800])
     noise = tokens.clone()
     noise[:, 4:] = torch.tensor([29, EOT])
-    assert torch.equal(model(x, t, noise, z_txt), model(x, t, tokens, z_txt))
+    assert torch.equal(predict(model, x, t, noise, z_txt), predict(model, x, t, tokens, z_txt))
     noise[:, 2] = 3
-    assert (model(x, t, noise, z_txt) - model(x, t, tokens, z_txt)).abs().max() > 1e-4
+    assert (predict(model, x, t, noise, z_txt) - predict(model, x, t, tokens, z_txt)).abs().max() > 1e-4
 
 
 def test_parameter_count_of_the_paper():
@@ -106,7 +111,7 @@ def test_loss_is_the_squared_error_of_the_scaled_clean_embedding(monkeypatch):
     model, (z_img, z_txt, tokens), seen = tiny(), batch(8), {}
     x_start = model.scale(z_img)
 
-    def forward(x_t, t, tokens, z_txt, keep=None):
+    def forward(x_t, t, condition):
         seen.update(x_t=x_t, t=t)
         return answer
 
@@ -120,7 +125,8 @@ def test_loss_is_the_squared_error_of_the_scaled_clean_embedding(monkeypatch):
 
 def test_loss_draws_every_timestep_and_drops_a_tenth_of_the_texts(monkeypatch):
     model, (z_img, z_txt, tokens), seen = tiny(), batch(4000), []
-    monkeypatch.setattr(model, "forward", lambda x_t, t, tokens, z_txt, keep=None: seen.append((t, keep)) or x_t)
+    monkeypatch.setattr(model, "condition", lambda tokens, z_txt, keep=None: keep)
+    monkeypatch.setattr(model, "forward", lambda x_t, t, keep: seen.append((t, keep)) or x_t)
     losses = [model.loss(z_img, z_txt, tokens, torch.Generator().manual_seed(seed)).item() for seed in (0, 0, 1)]
     t, keep = seen[0]
     assert 0 <= t.min() < 5 and 994 < t.max() <= 999 and t.float().mean().item() == pytest.approx(499.5, abs=25)
@@ -131,12 +137,12 @@ def test_loss_draws_every_timestep_and_drops_a_tenth_of_the_texts(monkeypatch):
 def test_dropped_text_takes_tokens_and_z_txt_with_it_and_leaves_x_t():
     model, (x, z_txt, tokens), t = tiny(), batch(3), torch.tensor([10, 500, 990])
     keep = torch.tensor([True, False, False])
-    out = model(x, t, tokens, z_txt, keep)
-    torch.testing.assert_close(out[0], model(x, t, tokens, z_txt)[0])
-    torch.testing.assert_close(model(x, t, tokens.roll(1, 0), z_txt.roll(1, 0), keep)[1:], out[1:])
-    assert (model(x + 0.1, t, tokens, z_txt, keep) - out).abs().amax(1).min() > 1e-4
-    assert (model(x, t - 9, tokens, z_txt, keep) - out).abs().amax(1).min() > 1e-4
-    assert (out - model(x, t, tokens, z_txt)).abs().amax(1)[1:].min() > 1e-3
+    out = predict(model, x, t, tokens, z_txt, keep)
+    torch.testing.assert_close(out[0], predict(model, x, t, tokens, z_txt)[0])
+    torch.testing.assert_close(predict(model, x, t, tokens.roll(1, 0), z_txt.roll(1, 0), keep)[1:], out[1:])
+    assert (predict(model, x + 0.1, t, tokens, z_txt, keep) - out).abs().amax(1).min() > 1e-4
+    assert (predict(model, x, t - 9, tokens, z_txt, keep) - out).abs().amax(1).min() > 1e-4
+    assert (out - predict(model, x, t, tokens, z_txt)).abs().amax(1)[1:].min() > 1e-3
 
 
 # ---------------------------------------------------------------------- sampling
@@ -144,7 +150,7 @@ def test_dropped_text_takes_tokens_and_z_txt_with_it_and_leaves_x_t():
 @torch.no_grad()
 def test_guidance_one_is_none_and_others_extrapolate_from_dropped_text():
     model, (x, z_txt, tokens), t = tiny(), batch(3), torch.tensor([10, 500, 990])
-    cond, null = model(x, t, tokens, z_txt), model(x, t, tokens, z_txt, torch.zeros(3, dtype=torch.bool))
+    cond, null = predict(model, x, t, tokens, z_txt), predict(model, x, t, tokens, z_txt, torch.zeros(3, dtype=torch.bool))
     for scale in (0.0, 1.0, 1.0 + 1e-7, 4.0):
         out = model.denoiser(tokens, z_txt, scale)(x, t)
         torch.testing.assert_close(out.x_start, null + scale * (cond - null), atol=1e-4, rtol=1e-4)
@@ -214,7 +220,7 @@ def test_one_batch_is_learned_by_heart():
 
 def perfect(prior, s, mean=0.0):
     """The prior's network replaced by the perfect prediction for embeddings whose scaled coordinates are N(mean, s²)."""
-    def forward(x_t, t, tokens, z_txt, keep=None):
+    def forward(x_t, t, condition):
         a = prior.diffusion.alphas_cumprod[t][:, None]
         return mean + a.sqrt() * s ** 2 / (a * s ** 2 + 1 - a) * (x_t - a.sqrt() * mean)
     prior.forward = forward
@@ -230,7 +236,7 @@ def test_measured_variance_is_that_of_the_posterior():
     a = prior.diffusion.alphas_cumprod
     true = s2 * (1 - a) / (a * s2 + 1 - a)
     assert prior.cov.abs().max() == 0                                      # before: β̃
-    prior.measure_variance(z_img, z_img, torch.zeros(4000, L, dtype=torch.long), torch.Generator().manual_seed(0), points=100)
+    prior.measure_variance(z_img, z_img, torch.full((4000, L), EOT), torch.Generator().manual_seed(0), points=100)
     assert torch.allclose(prior.cov, true, atol=0.003, rtol=0.05)
     assert (prior.cov <= 1 / prior.diffusion.snr).all() and (prior.cov >= 0).all()
 
@@ -239,7 +245,7 @@ def test_analytic_steps_give_the_spread_that_fixed_variances_lose():
     torch.manual_seed(0)
     prior = tiny(candidates=1)
     perfect(prior, 0.29 ** 0.5)
-    tokens, z = torch.zeros(4000, L, dtype=torch.long), torch.randn(4000, D) / D ** 0.5
+    tokens, z = torch.full((4000, L), EOT), torch.randn(4000, D) / D ** 0.5
     prior.measure_variance(z, z, tokens, torch.Generator().manual_seed(0), points=100)
     prior.unscale = lambda x: x                                            # the scaled coordinates themselves
     spread = {}

@@ -1,0 +1,505 @@
+"""Public weights in our modules: OpenAI's CLIP, and Karlo, the one unCLIP whose weights everybody may have.
+
+    theirs  --table-->  ours:   "transformer.resblocks.3.attn.c_qkv.weight"  ->  "transformer.blocks.3.attn.c_attn.weight"
+
+Each architecture has one table per file format: rows of (our names, their names, how to get from one to the other and back). Every tensor
+of a file is used exactly once; one that is missing, left over or of another shape is named. Most rows copy. The others: a matrix that
+multiplies from the other side is turned; query, key and value that lie apart are joined; those that lie head by head are sorted; Karlo's
+four context tokens, which it interleaves, are laid out one after the other.
+
+Files: .safetensors (with the package of that name), .pt, .bin, .ckpt, .th by torch, and OpenAI's TorchScript archives. Nothing in a file
+is ever run. References: the public code of CLIP, Karlo v1.0.alpha (kakaobrain/karlo) and diffusers, for the names. Read next: configs.karlo.
+"""
+
+import pickle
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from .clip import CLIP, CLIPConfig
+from .configs import preset
+from .decoder import Decoder
+from .pipeline import DALLE2
+from .prior import DiffusionPrior
+from .tokenizer import BPETokenizer
+from .training import pick_device
+from .unet import UNet
+from .upsampler import Upsampler
+
+HEAD_DIM = 64                           # of every public CLIP and of Karlo: the files do not say it
+
+
+# ---------------------------------------------------------------------------------------------------------------- rows
+
+class Row(NamedTuple):
+    """One line of a table. load: their tensors -> our tensors; save: ours -> theirs. Both take and return as many as are named."""
+    ours: tuple[str, ...]
+    theirs: tuple[str, ...]
+    load: Callable
+    save: Callable
+
+
+def same(ours, theirs):
+    """A tensor that is taken as it is."""
+    return [Row((ours,), (theirs,), lambda x: (x,), lambda x: (x,))]
+
+
+def turned(ours, theirs):
+    """A matrix that multiplies from the other side."""
+    return [Row((ours,), (theirs,), lambda x: (x.T.contiguous(),), lambda x: (x.T.contiguous(),))]
+
+
+def layer(ours, theirs):
+    """Weight and bias."""
+    return same(f"{ours}.weight", f"{theirs}.weight") + same(f"{ours}.bias", f"{theirs}.bias")
+
+
+def pointwise(ours, theirs):
+    """A linear layer that is a convolution of one pixel there: (out, in, 1)."""
+    return [Row((f"{ours}.weight",), (f"{theirs}.weight",), lambda x: (x.squeeze(-1),), lambda x: (x.unsqueeze(-1),)),
+            *same(f"{ours}.bias", f"{theirs}.bias")]
+
+
+def joined(ours, theirs):
+    """A linear layer that is several there, one above the other here: query, key, value."""
+    return [Row((f"{ours}.{kind}",), tuple(f"{name}.{kind}" for name in theirs), lambda *xs: (torch.cat(xs),), lambda x: x.chunk(len(theirs)))
+            for kind in ("weight", "bias")]
+
+
+def by_head(ours, theirs, parts, head_dim):
+    """A linear layer whose rows lie head by head there, (heads, parts, d), and part by part here: all queries, all keys, all values."""
+    def load(x):
+        return (x.reshape(-1, parts, head_dim, *x.shape[1:]).transpose(0, 1).reshape(x.shape),)
+
+    def save(x):
+        return (x.reshape(parts, -1, head_dim, *x.shape[1:]).transpose(0, 1).reshape(x.shape),)
+
+    return [Row((f"{ours}.{kind}",), (f"{theirs}.{kind}",), load, save) for kind in ("weight", "bias")]
+
+
+def unsqueezed(row, dim):
+    """The row for a tensor with one more dimension of length 1 there."""
+    return Row(row.ours, row.theirs, lambda x: row.load(x.squeeze(dim)), lambda *xs: tuple(x.unsqueeze(dim) for x in row.save(*xs)))
+
+
+def under(prefix, rows, of="theirs"):
+    """The rows with a prefix before one side's names."""
+    return [row._replace(**{of: tuple(prefix + name for name in getattr(row, of))}) for row in rows]
+
+
+# ---------------------------------------------------------------------------------------------------------------- tables: CLIP
+
+def clip_openai(cfg):
+    """OpenAI's own names."""
+    def tower(ours, theirs, depth):
+        rows = []
+        for i in range(depth):
+            a, b = f"{ours}.transformer.blocks.{i}", f"{theirs}transformer.resblocks.{i}"
+            rows += same(f"{a}.attn.c_attn.weight", f"{b}.attn.in_proj_weight") + same(f"{a}.attn.c_attn.bias", f"{b}.attn.in_proj_bias")
+            rows += layer(f"{a}.attn.c_proj", f"{b}.attn.out_proj") + layer(f"{a}.ln_1", f"{b}.ln_1") + layer(f"{a}.ln_2", f"{b}.ln_2")
+            rows += layer(f"{a}.mlp.c_fc", f"{b}.mlp.c_fc") + layer(f"{a}.mlp.c_proj", f"{b}.mlp.c_proj")
+        return rows
+
+    return [*same("logit_scale", "logit_scale"),
+            *same("visual.patch_embedding.weight", "visual.conv1.weight"), *same("visual.class_embedding", "visual.class_embedding"),
+            *same("visual.position_embedding", "visual.positional_embedding"), *layer("visual.ln_pre", "visual.ln_pre"),
+            *layer("visual.ln_post", "visual.ln_post"), *turned("visual.projection.weight", "visual.proj"),
+            *same("text.token_embedding.weight", "token_embedding.weight"), *same("text.position_embedding", "positional_embedding"),
+            *layer("text.ln_final", "ln_final"), *turned("text.projection.weight", "text_projection"),
+            *tower("visual", "visual.", cfg.vision_layers), *tower("text", "", cfg.text_layers)]
+
+
+def clip_hf(cfg):
+    """The names of the Hugging Face layout."""
+    def tower(ours, theirs, depth):
+        rows = []
+        for i in range(depth):
+            a, b = f"{ours}.transformer.blocks.{i}", f"{theirs}.encoder.layers.{i}"
+            rows += joined(f"{a}.attn.c_attn", [f"{b}.self_attn.{x}_proj" for x in "qkv"]) + layer(f"{a}.attn.c_proj", f"{b}.self_attn.out_proj")
+            rows += layer(f"{a}.ln_1", f"{b}.layer_norm1") + layer(f"{a}.ln_2", f"{b}.layer_norm2")
+            rows += layer(f"{a}.mlp.c_fc", f"{b}.mlp.fc1") + layer(f"{a}.mlp.c_proj", f"{b}.mlp.fc2")
+        return rows
+
+    see, read = "vision_model", "text_model"
+    return [*same("logit_scale", "logit_scale"),
+            *same("visual.patch_embedding.weight", f"{see}.embeddings.patch_embedding.weight"),
+            *same("visual.class_embedding", f"{see}.embeddings.class_embedding"),
+            *same("visual.position_embedding", f"{see}.embeddings.position_embedding.weight"), *layer("visual.ln_pre", f"{see}.pre_layrnorm"),
+            *layer("visual.ln_post", f"{see}.post_layernorm"), *same("visual.projection.weight", "visual_projection.weight"),
+            *same("text.token_embedding.weight", f"{read}.embeddings.token_embedding.weight"),
+            *same("text.position_embedding", f"{read}.embeddings.position_embedding.weight"), *layer("text.ln_final", f"{read}.final_layer_norm"),
+            *same("text.projection.weight", "text_projection.weight"), *tower("visual", see, cfg.vision_layers),
+            *tower("text", read, cfg.text_layers)]
+
+
+# ---------------------------------------------------------------------------------------------------------------- tables: Karlo's prior
+
+def places(cfg, theirs):
+    """Their position embedding (1, L + 4, W) is ours of the caption (L, W) and of the four items behind it (4, W)."""
+    L = cfg.context_length
+    return [Row(("caption_position", "position"), (theirs,), lambda x: (x[0, :L], x[0, L:]), lambda a, b: (torch.cat([a, b])[None],))]
+
+
+def prior_karlo(cfg):
+    """Karlo's own names."""
+    rows = [*layer("time_embed.0", "time_embed.0"), *layer("time_embed.2", "time_embed.2"), *layer("z_img_proj", "clip_img_proj"),
+            *layer("z_txt_proj", "text_emb_proj"), *layer("caption.proj", "text_enc_proj"), *places(cfg, "positional_embedding"),
+            Row(("query",), ("prd_emb",), lambda x: (x[0, 0],), lambda x: (x[None, None],)),
+            *layer("ln_final", "final_ln"), *layer("out_proj", "out_proj")]
+    for i in range(cfg.layers):
+        a, b = f"transformer.blocks.{i}", f"transformer.resblocks.{i}"
+        rows += by_head(f"{a}.attn.c_attn", f"{b}.attn.c_qkv", 3, cfg.width // cfg.heads) + layer(f"{a}.attn.c_proj", f"{b}.attn.c_proj")
+        rows += layer(f"{a}.ln_1", f"{b}.ln_1") + layer(f"{a}.ln_2", f"{b}.ln_2")
+        rows += layer(f"{a}.mlp.c_fc", f"{b}.mlp.c_fc") + layer(f"{a}.mlp.c_proj", f"{b}.mlp.c_proj")
+    return under("model.", rows)
+
+
+def prior_diffusers(cfg):
+    """The names of diffusers' PriorTransformer. Its mean and spread of z_img are among its weights: see `standardise`."""
+    rows = [*layer("time_embed.0", "time_embedding.linear_1"), *layer("time_embed.2", "time_embedding.linear_2"), *layer("z_img_proj", "proj_in"),
+            *layer("z_txt_proj", "embedding_proj"), *layer("caption.proj", "encoder_hidden_states_proj"), *places(cfg, "positional_embedding"),
+            Row(("query",), ("prd_embedding",), lambda x: (x[0, 0],), lambda x: (x[None, None],)),
+            *layer("ln_final", "norm_out"), *layer("out_proj", "proj_to_clip_embeddings")]
+    for i in range(cfg.layers):
+        a, b = f"transformer.blocks.{i}", f"transformer_blocks.{i}"
+        rows += joined(f"{a}.attn.c_attn", [f"{b}.attn1.to_{x}" for x in "qkv"]) + layer(f"{a}.attn.c_proj", f"{b}.attn1.to_out.0")
+        rows += layer(f"{a}.ln_1", f"{b}.norm1") + layer(f"{a}.ln_2", f"{b}.norm3")
+        rows += layer(f"{a}.mlp.c_fc", f"{b}.ff.net.0.proj") + layer(f"{a}.mlp.c_proj", f"{b}.ff.net.2")
+    return rows
+
+
+# ---------------------------------------------------------------------------------------------------------------- tables: the U-Net
+
+def unet_places(cfg):
+    """Where each of our U-Net's blocks lies: [(our name, Karlo's residual block, Karlo's attention, diffusers' two)] in order."""
+    levels, per = len(cfg.channel_mult), cfg.num_res_blocks
+    places, n = [], 1                                                      # input_blocks.0 is the first convolution
+    for level in range(levels):
+        for i in range(per):
+            places.append((f"down.{n - 1}", f"input_blocks.{n}.0", f"input_blocks.{n}.1",
+                           f"down_blocks.{level}.resnets.{i}", f"down_blocks.{level}.attentions.{i}"))
+            n += 1
+        if level < levels - 1:
+            places.append((f"down.{n - 1}", f"input_blocks.{n}.0", None, f"down_blocks.{level}.downsamplers.0", None))
+            n += 1
+    second = 2 if cfg.middle_attention else 1                              # without attention the second block moves up
+    places += [("middle.0", "middle_block.0", "middle_block.1", "mid_block.resnets.0", "mid_block.attentions.0"),
+               ("middle.1", f"middle_block.{second}", None, "mid_block.resnets.1", None)]
+    ours, theirs = 0, 0
+    for step, level in enumerate(reversed(range(levels))):
+        attended = cfg.sides[level] in cfg.attn_resolutions
+        for i in range(per + 1):
+            places.append((f"up.{ours}", f"output_blocks.{theirs}.0", f"output_blocks.{theirs}.1",
+                           f"up_blocks.{step}.resnets.{i}", f"up_blocks.{step}.attentions.{i}"))
+            ours, theirs = ours + 1, theirs + 1
+        if level > 0:                                                      # enlarging is part of the block before it there
+            places.append((f"up.{ours}", f"output_blocks.{theirs - 1}.{2 if attended else 1}", None, f"up_blocks.{step}.upsamplers.0", None))
+            ours += 1
+    return places
+
+
+def attended_blocks(cfg):
+    """The names of our blocks that have attention, as a set."""
+    with torch.device("meta"):
+        return {name.removesuffix(".attn.norm") for name, _ in UNet(cfg).named_modules() if name.endswith(".attn.norm")}
+
+
+def shortcuts(cfg):
+    """The names of our blocks whose skip connection is a convolution."""
+    with torch.device("meta"):
+        return {name.removesuffix(".res.skip.weight") for name, _ in UNet(cfg).named_parameters() if name.endswith(".res.skip.weight")}
+
+
+def unet_karlo(cfg):
+    """The names of ADM's code, which Karlo keeps."""
+    rows, attended, skips = [*layer("time_embed.0", "time_embed.0"), *layer("time_embed.2", "time_embed.2"), *layer("in_conv", "input_blocks.0.0"),
+                             *layer("out_norm", "out.0"), *layer("out_conv", "out.2")], attended_blocks(cfg), shortcuts(cfg)
+    for name, res, attn, _, _ in unet_places(cfg):
+        rows += layer(f"{name}.res.in_norm", f"{res}.in_layers.0") + layer(f"{name}.res.in_conv", f"{res}.in_layers.2")
+        rows += layer(f"{name}.res.emb_proj", f"{res}.emb_layers.1")
+        rows += layer(f"{name}.res.out_norm", f"{res}.out_layers.0") + layer(f"{name}.res.out_conv", f"{res}.out_layers.3")
+        rows += layer(f"{name}.res.skip", f"{res}.skip_connection") if name in skips else []
+        if name in attended:
+            rows += layer(f"{name}.attn.norm", f"{attn}.norm") + pointwise(f"{name}.attn.proj", f"{attn}.proj_out")
+            for ours, theirs, parts in (("qkv", "qkv", 3), ("encoder_kv", "encoder_kv", 2)):
+                weight, bias = by_head(f"{name}.attn.{ours}", f"{attn}.{theirs}", parts, cfg.head_dim)
+                rows += [unsqueezed(weight, -1), bias]
+    return rows
+
+
+def unet_diffusers(cfg):
+    """The names of diffusers' UNet2DModel and UNet2DConditionModel."""
+    rows, attended, skips = [*layer("time_embed.0", "time_embedding.linear_1"), *layer("time_embed.2", "time_embedding.linear_2"),
+                             *layer("in_conv", "conv_in"), *layer("out_norm", "conv_norm_out"),
+                             *layer("out_conv", "conv_out")], attended_blocks(cfg), shortcuts(cfg)
+    for name, _, _, res, attn in unet_places(cfg):
+        rows += layer(f"{name}.res.in_norm", f"{res}.norm1") + layer(f"{name}.res.in_conv", f"{res}.conv1")
+        rows += layer(f"{name}.res.emb_proj", f"{res}.time_emb_proj")
+        rows += layer(f"{name}.res.out_norm", f"{res}.norm2") + layer(f"{name}.res.out_conv", f"{res}.conv2")
+        rows += layer(f"{name}.res.skip", f"{res}.conv_shortcut") if name in skips else []
+        if name in attended:
+            rows += layer(f"{name}.attn.norm", f"{attn}.group_norm") + layer(f"{name}.attn.proj", f"{attn}.to_out.0")
+            rows += joined(f"{name}.attn.qkv", [f"{attn}.to_{x}" for x in "qkv"])
+            rows += joined(f"{name}.attn.encoder_kv", [f"{attn}.add_{x}_proj" for x in "kv"])
+    return rows
+
+
+# ---------------------------------------------------------------------------------------------------------------- tables: Karlo's decoder
+
+def interleaved(ours, theirs, tokens):
+    """The projection to several tokens at once: rows of theirs go token by token through each channel, rows of ours token after token."""
+    def load(x):
+        return (x.reshape(-1, tokens, *x.shape[1:]).transpose(0, 1).reshape(x.shape),)
+
+    def save(x):
+        return (x.reshape(tokens, -1, *x.shape[1:]).transpose(0, 1).reshape(x.shape),)
+
+    return [Row((f"{ours}.{kind}",), (f"{theirs}.{kind}",), load, save) for kind in ("weight", "bias")]
+
+
+def decoder_karlo(cfg):
+    """Karlo's own names: U-Net and projections lie together."""
+    rows = [*layer("z_to_emb", "clip_emb"), *layer("text_to_emb", "text_feat_proj"), *layer("caption.proj", "text_seq_proj.0"),
+            *layer("ln_final", "text_seq_proj.1"), *interleaved("z_to_tokens", "clip_tok_proj", Decoder.Z_TOKENS), *same("null_z", "cf_param")]
+    return under("model.", rows + under("unet.", unet_karlo(cfg.unet()), of="ours"))
+
+
+def decoder_diffusers(cfg):
+    """The names of diffusers' `text_proj` and `decoder`, which are two files; here with these as prefixes."""
+    rows = [*layer("z_to_emb", "clip_image_embeddings_project_to_time_embeddings"), *layer("text_to_emb", "embedding_proj"),
+            *layer("caption.proj", "encoder_hidden_states_proj"), *layer("ln_final", "text_encoder_hidden_states_norm"),
+            *interleaved("z_to_tokens", "clip_extra_context_tokens_proj", Decoder.Z_TOKENS),
+            *same("null_z", "learned_classifier_free_guidance_embeddings")]
+    return under("text_proj.", rows) + under("decoder.", under("unet.", unet_diffusers(cfg.unet()), of="ours"))
+
+
+def upsampler_karlo(cfg):
+    """Karlo's own names: two U-Nets in one file."""
+    rows = unet_karlo(cfg.unet())
+    return (under("model_first_steps.", under("unet.", rows, of="ours")) + under("model_last_step.", under("unet_last.", rows, of="ours")))
+
+
+def upsampler_diffusers(cfg):
+    """The names of diffusers' `super_res_first` and `super_res_last`, which are two files; here with these as prefixes."""
+    rows = unet_diffusers(cfg.unet())
+    return under("super_res_first.", under("unet.", rows, of="ours")) + under("super_res_last.", under("unet_last.", rows, of="ours"))
+
+
+# ---------------------------------------------------------------------------------------------------------------- through a table
+
+def some(names):
+    """A few of many names, for a message."""
+    names = sorted(names)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def to_ours(rows, theirs, shapes, what):
+    """Their state dict through a table -> ours, {name: tensor}. shapes: {our name: shape} of all that ours must have.
+
+    Raises ValueError naming the tensors of `what` that are missing, left over or of another shape.
+    """
+    wanted = {name for row in rows for name in row.theirs}
+    if missing := wanted - theirs.keys():
+        raise ValueError(f"{what} does not hold {some(missing)}: it is of another model, or not whole")
+    if surplus := theirs.keys() - wanted:
+        raise ValueError(f"{what} holds {some(surplus)}, which this model does not have")
+    ours = {}
+    for row in rows:
+        try:
+            ours |= dict(zip(row.ours, row.load(*(theirs[name] for name in row.theirs)), strict=True))
+        except (RuntimeError, IndexError):
+            raise ValueError(f"{what}: {some(row.theirs)} cannot be laid out as this model needs it: it is of another size") from None
+    for name, shape in shapes.items():
+        if name not in ours:
+            raise ValueError(f"{what}: nothing in it is our {name}")       # a hole in a table, not in a file
+        if ours[name].shape != shape:
+            raise ValueError(f"{what}: our {name} is {tuple(shape)}, theirs is {tuple(ours[name].shape)}: it is of another size")
+    return ours
+
+
+def to_theirs(rows, ours):
+    """Our state dict through a table -> theirs, {name: tensor}."""
+    return {name: value for row in rows for name, value in zip(row.theirs, row.save(*(ours[name] for name in row.ours)), strict=True)}
+
+
+def fill(model, rows, theirs, what):
+    """Puts their state dict into the parameters of a model; buffers stay. Returns the model in eval mode."""
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+    ours = to_ours(rows, theirs, shapes, what)
+    model.load_state_dict({name: value.float().contiguous() for name, value in ours.items()}, strict=False, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+# ---------------------------------------------------------------------------------------------------------------- files
+
+def read_weights(path):
+    """What a file of weights holds, on the CPU, without running anything in it. Raises FileNotFoundError, ValueError.
+
+    .safetensors needs the package of that name. A TorchScript archive, as OpenAI publishes CLIP, gives its state dict.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there are no weights {path}")
+    try:
+        if path.suffix == ".safetensors":
+            try:
+                from safetensors.torch import load_file
+            except ImportError:
+                raise ValueError(f"to read {path}, first: pip install safetensors") from None
+            return load_file(path)
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                script = any(name.endswith("/constants.pkl") for name in archive.namelist())
+            if script:
+                return torch.jit.load(path, map_location="cpu").state_dict()
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except ValueError:
+        raise
+    except pickle.UnpicklingError:
+        raise ValueError(f"{path} is damaged, or would run code when it is read: it was not read") from None
+    except Exception as error:                                             # half a dozen types for a damaged file, all with long texts
+        raise ValueError(f"{path} cannot be read as weights: it is damaged or not one ({type(error).__name__})") from None
+
+
+def state_dict(path):
+    """{name: tensor} of a file of weights, out of what a training framework wraps it in. Raises as `read_weights` does."""
+    saved = read_weights(path)
+    saved = saved.get("state_dict", saved) if isinstance(saved, dict) else saved
+    if not isinstance(saved, dict) or not saved or not all(torch.is_tensor(value) for value in saved.values()):
+        raise ValueError(f"{path} is a torch file, but holds no weights of a model")
+    return saved
+
+
+# ---------------------------------------------------------------------------------------------------------------- CLIP
+
+OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "text_model.embeddings.position_ids", "vision_model.embeddings.position_ids")
+
+
+def depth(theirs, pattern):
+    """How many blocks there are whose names have this form, pattern with {} for the number."""
+    n = 0
+    while pattern.format(n) in theirs:
+        n += 1
+    return n
+
+
+def clip_config(theirs, what="these weights"):
+    """The sizes of a CLIP from the shapes of its weights, in OpenAI's or in the Hugging Face layout. Raises ValueError."""
+    try:
+        if "visual.conv1.weight" in theirs:
+            patches, places = theirs["visual.conv1.weight"], theirs["visual.positional_embedding"]
+            tokens, context, clip_dim = theirs["token_embedding.weight"], theirs["positional_embedding"], theirs["text_projection"].shape[1]
+            layers = depth(theirs, "visual.transformer.resblocks.{}.ln_1.weight"), depth(theirs, "transformer.resblocks.{}.ln_1.weight")
+        else:
+            see, read = "vision_model.embeddings", "text_model.embeddings"
+            patches, places = theirs[f"{see}.patch_embedding.weight"], theirs[f"{see}.position_embedding.weight"]
+            tokens, context = theirs[f"{read}.token_embedding.weight"], theirs[f"{read}.position_embedding.weight"]
+            clip_dim = theirs["text_projection.weight"].shape[0]
+            layers = depth(theirs, "vision_model.encoder.layers.{}.layer_norm1.weight"), depth(theirs, "text_model.encoder.layers.{}.layer_norm1.weight")
+    except KeyError as error:
+        raise ValueError(f"{what} is no CLIP with a vision transformer: there is no {error.args[0]} in it") from None
+    side = round((places.shape[0] - 1) ** 0.5) * patches.shape[-1]
+    return CLIPConfig(clip_dim=clip_dim, image_size=side, patch_size=patches.shape[-1], vision_width=patches.shape[0], vision_layers=layers[0],
+                      vision_heads=max(1, patches.shape[0] // HEAD_DIM), vocab_size=tokens.shape[0], context_length=context.shape[0],
+                      eot_id=tokens.shape[0] - 1, text_width=tokens.shape[1], text_layers=layers[1],
+                      text_heads=max(1, tokens.shape[1] // HEAD_DIM), image_mean=OPENAI_MEAN, image_std=OPENAI_STD)
+
+
+def load_clip(path_or_state_dict):
+    """OpenAI's CLIP (ViT) in our module: a file, or its state dict, in OpenAI's layout or Hugging Face's; sizes follow from the shapes.
+
+    Raises FileNotFoundError, ValueError.
+    """
+    given = isinstance(path_or_state_dict, dict)
+    what, theirs = ("this state dict", path_or_state_dict) if given else (str(path_or_state_dict), state_dict(path_or_state_dict))
+    theirs = {name: value for name, value in theirs.items() if name not in NOT_WEIGHTS}
+    cfg = clip_config(theirs, what)
+    table = clip_openai if "visual.conv1.weight" in theirs else clip_hf
+    return fill(CLIP(cfg), table(cfg), theirs, what)
+
+
+# ---------------------------------------------------------------------------------------------------------------- Karlo
+
+MERGES = ("bpe_simple_vocab_16e6.txt.gz", "bpe_simple_vocab_16e6.txt", "tokenizer/merges.txt", "merges.txt")
+KARLO_FILES = {"clip": "ViT-L-14.pt", "stats": "ViT-L-14_stats.th", "prior": "prior-ckpt-step=01000000-of-01000000.ckpt",
+               "decoder": "decoder-ckpt-step=01000000-of-01000000.ckpt", "upsampler1": "improved-sr-ckpt-step=1.2M.ckpt"}
+
+
+def find(folder, *names):
+    """The first of these files that is in the folder. Raises FileNotFoundError naming them all."""
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise FileNotFoundError(f"{folder} has none of {', '.join(names)}")
+
+
+def part(folder, name):
+    """The weights of one sub-folder of the diffusers layout."""
+    kinds = [f"{stem}{variant}{suffix}" for stem in ("diffusion_pytorch_model", "model", "pytorch_model") for variant in ("", ".fp16")
+             for suffix in (".safetensors", ".bin")]
+    return state_dict(find(folder / name, *kinds))
+
+
+def karlo_clip(folder, cfg):
+    """CLIP for Karlo, with embeddings that keep their length, from ViT-L-14.pt or from `text_encoder` (and `image_encoder`, if there)."""
+    if (folder / KARLO_FILES["clip"]).is_file():
+        clip = load_clip(folder / KARLO_FILES["clip"])
+        clip.cfg = replace(clip.cfg, unit_norm=False)
+        return clip
+    theirs = part(folder, "text_encoder")
+    sees = (folder / "image_encoder").is_dir()
+    if sees:
+        theirs |= part(folder, "image_encoder")
+    theirs = {name: value for name, value in theirs.items() if name not in NOT_WEIGHTS}
+    clip = CLIP(cfg)
+    rows = [row for row in clip_hf(cfg) if row.ours != ("logit_scale",) and (sees or not row.ours[0].startswith("visual."))]
+    if not sees:
+        clip.visual = None                                                 # captions can be read, pictures not seen
+    logit_scale = clip.logit_scale
+    del clip.logit_scale                                                   # only training, reranking and classification ask for it
+    fill(clip, rows, theirs, f"{folder}/text_encoder" + "/image_encoder" * sees)
+    clip.logit_scale = logit_scale.requires_grad_(False)
+    return clip
+
+
+def load_karlo(folder, device=None, config=None):
+    """Karlo v1.0.alpha, ready to draw at 64 → 256, from a folder with its original files or in the diffusers layout.
+
+    It must also hold CLIP's merges file (`bpe_simple_vocab_16e6.txt.gz`; the diffusers layout has `tokenizer/merges.txt`). config: other
+    sizes than the preset's. Raises FileNotFoundError naming what is missing, ValueError for what cannot be used.
+    """
+    folder, config = Path(folder), config or preset("karlo")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}")
+    tokenizer = BPETokenizer.from_clip_merges(find(folder, *MERGES))
+    prior, decoder, upsampler = (DiffusionPrior(config.prior.model), Decoder(config.decoder.model), Upsampler(config.upsampler1.model))
+    if (folder / "prior").is_dir():                                        # diffusers
+        clip = karlo_clip(folder, config.clip.model)
+        theirs = part(folder, "prior")
+        mean, std = (theirs.pop(name, None) for name in ("clip_mean", "clip_std"))
+        if mean is None or std is None:
+            raise ValueError(f"{folder}/prior does not hold clip_mean and clip_std: it is of another model, or not whole")
+        fill(prior, prior_diffusers(config.prior.model), theirs, f"{folder}/prior")
+        both = {f"{name}.{key}": value for name in ("text_proj", "decoder") for key, value in part(folder, name).items()}
+        fill(decoder, decoder_diffusers(config.decoder.model), both, f"{folder}/decoder")
+        both = {f"{name}.{key}": value for name in ("super_res_first", "super_res_last") for key, value in part(folder, name).items()}
+        fill(upsampler, upsampler_diffusers(config.upsampler1.model), both, f"{folder}/super_res_first")
+    else:
+        clip = karlo_clip(folder, config.clip.model)
+        stats = read_weights(find(folder, KARLO_FILES["stats"]))
+        if not isinstance(stats, (tuple, list)) or len(stats) != 2 or not all(torch.is_tensor(value) for value in stats):
+            raise ValueError(f"{folder / KARLO_FILES['stats']} is not the mean and spread of CLIP's embeddings")
+        mean, std = stats
+        for model, table, name in ((prior, prior_karlo(config.prior.model), "prior"), (decoder, decoder_karlo(config.decoder.model), "decoder"),
+                                   (upsampler, upsampler_karlo(config.upsampler1.model), "upsampler1")):
+            path = find(folder, KARLO_FILES[name])
+            fill(model, table, state_dict(path), str(path))
+    if mean.numel() != prior.cfg.clip_dim or std.numel() != prior.cfg.clip_dim:
+        raise ValueError(f"the mean of CLIP's embeddings has {mean.numel()} numbers, the prior {prior.cfg.clip_dim}")
+    prior.whitening.set(mean.flatten().float(), std.flatten().float())
+    return DALLE2(tokenizer, clip, prior, decoder, [upsampler], pick_device(device or "auto"))
