@@ -191,8 +191,8 @@ VERBS = {f.__name__: f for f in (text, variations, interpolate, textdiff, inpain
 def work(args):
     """Draws, writes the grid, says where it is."""
     began = time.perf_counter()
-    model = load_karlo(args.weights, args.device) if args.weights else DALLE2.load(args.run, args.device)
-    model.lighten(DTYPES[args.dtype], args.offload)
+    load, where = (load_karlo, args.weights) if args.weights else (DALLE2.load, args.run)
+    model = load(where, args.device, dtype=DTYPES[args.dtype], offload=args.offload)
     options = {} if args.verb == "classify" else {"steps": args.steps, "stage": args.stage}
     size = model.decoder.cfg.image_size if options.get("stage") == "base" else model.size
     rows, labels, drawn = VERBS[args.verb](model, args, size, options)

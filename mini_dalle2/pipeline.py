@@ -74,32 +74,25 @@ class DALLE2:
     BATCH = 64                          # pictures drawn at once by prior and decoder
     PRIORS = ("diffusion", "ar", "z_txt", "caption")
 
-    def __init__(self, tokenizer, clip, prior, decoder, upsamplers=(), device="cpu", ar_prior=None):
-        self.device = torch.device(device)
+    def __init__(self, tokenizer, clip, prior, decoder, upsamplers=(), device="cpu", ar_prior=None, dtype=None, offload=False):
+        """dtype: torch.float16 or bfloat16 for the matrices (norms and diffusion itself stay in float32); None: float32 throughout.
+
+        offload: models lie on the CPU, and come to the device only for as long as they are at work.
+        """
+        self.device, self.dtype, self.offload = torch.device(device), dtype, offload
         self.tokenizer, self.context_length = tokenizer, decoder.cfg.context_length
-        self.clip, self.prior, self.decoder = clip.to(self.device), prior.to(self.device), decoder.to(self.device)
-        self.ar_prior = ar_prior and ar_prior.to(self.device)
-        self.upsamplers = [upsampler.to(self.device) for upsampler in upsamplers]
+        self.clip, self.prior, self.ar_prior, self.decoder, self.upsamplers = clip, prior, ar_prior, decoder, list(upsamplers)
         for model in (self.decoder, *self.upsamplers):
             model.to(memory_format=torch.channels_last)                    # convolutions are faster so, on CPU and GPU
+        for model in filter(None, (clip, prior, ar_prior, decoder, *self.upsamplers)):
+            for module in model.modules() if dtype is not None else ():
+                if isinstance(module, (nn.Linear, nn.Conv2d, nn.Embedding)):
+                    module.to(dtype)
+            if not offload:
+                model.to(self.device)
         for model in (self.prior, self.decoder):
             if model.cfg.frozen_text:
                 model.caption.encoder = self.clip.read                     # a function: CLIP does not become part of them
-        self.dtype, self.offload = None, False
-
-    def lighten(self, dtype=None, offload=False):
-        """For large models on small GPUs: matrices kept and multiplied in `dtype`, and all but the model at work kept on the CPU.
-
-        dtype: torch.float16, torch.bfloat16, or None for float32. Norms, and diffusion itself, stay in float32. Returns self.
-        """
-        self.dtype, self.offload = dtype, offload
-        for model in (self.clip, self.prior, self.ar_prior, self.decoder, *self.upsamplers):
-            for module in model.modules() if model is not None else ():
-                if dtype is not None and isinstance(module, (nn.Linear, nn.Conv2d, nn.Embedding)):
-                    module.to(dtype)
-            if model is not None and offload:
-                model.cpu()
-        return self
 
     @contextlib.contextmanager
     def at_work(self, *models):
@@ -114,8 +107,8 @@ class DALLE2:
                 model.cpu()
 
     @classmethod
-    def load(cls, path=None, device=None):
-        """From a run folder of train.py ("runs/tiny" if none is given); device "cpu", "cuda" or None, the best there is.
+    def load(cls, path=None, device=None, dtype=None, offload=False):
+        """From a run folder of train.py ("runs/tiny" if none is given); device "cpu", "cuda" or None, the best there is; the rest: see above.
 
         A run whose upsamplers are not trained yet draws base pictures; one without the autoregressive prior does without. Raises
         FileNotFoundError when the folder or one of CLIP, prior and decoder is missing, ValueError for a damaged file or stages that do
@@ -144,7 +137,7 @@ class DALLE2:
         if "upsampler1" not in models:
             upsamplers = []                                                # the second is of no use without the first
         return cls(tokenizer, models["clip"], models["prior"], models["decoder"], upsamplers, pick_device(device or "auto"),
-                   models.get("ar_prior"))
+                   models.get("ar_prior"), dtype, offload)
 
     @property
     def size(self):

@@ -467,11 +467,11 @@ def karlo_clip(folder, cfg):
     return clip
 
 
-def load_karlo(folder, device=None, config=None):
+def load_karlo(folder, device=None, config=None, dtype=None, offload=False):
     """Karlo v1.0.alpha, ready to draw at 64 → 256, from a folder with its original files or in the diffusers layout.
 
     It must also hold CLIP's merges file (`bpe_simple_vocab_16e6.txt.gz`; the diffusers layout has `tokenizer/merges.txt`). config: other
-    sizes than the preset's. Raises FileNotFoundError naming what is missing, ValueError for what cannot be used.
+    sizes than the preset's; dtype, offload: see DALLE2. Raises FileNotFoundError naming what is missing, ValueError for what cannot be used.
     """
     folder, config = Path(folder), config or preset("karlo")
     if not folder.is_dir():
@@ -502,4 +502,4 @@ def load_karlo(folder, device=None, config=None):
     if mean.numel() != prior.cfg.clip_dim or std.numel() != prior.cfg.clip_dim:
         raise ValueError(f"the mean of CLIP's embeddings has {mean.numel()} numbers, the prior {prior.cfg.clip_dim}")
     prior.whitening.set(mean.flatten().float(), std.flatten().float())
-    return DALLE2(tokenizer, clip, prior, decoder, [upsampler], pick_device(device or "auto"))
+    return DALLE2(tokenizer, clip, prior, decoder, [upsampler], pick_device(device or "auto"), dtype=dtype, offload=offload)

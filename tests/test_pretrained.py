@@ -330,15 +330,14 @@ def test_a_folder_without_image_encoder_still_draws(diffusers_folder, tmp_path):
 
 @torch.no_grad()
 def test_reduced_precision_and_offloading_draw_nearly_the_same(diffusers_folder):
-    plain, light = (load_karlo(diffusers_folder[0], "cpu", small_karlo()) for _ in range(2))
-    light.lighten(torch.bfloat16, offload=True)
+    plain = load_karlo(diffusers_folder[0], "cpu", small_karlo())
+    light = load_karlo(diffusers_folder[0], "cpu", small_karlo(), torch.bfloat16, offload=True)
     assert light.decoder.unet.in_conv.weight.dtype == torch.bfloat16 and light.decoder.unet.out_norm.weight.dtype == torch.float32
     tokens = plain.tokens(["a corgi"])
-    conditions = [m.prior.condition(tokens, m.encode_text(["a corgi"])) for m in (plain,)]
     x, t = torch.randn(1, D, generator=torch.Generator().manual_seed(0)), torch.tensor([500])
     with light.at_work(light.clip, light.prior):
         found = light.prior(x, t, light.prior.condition(tokens, light.encode_text(["a corgi"])))
-    expected = plain.prior(x, t, conditions[0])
+    expected = plain.prior(x, t, plain.prior.condition(tokens, plain.encode_text(["a corgi"])))
     assert (found - expected).abs().max() < 0.05 * expected.abs().max()
     (picture,), = light.text_to_image("a corgi", progress=False)
     assert picture.size == (64, 64)
