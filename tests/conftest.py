@@ -26,6 +26,14 @@ def lively(model, amount):
     return model
 
 
+def exact_tables(scheduler, betas):
+    """diffusers' own formulas on float64 tables, so that what is compared are the formulas and not its float32 cumulative product."""
+    scheduler.betas = torch.tensor(betas, dtype=torch.float64)
+    scheduler.alphas = 1 - scheduler.betas
+    scheduler.alphas_cumprod = scheduler.alphas.cumprod(0)
+    return scheduler
+
+
 def three_words(n, length, eot, generator):
     """Tokens (n, length) of n captions: a first word they share, a random one, one of the ids above `eot`, the end, zeros."""
     tokens = torch.zeros(n, length, dtype=torch.long)

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import exact_tables
 from diffusers import PriorTransformer, UnCLIPPipeline, UnCLIPScheduler, UNet2DConditionModel, UNet2DModel
 from diffusers.pipelines.deprecated.unclip.text_proj import UnCLIPTextProjModel
 from PIL import Image
@@ -27,10 +28,9 @@ import sample
 from mini_dalle2 import configs, pretrained
 from mini_dalle2.clip import CLIP
 from mini_dalle2.decoder import Decoder
-from mini_dalle2.diffusion import GaussianDiffusion, make_betas
+from mini_dalle2.diffusion import make_betas
 from mini_dalle2.pretrained import fill, load_clip, load_karlo, to_ours, to_theirs
 from mini_dalle2.prior import DiffusionPrior
-from mini_dalle2.sampling import ddpm_step, sample_loop, strided_timesteps
 from mini_dalle2.upsampler import Upsampler
 
 KEYS = Path(__file__).parent / "karlo"
@@ -220,47 +220,12 @@ def test_dropped_captions_are_the_empty_one():
     assert torch.equal(seen[0][0], tokens_for(2)[0]) and seen[0][1].tolist() == [EOT - 1, EOT] + [0] * 75
 
 
-# ---------------------------------------------------------------------------------------------------------------- the same steps
+# ---------------------------------------------------------------------------------------------------------------- the whole pipeline
 
 def unclip_scheduler(**options):
-    """Their scheduler with its tables in float64, as ours: in float32, 1 − ᾱ_0 = 4e-5 has lost four digits, and its last step 5e-4 of x_0."""
-    scheduler = UnCLIPScheduler(num_train_timesteps=1000, **options)
-    scheduler.betas = torch.from_numpy(make_betas("cosine", 1000))
-    scheduler.alphas = 1 - scheduler.betas
-    scheduler.alphas_cumprod = scheduler.alphas.cumprod(0)
-    return scheduler
+    """Their scheduler with tables as exact as ours (in float32, 1 − ᾱ_0 = 4e-5 has lost four digits, and the last step 5e-4 of x_0)."""
+    return exact_tables(UnCLIPScheduler(1000, **options), make_betas("cosine", 1000))
 
-
-@pytest.mark.parametrize("kind, steps", [("prior", 25), ("decoder", 25), ("upsampler", 7)])
-def test_steps_are_those_of_the_unclip_scheduler(kind, steps, T=1000):
-    """One network that is a fixed function of (x, t), the same noise: the whole way down agrees."""
-    options = {"prior": dict(variance_type="fixed_small_log", prediction_type="sample", clip_sample_range=5.0),
-               "decoder": dict(variance_type="learned_range", prediction_type="epsilon"),
-               "upsampler": dict(variance_type="fixed_small_log", prediction_type="epsilon")}[kind]
-    scheduler = unclip_scheduler(**options)
-    scheduler.set_timesteps(steps)
-    x_T = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-
-    def raw(x, t):
-        mean = torch.tanh(1.3 * x + t.view(-1, 1, 1, 1) / T) if kind == "prior" else 0.9 * x + 0.1 * torch.sin(5 * x)
-        return torch.cat([mean, torch.sin(3 * x)], 1) if kind == "decoder" else mean
-
-    assert torch.allclose(UnCLIPScheduler(num_train_timesteps=T).betas.double(), scheduler.betas, rtol=1e-6)       # it is still their table
-    theirs, generator = x_T, torch.Generator().manual_seed(1)
-    for i, t in enumerate(scheduler.timesteps):
-        after = None if i + 1 == steps else scheduler.timesteps[i + 1]
-        theirs = scheduler.step(raw(theirs, t.expand(2)), t, theirs, prev_timestep=after, generator=generator).prev_sample
-    diffusion = GaussianDiffusion("cosine", T)
-    def denoise(x, t):
-        return diffusion.interpret(raw(x, t), x, t, "x_start" if kind == "prior" else "eps", learned_variance=kind == "decoder",
-                                   clip=5.0 if kind == "prior" else 1.0)
-    timesteps = strided_timesteps(T, steps)
-    assert timesteps == sorted(scheduler.timesteps.tolist())
-    ours = sample_loop(diffusion, denoise, x_T, ddpm_step, timesteps, torch.Generator().manual_seed(1))
-    assert close(ours, theirs)
-
-
-# ---------------------------------------------------------------------------------------------------------------- the whole pipeline
 
 @pytest.fixture(scope="module")
 def diffusers_folder(tmp_path_factory):

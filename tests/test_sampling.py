@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import exact_tables
 from diffusers import DDIMScheduler, DDPMScheduler, UnCLIPScheduler
 
 from mini_dalle2.diffusion import GaussianDiffusion, LossAwareSampler, ModelOutput, UniformSampler, make_betas, randn_like
@@ -194,14 +195,6 @@ def raw_network(channels):
     """A fixed nonsense network: raw output (B, channels, 4, 4) that depends on every pixel of x and on the *original* t."""
     weight = torch.randn(channels, 3, generator=torch.Generator().manual_seed(3)) * 0.5
     return lambda x, t: torch.einsum("oc,bchw->bohw", weight, x.sin()) + (t.float() / T).cos().view(-1, 1, 1, 1) * 0.3
-
-
-def exact_tables(scheduler, betas):
-    """diffusers' own formulas on float64 tables, so that what is compared are the formulas and not its float32 cumulative product."""
-    scheduler.betas = torch.tensor(betas, dtype=torch.float64)
-    scheduler.alphas = 1 - scheduler.betas
-    scheduler.alphas_cumprod = scheduler.alphas.cumprod(0)
-    return scheduler
 
 
 def compare(scheduler_step, timesteps, step, objective, clip, learned=False, schedule="cosine"):
