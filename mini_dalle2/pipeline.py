@@ -51,6 +51,14 @@ def load_model(path):
     return model.eval().requires_grad_(False), checkpoint
 
 
+def shorten(model, dtype):
+    """Keeps the matrices of a model in a shorter floating point type, which autocast then multiplies in; None: as they are. Returns it."""
+    for module in model.modules() if dtype is not None else ():
+        if isinstance(module, (nn.Linear, nn.Conv2d, nn.Embedding)):
+            module.to(dtype)
+    return model
+
+
 def seeded(*key):
     """A random generator for anything that prints, such as (seed, "decoder"): equal keys give equal numbers, other keys other ones.
 
@@ -85,9 +93,7 @@ class DALLE2:
         for model in (self.decoder, *self.upsamplers):
             model.to(memory_format=torch.channels_last)                    # convolutions are faster so, on CPU and GPU
         for model in filter(None, (clip, prior, ar_prior, decoder, *self.upsamplers)):
-            for module in model.modules() if dtype is not None else ():
-                if isinstance(module, (nn.Linear, nn.Conv2d, nn.Embedding)):
-                    module.to(dtype)
+            shorten(model, dtype)
             if not offload:
                 model.to(self.device)
         for model in (self.prior, self.decoder):

@@ -23,7 +23,7 @@ import torch
 from .clip import CLIP, CLIPConfig
 from .configs import preset
 from .decoder import Decoder
-from .pipeline import DALLE2
+from .pipeline import DALLE2, shorten
 from .prior import DiffusionPrior
 from .tokenizer import BPETokenizer
 from .training import pick_device
@@ -326,12 +326,12 @@ def to_theirs(rows, ours):
     return {name: value for row in rows for name, value in zip(row.theirs, row.save(*(ours[name] for name in row.ours)), strict=True)}
 
 
-def fill(model, rows, theirs, what):
-    """Puts their state dict into the parameters of a model; buffers stay. Returns the model in eval mode."""
+def fill(model, rows, theirs, what, dtype=None):
+    """Puts their state dict into the parameters of a model; buffers stay. dtype: of its matrices (see DALLE2). Returns it in eval mode."""
     shapes = {name: p.shape for name, p in model.named_parameters()}
     ours = to_ours(rows, theirs, shapes, what)
     model.load_state_dict({name: value.float().contiguous() for name, value in ours.items()}, strict=False, assign=True)
-    return model.eval().requires_grad_(False)
+    return shorten(model.eval().requires_grad_(False), dtype)              # now, and not when all are there, which takes twice the memory
 
 
 # ---------------------------------------------------------------------------------------------------------------- files
@@ -411,12 +411,17 @@ def clip_config(theirs, what="these weights"):
 
 
 def load_clip(path_or_state_dict):
-    """OpenAI's CLIP (ViT) in our module: a file, or its state dict, in OpenAI's layout or Hugging Face's; sizes follow from the shapes.
+    """OpenAI's CLIP (ViT) in our module: a file, or its state dict, in OpenAI's layout or Hugging Face's, or a folder of the latter.
+
+    Sizes follow from the shapes.
 
     Raises FileNotFoundError, ValueError.
     """
-    given = isinstance(path_or_state_dict, dict)
-    what, theirs = ("this state dict", path_or_state_dict) if given else (str(path_or_state_dict), state_dict(path_or_state_dict))
+    if isinstance(path_or_state_dict, dict):
+        what, theirs = "this state dict", path_or_state_dict
+    else:
+        path = Path(path_or_state_dict)
+        what, theirs = str(path), part(path) if path.is_dir() else state_dict(path)
     theirs = {name: value for name, value in theirs.items() if name not in NOT_WEIGHTS}
     cfg = clip_config(theirs, what)
     table = clip_openai if "visual.conv1.weight" in theirs else clip_hf
@@ -438,11 +443,11 @@ def find(folder, *names):
     raise FileNotFoundError(f"{folder} has none of {', '.join(names)}")
 
 
-def part(folder, name):
-    """The weights of one sub-folder of the diffusers layout."""
+def part(folder):
+    """The weights in one folder of the Hugging Face or the diffusers layout."""
     kinds = [f"{stem}{variant}{suffix}" for stem in ("diffusion_pytorch_model", "model", "pytorch_model") for variant in ("", ".fp16")
              for suffix in (".safetensors", ".bin")]
-    return state_dict(find(folder / name, *kinds))
+    return state_dict(find(folder, *kinds))
 
 
 def karlo_clip(folder, cfg):
@@ -451,10 +456,10 @@ def karlo_clip(folder, cfg):
         clip = load_clip(folder / KARLO_FILES["clip"])
         clip.cfg = replace(clip.cfg, unit_norm=False)
         return clip
-    theirs = part(folder, "text_encoder")
+    theirs = part(folder / "text_encoder")
     sees = (folder / "image_encoder").is_dir()
     if sees:
-        theirs |= part(folder, "image_encoder")
+        theirs |= part(folder / "image_encoder")
     theirs = {name: value for name, value in theirs.items() if name not in NOT_WEIGHTS}
     clip = CLIP(cfg)
     rows = [row for row in clip_hf(cfg) if row.ours != ("logit_scale",) and (sees or not row.ours[0].startswith("visual."))]
@@ -480,15 +485,15 @@ def load_karlo(folder, device=None, config=None, dtype=None, offload=False):
     prior, decoder, upsampler = (DiffusionPrior(config.prior.model), Decoder(config.decoder.model), Upsampler(config.upsampler1.model))
     if (folder / "prior").is_dir():                                        # diffusers
         clip = karlo_clip(folder, config.clip.model)
-        theirs = part(folder, "prior")
+        theirs = part(folder / "prior")
         mean, std = (theirs.pop(name, None) for name in ("clip_mean", "clip_std"))
         if mean is None or std is None:
             raise ValueError(f"{folder}/prior does not hold clip_mean and clip_std: it is of another model, or not whole")
-        fill(prior, prior_diffusers(config.prior.model), theirs, f"{folder}/prior")
-        both = {f"{name}.{key}": value for name in ("text_proj", "decoder") for key, value in part(folder, name).items()}
-        fill(decoder, decoder_diffusers(config.decoder.model), both, f"{folder}/decoder")
-        both = {f"{name}.{key}": value for name in ("super_res_first", "super_res_last") for key, value in part(folder, name).items()}
-        fill(upsampler, upsampler_diffusers(config.upsampler1.model), both, f"{folder}/super_res_first")
+        fill(prior, prior_diffusers(config.prior.model), theirs, f"{folder}/prior", dtype)
+        both = {f"{name}.{key}": value for name in ("text_proj", "decoder") for key, value in part(folder / name).items()}
+        fill(decoder, decoder_diffusers(config.decoder.model), both, f"{folder}/decoder", dtype)
+        both = {f"{name}.{key}": value for name in ("super_res_first", "super_res_last") for key, value in part(folder / name).items()}
+        fill(upsampler, upsampler_diffusers(config.upsampler1.model), both, f"{folder}/super_res_first", dtype)
     else:
         clip = karlo_clip(folder, config.clip.model)
         stats = read_weights(find(folder, KARLO_FILES["stats"]))
@@ -498,7 +503,7 @@ def load_karlo(folder, device=None, config=None, dtype=None, offload=False):
         for model, table, name in ((prior, prior_karlo(config.prior.model), "prior"), (decoder, decoder_karlo(config.decoder.model), "decoder"),
                                    (upsampler, upsampler_karlo(config.upsampler1.model), "upsampler1")):
             path = find(folder, KARLO_FILES[name])
-            fill(model, table, state_dict(path), str(path))
+            fill(model, table, state_dict(path), str(path), dtype)
     if mean.numel() != prior.cfg.clip_dim or std.numel() != prior.cfg.clip_dim:
         raise ValueError(f"the mean of CLIP's embeddings has {mean.numel()} numbers, the prior {prior.cfg.clip_dim}")
     prior.whitening.set(mean.flatten().float(), std.flatten().float())

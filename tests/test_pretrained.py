@@ -244,6 +244,12 @@ def diffusers_folder(tmp_path_factory):
     return folder, modules
 
 
+def test_clip_is_read_from_a_folder(tmp_path):
+    theirs = their_clip()
+    theirs.save_pretrained(tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(load_clip(tmp_path).parameters(), load_clip(theirs.state_dict()).parameters()))
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_whole_picture_is_that_of_the_unclip_pipeline(diffusers_folder, seed):
