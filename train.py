@@ -33,7 +33,8 @@ def parse(argv):
     """Command line -> namespace, with the overrides as a list in `settings`."""
     parser = Parser(prog="train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
                     epilog="--SECTION.NAME=VALUE sets any number of configs.py; sections: data, " + ", ".join(configs.STAGES))
-    parser.add_argument("--preset", choices=list(configs.PRESETS), help="sizes and budgets (default: tiny, or what --out was begun with)")
+    presets = [name for name in configs.PRESETS if name != "karlo"]        # whose training is not published
+    parser.add_argument("--preset", choices=presets, help="sizes and budgets (default: tiny, or what --out was begun with)")
     parser.add_argument("--stage", default="all", choices=["all", *configs.STAGES], help="train this stage only")
     parser.add_argument("--data", metavar="shapes|FOLDER", help="captioned shapes (default) or your own captioned pictures")
     parser.add_argument("--out", metavar="FOLDER", help="the run folder (default: runs/PRESET)")

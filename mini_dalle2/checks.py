@@ -28,6 +28,15 @@ def check_positive(cfg, *keys):
     check_range(cfg, 1, math.inf, *keys)
 
 
+def check_above_zero(cfg, *keys):
+    """Raises ValueError unless each of these numbers (each item, if it is a tuple) is above 0; None passes."""
+    for key in keys:
+        value = getattr(cfg, key)
+        for item in value if isinstance(value, tuple) else (value,):
+            if item is not None and not item > 0:
+                raise ValueError(f"{key} must be above 0, not {item}")
+
+
 def check_captions(cfg):
     """Raises ValueError unless `vocab_size`, `context_length` and `eot_id` of a model that reads captions can work."""
     check_range(cfg, 2, math.inf, "vocab_size", "context_length")          # start and end of text are always there

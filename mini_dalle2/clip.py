@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .checks import check_captions, check_divisible, check_positive
+from .checks import check_above_zero, check_captions, check_divisible, check_positive
 from .transformer import QuickGELU, Transformer, eot_position
 
 
@@ -50,6 +50,9 @@ class CLIPConfig:
         check_divisible(self, "image_size", "patch_size")
         check_divisible(self, "vision_width", "vision_heads")
         check_divisible(self, "text_width", "text_heads")
+        check_above_zero(self, "image_std")
+        if len(self.image_mean) != 3 or len(self.image_std) != 3:
+            raise ValueError("image_mean and image_std have three numbers each, one for each colour")
 
 
 class VisionTransformer(nn.Module):
@@ -129,24 +132,25 @@ class CLIP(nn.Module):
 
     def encode_image(self, images):
         """images (B, 3, S, S) in [-1, 1] -> z_img (B, D), of unit norm unless `unit_norm` is off."""
-        z = self.visual(images)
-        return F.normalize(z, dim=-1) if self.cfg.unit_norm else z
+        return self.normalised(self.visual(images))
 
     def encode_text(self, tokens):
         """tokens (B, L), each row with an end-of-text -> z_txt (B, D), of unit norm unless `unit_norm` is off."""
-        z = self.text(tokens)
+        return self.normalised(self.text(tokens))
+
+    def normalised(self, z):
+        """z (B, D) with unit norm, if the configuration asks for it."""
         return F.normalize(z, dim=-1) if self.cfg.unit_norm else z
 
     @torch.no_grad()
     def read(self, tokens):
         """tokens (B, L) -> states of the text transformer (B, L, W), z_txt (B, D): what models with `frozen_text` are told of captions."""
         states = self.text.states(tokens)
-        z = self.text.embedding(states, tokens)
-        return states, F.normalize(z, dim=-1) if self.cfg.unit_norm else z
+        return states, self.normalised(self.text.embedding(states, tokens))
 
     def forward(self, images, tokens):
         """-> logits (B, K): row i, column j says how well image i and caption j of K fit; e^τ is kept at most 100 (CLIP §2.5)."""
-        z_img, z_txt = F.normalize(self.encode_image(images), dim=-1), F.normalize(self.encode_text(tokens), dim=-1)
+        z_img, z_txt = F.normalize(self.visual(images), dim=-1), F.normalize(self.text(tokens), dim=-1)
         return self.logit_scale.clamp(max=self.MAX_LOG_SCALE).exp() * z_img @ z_txt.T
 
     def loss(self, images, tokens, wrong=None):

@@ -318,6 +318,9 @@ def paper():
               TrainConfig(steps=1_000_000, batch_size=512, lr=1.0e-4, **large)))
 
 
+OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)       # of CLIP's pictures
+
+
 def karlo():
     """Karlo v1.0.alpha, a public unCLIP trained by others (see pretrained.py): its sizes, and where it differs from the paper.
 
@@ -329,7 +332,7 @@ def karlo():
         own, preset="karlo",
         clip=replace(own.clip, model=CLIPConfig(
             image_size=224, patch_size=14, vision_width=1024, vision_layers=24, vision_heads=16, text_width=768, text_layers=12, text_heads=12,
-            image_mean=(0.48145466, 0.4578275, 0.40821073), image_std=(0.26862954, 0.26130258, 0.27577711), unit_norm=False, **theirs)),
+            image_mean=OPENAI_MEAN, image_std=OPENAI_STD, unit_norm=False, **theirs)),
         prior=replace(own.prior, model=PriorConfig(
             width=2048, layers=20, heads=32, text_drop=0.2, std_per_dim=1.0, sampling_steps=25, sampler="ddpm", guidance=4.0, candidates=1,
             frozen_text=768, z_scale=1.0, unit_norm=False, clip_x_start=10.0, **theirs)),
@@ -358,6 +361,9 @@ PAPER = {"clip": "0.63 + 0.35 billion (ViT-H/16; not given, computed)", "prior":
          "decoder": "3.5 billion", "upsampler1": "0.7 billion", "upsampler2": "0.3 billion"}           # App. C, Table 3
 
 
+NOT_KARLOS = "; Karlo has none, this is ours"
+
+
 def counts(config):
     """{stage: number of parameters}, without the memory that they would take."""
     from .pipeline import MODELS
@@ -368,10 +374,16 @@ def counts(config):
 def main():
     """python -m mini_dalle2.configs [PRESET]: the parameters of each model, beside the paper's."""
     name = sys.argv[1] if len(sys.argv) > 1 else "paper"
+    try:
+        found = counts(preset(name))
+    except ValueError as error:
+        print(f"configs: {error}", file=sys.stderr)
+        return 2
     print(f"{name:<12}{'parameters':>16}   the paper's")
-    for stage, count in counts(preset(name)).items():
-        print(f"{stage:<12}{count:>16,}   {PAPER[stage]}")
+    for stage, count in found.items():
+        print(f"{stage:<12}{count:>16,}   {PAPER[stage]}{NOT_KARLOS * (name == 'karlo' and stage in ('ar_prior', 'upsampler2'))}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .checks import check_captions, check_choice, check_divisible, check_positive, check_range
+from .checks import check_above_zero, check_captions, check_choice, check_divisible, check_positive, check_range
 from .diffusion import TIMESTEP_SAMPLERS, GaussianDiffusion, check_diffusion, noise_device, randn_like
 from .sampling import ddim_invert, ddim_step, ddpm_step, guide, keep_known, sample_loop, strided_timesteps
 from .transformer import CaptionEmbedding, FrozenText, Transformer
@@ -60,17 +60,19 @@ class DecoderConfig:
     sampling_steps: int = 250
     sampler: str = "ddpm"               # "ddpm": learned variance, as the paper; "ddim"
     eta: float = 0.0                    # of the "ddim" sampler
+    guidance: float = 3.0               # mini: the paper measures with 1.25 (Table 2); it does not give that of its pictures
+
     # How Karlo differs; the paper's own are the defaults.
     frozen_text: int | None = None      # width of the states of CLIP's text transformer, read instead of training one; None: one's own
     z_scale: float | None = None        # what z_img is multiplied by, unless whitened; None: √clip_dim
     learned_null: bool = False          # what stands for a dropped z_img: a learned vector instead of zero
-    guidance: float = 3.0               # mini: the paper measures with 1.25 (Table 2); it does not give that of its pictures
 
     def __post_init__(self):
         check_captions(self)
         check_positive(self, "clip_dim", "text_width", "text_layers", "text_heads")
         check_range(self, 0, 1, "z_drop", "caption_drop")
-        check_range(self, 0, math.inf, "vlb_weight", "eta", "guidance", "z_scale")
+        check_range(self, 0, math.inf, "vlb_weight", "eta", "guidance")
+        check_above_zero(self, "z_scale")
         check_positive(self, "frozen_text")
         check_divisible(self, "text_width", "text_heads")
         check_choice("sampler", self.sampler, ("ddpm", "ddim"))
@@ -121,7 +123,7 @@ class Decoder(nn.Module):
     def condition(self, z_img, tokens, keep_z=None, keep_text=None):
         """All that the U-Net is told besides x_t and t, computed once per picture because it does not depend on t.
 
-        z_img (B, D) of unit norm, tokens (B, L); keep_z, keep_text (B,) bool, False drops that condition (None keeps all). One of z_img
+        z_img (B, D) as CLIP gives it, tokens (B, L); keep_z, keep_text (B,) bool, False drops that condition (None keeps all). One of z_img
         and tokens may be None: dropped throughout. -> emb (B, E), context (B, 4 + L, W), and with frozen text a mask (B, 4 + L).
         """
         given = z_img if z_img is not None else tokens
@@ -147,7 +149,7 @@ class Decoder(nn.Module):
 
     def forward(self, x_t, t, condition):
         """Raw output (B, 6, S, S), prediction and variance channels, for x_t (B, 3, S, S), t (B,) and what `condition` returned."""
-        return self.unet(x_t, t, *condition)
+        return self.unet(x_t, t, *condition).float()                       # guidance magnifies rounding
 
     def loss(self, images, z_img, tokens, generator=None):
         """L_hybrid, a scalar: images (B, 3, S, S) in [-1, 1], z_img (B, D) their true embeddings, tokens (B, L)."""

@@ -87,7 +87,7 @@ class DALLE2:
 
         offload: models lie on the CPU, and come to the device only for as long as they are at work.
         """
-        self.device, self.dtype, self.offload = torch.device(device), dtype, offload
+        self.device, self.dtype, self.offload, self.here = torch.device(device), dtype, offload, []
         self.tokenizer, self.context_length = tokenizer, decoder.cfg.context_length
         self.clip, self.prior, self.ar_prior, self.decoder, self.upsamplers = clip, prior, ar_prior, decoder, list(upsamplers)
         for model in (self.decoder, *self.upsamplers):
@@ -103,14 +103,15 @@ class DALLE2:
     @contextlib.contextmanager
     def at_work(self, *models):
         """Brings models to the device for as long as they are needed, if they are not always there, and sets their precision."""
+        absent = [model for model in models if self.offload and model not in self.here]
         try:
-            for model in models if self.offload else ():
-                model.to(self.device)
+            for model in absent:
+                self.here.append(model.to(self.device))
             with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
                 yield
         finally:
-            for model in models if self.offload else ():
-                model.cpu()
+            for model in absent:
+                self.here.remove(model.cpu())
 
     @classmethod
     def load(cls, path=None, device=None, dtype=None, offload=False):
@@ -164,7 +165,7 @@ class DALLE2:
 
     @torch.no_grad()
     def encode_text(self, captions):
-        """z_txt (B, D) of unit norm for captions (list of str)."""
+        """z_txt (B, D) for captions (list of str), of unit norm unless CLIP's `unit_norm` is off."""
         with self.at_work(self.clip):
             return self.clip.encode_text(self.tokens(captions)).float()
 
@@ -177,7 +178,7 @@ class DALLE2:
 
     @torch.no_grad()
     def encode_image(self, images):
-        """z_img (B, D) of unit norm for images: a PIL image, a list of them (any mode and size), or a tensor (B, 3, S, S) in [-1, 1]."""
+        """z_img (B, D), of unit norm unless CLIP's `unit_norm` is off, for images: a PIL image, a list of them (any mode and size), or a tensor (B, 3, S, S) in [-1, 1]."""
         self.must_see()
         with self.at_work(self.clip):
             return self.clip.encode_image(self.pixels(images, self.clip.cfg.image_size)).float()
@@ -219,6 +220,8 @@ class DALLE2:
         self.check(n=n, stage=stage, guidance=guidance, steps=steps, prior=prior)
         if rerank is not None and rerank < n:
             raise ValueError(f"rerank {rerank}: to choose {n} pictures, draw at least as many")
+        if rerank:
+            self.must_see()
         tokens = self.tokens(captions)                                     # (K, L)
         K, drawn = len(tokens), rerank or n
         tokens, seeds = tokens.repeat_interleave(drawn, dim=0), [seed + j for j in range(drawn)] * K
@@ -328,7 +331,8 @@ class DALLE2:
             if self.ar_prior is None:
                 raise ValueError("the principal components belong to the autoregressive prior: train it with --stage ar_prior")
             z_img = self.encode_image(image)
-            z_img = torch.cat([self.ar_prior.codes.project(z_img, count) for count in components])
+            with self.at_work(self.ar_prior):
+                z_img = torch.cat([self.ar_prior.codes.project(z_img, count) for count in components])
             x_T = self.start(seed).expand(len(z_img), -1, -1, -1)
         seeds = [seed] * len(z_img)
         return self.enlarge(self.base(z_img, None, seeds, progress, x_T, guidance=1.0, steps=steps, eta=0.0), seeds, stage, progress)
@@ -366,14 +370,15 @@ class DALLE2:
         self.check(n=len(theta), stage=stage, guidance=guidance, steps=steps)
         if not 0 <= theta.min() <= theta.max() <= 1:
             raise ValueError(f"theta {theta.tolist()}: from 0, the picture itself, to 1")
-        z_d = self.encode_text([target])
+        z_d = F.normalize(self.encode_text([target]), dim=-1)
         if source is not None:
-            z_d = z_d - self.encode_text([source])
+            z_d = z_d - F.normalize(self.encode_text([source]), dim=-1)
             if z_d.norm() < 1e-4:
                 raise ValueError("both captions mean the same to this CLIP: there is no difference to follow")
         z_img, x_T = self.invert(image, steps, progress)
         n, seeds = len(theta), [seed] * len(theta)
-        z_img = F.normalize(slerp(z_img.expand(n, -1), F.normalize(z_d, dim=-1).expand(n, -1), theta), dim=-1)
+        length = z_img.norm(dim=-1, keepdim=True)                          # 1, but for Karlo's
+        z_img = length * F.normalize(slerp((z_img / length).expand(n, -1), F.normalize(z_d, dim=-1).expand(n, -1), theta), dim=-1)
         base = self.base(z_img, None, seeds, progress, x_T.expand(n, -1, -1, -1), guidance=guidance, steps=steps, eta=0.0)
         return self.enlarge(base, seeds, stage, progress)
 

@@ -11,19 +11,21 @@ Files: .safetensors (with the package of that name), .pt, .bin, .ckpt, .th by to
 is ever run. References: the public code of CLIP, Karlo v1.0.alpha (kakaobrain/karlo) and diffusers, for the names. Read next: configs.karlo.
 """
 
+import importlib.util
+import io
+import json
 import pickle
 import zipfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from .clip import CLIP, CLIPConfig
-from .configs import preset
+from .configs import OPENAI_MEAN, OPENAI_STD, preset
 from .decoder import Decoder
-from .pipeline import DALLE2, shorten
+from .pipeline import DALLE2, out_of_memory, shorten
 from .prior import DiffusionPrior
 from .tokenizer import BPETokenizer
 from .training import pick_device
@@ -159,7 +161,7 @@ def prior_karlo(cfg):
 
 
 def prior_diffusers(cfg):
-    """The names of diffusers' PriorTransformer. Its mean and spread of z_img are among its weights: see `standardise`."""
+    """The names of diffusers' PriorTransformer. Its mean and spread of z_img, which are among its weights, are no row here."""
     rows = [*layer("time_embed.0", "time_embedding.linear_1"), *layer("time_embed.2", "time_embedding.linear_2"), *layer("z_img_proj", "proj_in"),
             *layer("z_txt_proj", "embedding_proj"), *layer("caption.proj", "encoder_hidden_states_proj"), *places(cfg, "positional_embedding"),
             Row(("query",), ("prd_embedding",), lambda x: (x[0, 0],), lambda x: (x[None, None],)),
@@ -317,7 +319,9 @@ def to_ours(rows, theirs, shapes, what):
         if name not in ours:
             raise ValueError(f"{what}: nothing in it is our {name}")       # a hole in a table, not in a file
         if ours[name].shape != shape:
-            raise ValueError(f"{what}: our {name} is {tuple(shape)}, theirs is {tuple(ours[name].shape)}: it is of another size")
+            source = next(row.theirs for row in rows if name in row.ours)
+            raise ValueError(f"{what}: {some(source)} should become our {name}, {tuple(shape)}, but gives {tuple(ours[name].shape)}: "
+                             f"it is of another size")
     return ours
 
 
@@ -336,6 +340,54 @@ def fill(model, rows, theirs, what, dtype=None):
 
 # ---------------------------------------------------------------------------------------------------------------- files
 
+class Holder:
+    """Stands for any object of a TorchScript archive; its fields are what the archive says of it."""
+
+
+class Archive(pickle.Unpickler):
+    """The tensors of a TorchScript archive, as OpenAI publishes CLIP. Its code is not looked at; only tensors and holders are made.
+
+    data.pkl in it describes the module; each tensor refers to a storage, data/NUMBER, of plain bytes. torch.jit.load does the same and
+    also compiles the code, but is deprecated.
+    """
+
+    def __init__(self, archive):
+        self.archive = archive
+        self.root = next(name for name in archive.namelist() if name.endswith("/data.pkl")).removesuffix("data.pkl")
+        super().__init__(io.BytesIO(archive.read(f"{self.root}data.pkl")))
+
+    def find_class(self, module, name):
+        if module.startswith("__torch__"):
+            return type("Holder", (Holder,), {})
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return lambda storage, offset, size, stride, *_: storage.as_strided(size, stride, offset)
+        if module == "torch" and name.endswith("Storage"):
+            return name
+        if (module, name) == ("collections", "OrderedDict"):
+            return dict
+        if module == "torch.jit._pickle":                                  # lists of numbers and the like
+            return lambda data, *_: data
+        raise pickle.UnpicklingError(f"{module}.{name} is not needed for weights")
+
+    def persistent_load(self, key):
+        _, kind, number, *_ = key
+        types = {"FloatStorage": torch.float32, "HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64}
+        if kind not in types:
+            raise pickle.UnpicklingError(f"{kind}: there are no such numbers in weights")
+        return torch.frombuffer(bytearray(self.archive.read(f"{self.root}data/{number}")), dtype=types[kind])
+
+    def state_dict(self):
+        """{name: tensor} of the whole module."""
+        def walk(item, name):
+            if torch.is_tensor(item):
+                yield name, item
+            elif isinstance(item, Holder):
+                for key, value in vars(item).items():
+                    yield from walk(value, f"{name}.{key}" if name else key)
+
+        return dict(walk(self.load(), ""))
+
+
 def read_weights(path):
     """What a file of weights holds, on the CPU, without running anything in it. Raises FileNotFoundError, ValueError.
 
@@ -344,24 +396,22 @@ def read_weights(path):
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there are no weights {path}")
+    if path.suffix == ".safetensors" and not importlib.util.find_spec("safetensors"):
+        raise ValueError(f"to read {path}, first: pip install safetensors")
     try:
         if path.suffix == ".safetensors":
-            try:
-                from safetensors.torch import load_file
-            except ImportError:
-                raise ValueError(f"to read {path}, first: pip install safetensors") from None
+            from safetensors.torch import load_file
             return load_file(path)
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                script = any(name.endswith("/constants.pkl") for name in archive.namelist())
-            if script:
-                return torch.jit.load(path, map_location="cpu").state_dict()
+                if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+                    return Archive(archive).state_dict()
         return torch.load(path, map_location="cpu", weights_only=True)
-    except ValueError:
-        raise
     except pickle.UnpicklingError:
         raise ValueError(f"{path} is damaged, or would run code when it is read: it was not read") from None
     except Exception as error:                                             # half a dozen types for a damaged file, all with long texts
+        if isinstance(error, PermissionError) or out_of_memory(error):     # these are no fault of the file
+            raise
         raise ValueError(f"{path} cannot be read as weights: it is damaged or not one ({type(error).__name__})") from None
 
 
@@ -376,7 +426,6 @@ def state_dict(path):
 
 # ---------------------------------------------------------------------------------------------------------------- CLIP
 
-OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "text_model.embeddings.position_ids", "vision_model.embeddings.position_ids")
 
 
@@ -407,21 +456,31 @@ def clip_config(theirs, what="these weights"):
     return CLIPConfig(clip_dim=clip_dim, image_size=side, patch_size=patches.shape[-1], vision_width=patches.shape[0], vision_layers=layers[0],
                       vision_heads=max(1, patches.shape[0] // HEAD_DIM), vocab_size=tokens.shape[0], context_length=context.shape[0],
                       eot_id=tokens.shape[0] - 1, text_width=tokens.shape[1], text_layers=layers[1],
-                      text_heads=max(1, tokens.shape[1] // HEAD_DIM), image_mean=OPENAI_MEAN, image_std=OPENAI_STD)
+                      text_heads=max(1, tokens.shape[1] // HEAD_DIM), image_mean=OPENAI_MEAN,
+                      image_std=OPENAI_STD)
+
+
+def check_activation(path):
+    """Raises ValueError if a config.json of the Hugging Face layout, where there is one, asks for another activation than OpenAI's."""
+    told = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    for tower in (told.get("text_config") or {}, told.get("vision_config") or {}):
+        if tower.get("hidden_act", "quick_gelu") != "quick_gelu":
+            raise ValueError(f"{path}: a CLIP with {tower['hidden_act']}, but this one has QuickGELU, as OpenAI's")
 
 
 def load_clip(path_or_state_dict):
     """OpenAI's CLIP (ViT) in our module: a file, or its state dict, in OpenAI's layout or Hugging Face's, or a folder of the latter.
 
-    Sizes follow from the shapes.
+    Sizes follow from the shapes. What they do not tell is taken to be as in OpenAI's models: heads of 64 and QuickGELU.
 
     Raises FileNotFoundError, ValueError.
     """
     if isinstance(path_or_state_dict, dict):
-        what, theirs = "this state dict", path_or_state_dict
+        what, theirs = "this state dict", {name: value.detach().clone() for name, value in path_or_state_dict.items()}      # ours to change
     else:
         path = Path(path_or_state_dict)
         what, theirs = str(path), part(path) if path.is_dir() else state_dict(path)
+        check_activation(path / "config.json")
     theirs = {name: value for name, value in theirs.items() if name not in NOT_WEIGHTS}
     cfg = clip_config(theirs, what)
     table = clip_openai if "visual.conv1.weight" in theirs else clip_hf
@@ -445,31 +504,26 @@ def find(folder, *names):
 
 def part(folder):
     """The weights in one folder of the Hugging Face or the diffusers layout."""
-    kinds = [f"{stem}{variant}{suffix}" for stem in ("diffusion_pytorch_model", "model", "pytorch_model") for variant in ("", ".fp16")
-             for suffix in (".safetensors", ".bin")]
-    return state_dict(find(folder, *kinds))
+    suffixes = (".safetensors", ".bin") if importlib.util.find_spec("safetensors") else (".bin", ".safetensors")
+    if any(folder.glob("*.index.json")):
+        raise ValueError(f"{folder} holds weights in several pieces, which is not supported: use the original files")
+    return state_dict(find(folder, *(f"{stem}{variant}{suffix}" for suffix in suffixes for variant in ("", ".fp16")
+                                     for stem in ("diffusion_pytorch_model", "model", "pytorch_model"))))
 
 
-def karlo_clip(folder, cfg):
-    """CLIP for Karlo, with embeddings that keep their length, from ViT-L-14.pt or from `text_encoder` (and `image_encoder`, if there)."""
-    if (folder / KARLO_FILES["clip"]).is_file():
-        clip = load_clip(folder / KARLO_FILES["clip"])
-        clip.cfg = replace(clip.cfg, unit_norm=False)
-        return clip
-    theirs = part(folder / "text_encoder")
+def text_half(folder, cfg, dtype):
+    """CLIP from `text_encoder` and, if it is there, `image_encoder` of the diffusers layout. Without the latter it has no eyes."""
+    theirs, what = part(folder / "text_encoder"), f"{folder}/text_encoder"
     sees = (folder / "image_encoder").is_dir()
     if sees:
-        theirs |= part(folder / "image_encoder")
+        theirs, what = theirs | part(folder / "image_encoder"), f"{what} and image_encoder"
     theirs = {name: value for name, value in theirs.items() if name not in NOT_WEIGHTS}
+    theirs["logit_scale"] = torch.tensor(CLIP.MAX_LOG_SCALE)               # not in these files; OpenAI's all ended at the bound
     clip = CLIP(cfg)
-    rows = [row for row in clip_hf(cfg) if row.ours != ("logit_scale",) and (sees or not row.ours[0].startswith("visual."))]
+    rows = [row for row in clip_hf(cfg) if sees or not row.ours[0].startswith("visual.")]
     if not sees:
-        clip.visual = None                                                 # captions can be read, pictures not seen
-    logit_scale = clip.logit_scale
-    del clip.logit_scale                                                   # only training, reranking and classification ask for it
-    fill(clip, rows, theirs, f"{folder}/text_encoder" + "/image_encoder" * sees)
-    clip.logit_scale = logit_scale.requires_grad_(False)
-    return clip
+        clip.visual = None
+    return fill(clip, rows, theirs, what, dtype)
 
 
 def load_karlo(folder, device=None, config=None, dtype=None, offload=False):
@@ -482,29 +536,33 @@ def load_karlo(folder, device=None, config=None, dtype=None, offload=False):
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
     tokenizer = BPETokenizer.from_clip_merges(find(folder, *MERGES))
-    prior, decoder, upsampler = (DiffusionPrior(config.prior.model), Decoder(config.decoder.model), Upsampler(config.upsampler1.model))
-    if (folder / "prior").is_dir():                                        # diffusers
-        clip = karlo_clip(folder, config.clip.model)
-        theirs = part(folder / "prior")
-        mean, std = (theirs.pop(name, None) for name in ("clip_mean", "clip_std"))
-        if mean is None or std is None:
-            raise ValueError(f"{folder}/prior does not hold clip_mean and clip_std: it is of another model, or not whole")
-        fill(prior, prior_diffusers(config.prior.model), theirs, f"{folder}/prior", dtype)
-        both = {f"{name}.{key}": value for name in ("text_proj", "decoder") for key, value in part(folder / name).items()}
-        fill(decoder, decoder_diffusers(config.decoder.model), both, f"{folder}/decoder", dtype)
-        both = {f"{name}.{key}": value for name in ("super_res_first", "super_res_last") for key, value in part(folder / name).items()}
-        fill(upsampler, upsampler_diffusers(config.upsampler1.model), both, f"{folder}/super_res_first", dtype)
+    diffusers = (folder / "prior").is_dir()
+
+    def original(name):                                                    # -> their weights, and where they come from
+        path = find(folder, KARLO_FILES[name])
+        return {key: value for key, value in state_dict(path).items() if key not in NOT_WEIGHTS}, str(path)
+
+    def parts(*names):
+        return ({f"{name}.{key}": value for name in names for key, value in part(folder / name).items()}, f"{folder}/{' and '.join(names)}")
+
+    # One after the other, each in its precision before the next is read: all of them at once would take 25 GB.
+    sizes = config.clip.model
+    clip = text_half(folder, sizes, dtype) if diffusers else fill(CLIP(sizes), clip_openai(sizes), *original("clip"), dtype)
+    sizes = config.prior.model
+    if diffusers:
+        theirs, what = part(folder / "prior"), f"{folder}/prior"
+        stats = theirs.pop("clip_mean", None), theirs.pop("clip_std", None)
     else:
-        clip = karlo_clip(folder, config.clip.model)
+        theirs, what = original("prior")
         stats = read_weights(find(folder, KARLO_FILES["stats"]))
-        if not isinstance(stats, (tuple, list)) or len(stats) != 2 or not all(torch.is_tensor(value) for value in stats):
-            raise ValueError(f"{folder / KARLO_FILES['stats']} is not the mean and spread of CLIP's embeddings")
-        mean, std = stats
-        for model, table, name in ((prior, prior_karlo(config.prior.model), "prior"), (decoder, decoder_karlo(config.decoder.model), "decoder"),
-                                   (upsampler, upsampler_karlo(config.upsampler1.model), "upsampler1")):
-            path = find(folder, KARLO_FILES[name])
-            fill(model, table, state_dict(path), str(path), dtype)
-    if mean.numel() != prior.cfg.clip_dim or std.numel() != prior.cfg.clip_dim:
-        raise ValueError(f"the mean of CLIP's embeddings has {mean.numel()} numbers, the prior {prior.cfg.clip_dim}")
-    prior.whitening.set(mean.flatten().float(), std.flatten().float())
+    prior = fill(DiffusionPrior(sizes), (prior_diffusers if diffusers else prior_karlo)(sizes), theirs, what, dtype)
+    if not isinstance(stats, (tuple, list)) or [torch.is_tensor(x) and x.numel() for x in stats] != [sizes.clip_dim] * 2:
+        raise ValueError(f"{what}: the mean and spread of CLIP's embeddings, twice {sizes.clip_dim} numbers, do not come with it")
+    prior.whitening.set(*(x.flatten().float() for x in stats))
+    sizes = config.decoder.model
+    decoder = fill(Decoder(sizes), (decoder_diffusers if diffusers else decoder_karlo)(sizes),
+                   *(parts("text_proj", "decoder") if diffusers else original("decoder")), dtype)
+    sizes = config.upsampler1.model
+    upsampler = fill(Upsampler(sizes), (upsampler_diffusers if diffusers else upsampler_karlo)(sizes),
+                     *(parts("super_res_first", "super_res_last") if diffusers else original("upsampler1")), dtype)
     return DALLE2(tokenizer, clip, prior, decoder, [upsampler], pick_device(device or "auto"), dtype=dtype, offload=offload)

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .checks import check_captions, check_choice, check_divisible, check_positive, check_range
+from .checks import check_above_zero, check_captions, check_choice, check_divisible, check_positive, check_range
 from .diffusion import GaussianDiffusion, UniformSampler, check_diffusion, noise_device, randn_like
 from .sampling import analytic_step, ddpm_step, guide, sample_loop, strided_timesteps
 from .transformer import CaptionEmbedding, FrozenText, Transformer, timestep_embedding
@@ -58,13 +58,12 @@ class PriorConfig:
         check_captions(self)
         check_positive(self, "clip_dim", "width", "layers", "heads", "candidates")
         check_range(self, 0, 1, "text_drop")
-        check_range(self, 0, math.inf, "guidance", "z_scale", "clip_x_start")
+        check_range(self, 0, math.inf, "guidance", "clip_x_start")
         check_positive(self, "frozen_text")
         check_divisible(self, "width", "heads")
         if self.width % 2:
             raise ValueError(f"width {self.width} is odd: half of the timestep's embedding are cosines, half sines")
-        if not self.std_per_dim > 0:
-            raise ValueError(f"std_per_dim must be above 0, not {self.std_per_dim}")
+        check_above_zero(self, "std_per_dim", "z_scale")
         check_choice("sampler", self.sampler, ("analytic", "ddpm"))
         check_diffusion(self)
 
@@ -106,20 +105,22 @@ class DiffusionPrior(nn.Module):
                 nn.init.normal_(getattr(self, name), std=0.02)
 
     def scale(self, z_img):
-        """z_img (B, D) of unit norm -> what diffusion works on: each coordinate has a spread of std_per_dim.
+        """z_img (B, D), as CLIP gives it -> what diffusion works on: each coordinate has a spread of std_per_dim.
 
         App. C multiplies unit vectors of 1024 dimensions by 17.2; at another width, √D · std_per_dim keeps each coordinate's spread.
         """
         return self.whitening(z_img) * self.cfg.std_per_dim
 
     def unscale(self, x_start):
-        """The inverse of `scale`, back on the sphere CLIP lives on: (B, D) -> (B, D) of unit norm."""
+        """The inverse of `scale`, back on the sphere CLIP lives on (unless `unit_norm` is off): (B, D) -> (B, D)."""
         # mini: the paper divides by the scale and leaves the norm as it comes.
         z = self.whitening.inverse(x_start / self.cfg.std_per_dim)
         return F.normalize(z, dim=-1) if self.cfg.unit_norm else z
 
     def condition(self, tokens, z_txt, keep=None):
         """All that does not depend on x_t and t, computed once per picture: tokens (B, L), z_txt (B, D); keep (B,) bool: text kept?
+
+        With frozen text, z_txt is taken from the frozen CLIP, which has one for dropped text too; the argument is then not looked at.
 
         -> the caption (B, L, W), the place of z_txt (B, W), and a mask (B, L + 4) of the places that may be seen, or None: all.
         """
@@ -139,7 +140,7 @@ class DiffusionPrior(nn.Module):
         caption, text, mask = condition
         items = [text, self.time_embed(timestep_embedding(t, self.cfg.width)), self.z_img_proj(x_t), self.query.expand(len(x_t), -1)]
         sequence = torch.cat([caption, torch.stack(items, dim=1) + self.position], dim=1)      # (B, L + 4, W)
-        return self.out_proj(self.ln_final(self.transformer(sequence, mask=mask))[:, -1])
+        return self.out_proj(self.ln_final(self.transformer(sequence, mask=mask))[:, -1]).float()      # guidance magnifies rounding
 
     def loss(self, z_img, z_txt, tokens, generator=None):
         """L_prior, a scalar (mean over coordinates): z_img, z_txt (B, D) of unit norm, tokens (B, L)."""

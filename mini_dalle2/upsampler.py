@@ -38,7 +38,6 @@ class UpsamplerConfig:
     norm_groups: int = 8
     dropout: float = 0.0
     patch_size: int = 1
-    use_adagn: bool = True
     schedule: str = "cosine"            # Table 3: first upsampler cosine, second linear
     num_timesteps: int = 1000
     objective: str = "eps"
@@ -49,6 +48,7 @@ class UpsamplerConfig:
     # How Karlo differs; the paper's own are the defaults.
     sampler: str = "ddim"               # "ddim", or "ddpm" with the fixed variance β̃
     last_unet: bool = False             # a second network for the last step, t = 0
+    use_adagn: bool = True              # False: the timestep is only added, it does not scale
 
     def __post_init__(self):
         check_positive(self, "low_size", "high_size")
@@ -148,7 +148,7 @@ class Upsampler(nn.Module):
     def forward(self, x_t, t, enlarged):
         """Raw output (B, 3, S, S) for x_t (B, 3, S, S), t (B,) and enlarged (B, 3, S, S)."""
         last = self.unet_last is not None and not self.training and not t.any()
-        raw = (self.unet_last if last else self.unet)(torch.cat([x_t, enlarged], dim=1), t)
+        raw = (self.unet_last if last else self.unet)(torch.cat([x_t, enlarged], dim=1), t).float()
         # mini: a network that predicts x_0 predicts what is missing from the enlarged picture, so that it starts as plain
         # interpolation and spends nothing on relearning colours. The paper's networks predict ε, and know of no such shortcut.
         return raw + enlarged if self.cfg.objective == "x_start" else raw
@@ -174,10 +174,10 @@ class Upsampler(nn.Module):
 
     @torch.no_grad()
     def sample(self, low, steps=None, generator=None, progress=False, known=None):
-        """Large pictures (B, 3, S, S) in [-1, 1] for small ones (B, 3, s, s) in [-1, 1], by DDIM with η = 0.
+        """Large pictures (B, 3, S, S) in [-1, 1] for small ones (B, 3, s, s) in [-1, 1], by DDIM with η = 0 (Karlo: by ancestral steps).
 
         s may be any size whose S the U-Net can halve as often as it must; ValueError otherwise. Large batches are done in chunks.
-        `generator`: one for all, or a list with one per picture (see diffusion.randn_like); only the start is random. known: (picture
+        `generator`: one for all, or a list with one per picture (see diffusion.randn_like); with DDIM only the start is random. known: (picture
         (1, 3, S, S), mask (1, 1, S, S)), what the large pictures show where the mask is 0.
         """
         cfg = self.cfg

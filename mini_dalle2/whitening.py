@@ -54,8 +54,10 @@ class Whitening(nn.Module):
 
     def forward(self, z):
         """z -> w."""
-        return (z - self.mean) @ self.matrix
+        with torch.autocast(z.device.type, enabled=False):                 # what z says is fine print: no short floats here
+            return (z.float() - self.mean) @ self.matrix
 
     def inverse(self, w):
         """w -> z, not normalised."""
-        return w @ self.inverse_matrix + self.mean
+        with torch.autocast(w.device.type, enabled=False):
+            return w.float() @ self.inverse_matrix + self.mean

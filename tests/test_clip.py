@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from mini_dalle2.clip import CLIP, CLIPConfig
+from mini_dalle2.pretrained import clip_openai, to_theirs
 
 EOT = 20                                                                   # not the largest id: 21..29 exist, as after training a tokenizer
 TINY = CLIPConfig(clip_dim=12, image_size=16, patch_size=4, vision_width=32, vision_layers=2, vision_heads=2, vocab_size=30,
@@ -46,25 +47,6 @@ def openai_clip():
     return module.CLIP
 
 
-def openai_weights(model):
-    """Our parameters under OpenAI's names."""
-    theirs = {"logit_scale": model.logit_scale, "text_projection": model.text.projection.weight.T,
-              "visual.proj": model.visual.projection.weight.T,
-              "token_embedding.weight": model.text.token_embedding.weight, "positional_embedding": model.text.position_embedding,
-              "visual.conv1.weight": model.visual.patch_embedding.weight, "visual.class_embedding": model.visual.class_embedding,
-              "visual.positional_embedding": model.visual.position_embedding}
-    norms = {"ln_final": model.text.ln_final, "visual.ln_pre": model.visual.ln_pre, "visual.ln_post": model.visual.ln_post}
-    for prefix, tower in (("", model.text), ("visual.", model.visual)):
-        for i, block in enumerate(tower.transformer.blocks):
-            at = f"{prefix}transformer.resblocks.{i}."
-            norms |= {at + "ln_1": block.ln_1, at + "ln_2": block.ln_2, at + "attn.out_proj": block.attn.c_proj,
-                      at + "mlp.c_fc": block.mlp.c_fc, at + "mlp.c_proj": block.mlp.c_proj}
-            theirs |= {at + "attn.in_proj_weight": block.attn.c_attn.weight, at + "attn.in_proj_bias": block.attn.c_attn.bias}
-    for name, module in norms.items():
-        theirs |= {f"{name}.weight": module.weight, f"{name}.bias": module.bias}
-    return theirs
-
-
 def test_embeddings_and_logits_are_those_of_openais_model():
     torch.manual_seed(0)
     cfg = replace(TINY, vision_width=128)                                  # theirs fixes the image tower's heads at 64 wide
@@ -74,7 +56,7 @@ def test_embeddings_and_logits_are_those_of_openais_model():
             parameter.add_(0.1 * torch.randn_like(parameter))
     theirs = openai_clip()(cfg.clip_dim, cfg.image_size, cfg.vision_layers, cfg.vision_width, cfg.patch_size, cfg.context_length,
                            cfg.vocab_size, cfg.text_width, cfg.text_heads, cfg.text_layers)
-    theirs.load_state_dict(openai_weights(ours), strict=True)
+    theirs.load_state_dict(to_theirs(clip_openai(cfg), dict(ours.named_parameters())), strict=True)
     images, tokens = torch.randn(5, 3, 16, 16), captions(5)
     tokens[tokens > EOT] = 5                                               # theirs takes the arg-max for the end of text
     z_img, z_txt = theirs.encode_image(images), theirs.encode_text(tokens)

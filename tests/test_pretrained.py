@@ -6,6 +6,7 @@ Karlo's own checkpoints (tests/karlo), which no file at hand has to agree with.
 
 import gzip
 import importlib.util
+import json
 import os
 import pickle
 import re
@@ -22,7 +23,7 @@ from diffusers import PriorTransformer, UnCLIPPipeline, UnCLIPScheduler, UNet2DC
 from diffusers.pipelines.deprecated.unclip.text_proj import UnCLIPTextProjModel
 from PIL import Image
 from transformers import CLIPConfig as TheirCLIPConfig
-from transformers import CLIPModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
+from transformers import CLIPModel, CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
 
 import sample
 from mini_dalle2 import configs, pretrained
@@ -31,6 +32,7 @@ from mini_dalle2.decoder import Decoder
 from mini_dalle2.diffusion import make_betas
 from mini_dalle2.pretrained import fill, load_clip, load_karlo, to_ours, to_theirs
 from mini_dalle2.prior import DiffusionPrior
+from mini_dalle2.tokenizer import BPETokenizer
 from mini_dalle2.upsampler import Upsampler
 
 KEYS = Path(__file__).parent / "karlo"
@@ -240,7 +242,8 @@ def diffusers_folder(tmp_path_factory):
     for name, module in modules.items():
         module.save_pretrained(folder / name)
     (folder / "tokenizer").mkdir()
-    (folder / "tokenizer" / "merges.txt").write_bytes(gzip.decompress(MERGES.read_bytes()))
+    merges = gzip.decompress(MERGES.read_bytes()).decode().split("\n")[1:48895]              # as Hugging Face keeps them, with a line before
+    (folder / "tokenizer" / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
     return folder, modules
 
 
@@ -250,42 +253,46 @@ def test_clip_is_read_from_a_folder(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(load_clip(tmp_path).parameters(), load_clip(theirs.state_dict()).parameters()))
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("seed", [1, 2])
-def test_a_whole_picture_is_that_of_the_unclip_pipeline(diffusers_folder, seed):
-    """The same captions and noise through their pipeline and ours: from the text to the last pixel.
+@pytest.fixture(scope="module")
+def their_pipeline(diffusers_folder):
+    """diffusers' pipeline of the same modules, with the tokenizer that Karlo's folder has: padded with "!", id 0.
 
-    At t = 999 a network that predicts ε gives x̂_0 = (x − ε) / 5e-5, cut to ±1: where x − ε is nought but rounding, its sign is chance. Of
-    the seeds 0 to 5 such pixels were in the pictures of 0, 3, 4 and 5 (up to 0.03 off, few of them), and none in those of 1 and 2 (1e-5).
+    (A "!" in a caption becomes padding there. Karlo itself, which reads captions with OpenAI's code, and ours know better: 256.)
     """
     folder, modules = diffusers_folder
+    tokenizer = BPETokenizer.from_clip_merges(MERGES)
+    (folder / "tokenizer" / "vocab.json").write_text(json.dumps(tokenizer.ids))
+    theirs = CLIPTokenizer.from_pretrained(folder / "tokenizer", model_max_length=L, pad_token="!")
+    pipeline = UnCLIPPipeline(
+        tokenizer=theirs, prior_scheduler=unclip_scheduler(variance_type="fixed_small_log", prediction_type="sample", clip_sample_range=5.0),
+        decoder_scheduler=unclip_scheduler(variance_type="learned_range", prediction_type="epsilon"),
+        super_res_scheduler=unclip_scheduler(variance_type="fixed_small_log", prediction_type="epsilon"),
+        **{name: modules[name] for name in ("prior", "decoder", "text_encoder", "text_proj", "super_res_first", "super_res_last")})
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@torch.no_grad()
+def test_a_whole_picture_is_that_of_the_unclip_pipeline(diffusers_folder, their_pipeline):
+    """The same captions and noise through their pipeline and ours: from the text to the last pixel, four times.
+
+    At t = 999 a network that predicts ε gives x̂_0 = (x − ε) / 5e-5, cut to ±1: where x − ε is nought but rounding, its sign is chance.
+    Few pixels are such, and fewer of them matter; the others agree to 1e-4, and of a picture without them all do.
+    """
     config = small_karlo()
     config = replace(config, prior=replace(config.prior, model=replace(config.prior.model, clip_x_start=5.0)))     # what diffusers bounds at
-    ours = load_karlo(folder, "cpu", config)
-    tokens = ours.tokens(["a corgi playing a flame throwing trumpet", "two rings"])
-    out, generator = modules["text_encoder"](tokens), torch.Generator().manual_seed(seed)
-    empty = modules["text_encoder"](ours.tokenizer.tokenize([""], L))
-    mask = torch.arange(L) <= (tokens == EOT).int().argmax(1)[:, None]
-    nothing = (torch.arange(L) < 2).expand(2, -1)
-    theirs = UnCLIPPipeline(
-        prior=modules["prior"], decoder=modules["decoder"], text_encoder=modules["text_encoder"], tokenizer=None, text_proj=modules["text_proj"],
-        super_res_first=modules["super_res_first"], super_res_last=modules["super_res_last"],
-        prior_scheduler=unclip_scheduler(variance_type="fixed_small_log", prediction_type="sample", clip_sample_range=5.0),
-        decoder_scheduler=unclip_scheduler(variance_type="learned_range", prediction_type="epsilon"),
-        super_res_scheduler=unclip_scheduler(variance_type="fixed_small_log", prediction_type="epsilon"))
-    theirs.set_progress_bar_config(disable=True)
-    embeds = (torch.cat([empty.text_embeds.expand(2, -1), out.text_embeds]),
-              torch.cat([empty.last_hidden_state.expand(2, -1, -1), out.last_hidden_state]), torch.cat([nothing, mask]))
-    theirs._encode_prompt = lambda *args, **rest: embeds
-    pictures = theirs(["", ""], prior_num_inference_steps=5, decoder_num_inference_steps=4, super_res_num_inference_steps=3,
-                      generator=generator, prior_guidance_scale=4.0, decoder_guidance_scale=8.0, output_type="np").images
-    generator = torch.Generator().manual_seed(seed)                        # ours draws in the same order from one generator
-    z_txt = ours.clip.encode_text(tokens)
-    z_img = ours.prior.sample(tokens, z_txt, generator=generator)
-    base = ours.decoder.sample(z_img, tokens, generator=generator)
-    large = ours.upsamplers[0].sample(base, generator=generator)
-    expected = torch.from_numpy(pictures).permute(0, 3, 1, 2) * 2 - 1
-    assert expected.std() > 0.1 and (large - expected).abs().max() <= 1e-4
+    ours, captions, whole = load_karlo(diffusers_folder[0], "cpu", config), ["a corgi playing a flame throwing trumpet", "Two RINGS, please"], 0
+    for seed in range(4):
+        expected = their_pipeline(captions, prior_num_inference_steps=5, decoder_num_inference_steps=4, super_res_num_inference_steps=3,
+                                  generator=torch.Generator().manual_seed(seed), output_type="np").images
+        expected = torch.from_numpy(expected).permute(0, 3, 1, 2) * 2 - 1
+        tokens, generator = ours.tokens(captions), torch.Generator().manual_seed(seed)     # ours draws in the same order from one generator
+        z_img = ours.prior.sample(tokens, ours.clip.encode_text(tokens), generator=generator)
+        base = ours.decoder.sample(z_img, tokens, generator=generator)
+        error = (ours.upsamplers[0].sample(base, generator=generator) - expected).abs()
+        assert expected.std() > 0.1 and (error > 1e-4).float().mean() < 0.02 and error.max() < 0.1
+        whole += bool(error.max() <= 1e-4)
+    assert whole >= 1
 
 
 def test_a_folder_without_image_encoder_still_draws(diffusers_folder, tmp_path):
@@ -297,6 +304,36 @@ def test_a_folder_without_image_encoder_still_draws(diffusers_folder, tmp_path):
     assert picture.size == (64, 64)
     with pytest.raises(ValueError, match="no image encoder"):
         model.encode_image(picture)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("verb", [lambda m, i: m.variations(i, n=2, progress=False), lambda m, i: m.interpolate(i, i.rotate(90), n=3, progress=False),
+                                  lambda m, i: m.textdiff(i, "a cat", "a dog", theta=[0.0, 0.5], progress=False)], ids=("variations", "interpolate", "textdiff"))
+def test_the_decoder_is_given_embeddings_of_clips_own_length(diffusers_folder, monkeypatch, verb):
+    model, seen = load_karlo(diffusers_folder[0], "cpu", small_karlo()), []
+    image = Image.radial_gradient("L").convert("RGB")
+    sample_ = model.decoder.sample
+    monkeypatch.setattr(model.decoder, "sample", lambda z, *args, **rest: seen.append(z) or sample_(z, *args, **rest))
+    verb(model, image)
+    own = model.encode_image(image)
+    assert torch.allclose(seen[0][0], own[0], rtol=1e-4) and abs(own.norm() - 1) > 0.2      # not of unit length
+    assert torch.allclose(seen[0].norm(dim=1), own.norm(), rtol=0.2)
+
+
+def test_with_offloading_each_model_is_brought_and_put_back(diffusers_folder, monkeypatch):
+    model, moves = load_karlo(diffusers_folder[0], "cpu", small_karlo(), offload=True), []
+    for method in ("to", "cpu"):
+        plain = getattr(torch.nn.Module, method)
+        monkeypatch.setattr(torch.nn.Module, method, lambda self, *args, plain=plain, method=method, **rest:
+                            (moves.append((type(self).__name__, method)), plain(self, *args, **rest))[1])
+    model.text_to_image("a corgi", progress=False)
+    moves = [move for move in moves if move[0] != "GaussianDiffusion"]     # samplers make their own
+    assert moves == [("CLIP", "to"), ("DiffusionPrior", "to"), ("CLIP", "cpu"), ("DiffusionPrior", "cpu"), ("CLIP", "to"), ("Decoder", "to"),
+                     ("CLIP", "cpu"), ("Decoder", "cpu"), ("Upsampler", "to"), ("Upsampler", "cpu")]
+    with model.at_work(model.clip):
+        model.encode_text("a corgi")                                       # inside, it is there already, and stays
+        assert model.here == [model.clip]
+    assert model.here == []
 
 
 @torch.no_grad()
@@ -369,12 +406,63 @@ def test_round_trips_are_exact(stage, build, karlo, diffusers):
     assert not original.keys() & there.keys() or stage == "clip"
 
 
-def test_parameters_of_the_paper():
-    """Table 3 and App. C, in billions."""
-    counts = configs.counts(configs.preset("paper"))
-    print(counts)
-    assert counts["clip"] == pytest.approx(0.986e9, rel=0.02)              # ViT-H/16 0.632 and text 0.354
-    assert counts["upsampler1"] == pytest.approx(0.7e9, rel=0.05) and counts["upsampler2"] == pytest.approx(0.3e9, rel=0.1)
+def test_names_and_layouts_are_those_of_diffusers_converter():
+    """From Karlo's names to diffusers' by rules written down apart from our tables: as the public converter moves each tensor."""
+    cfg = small_karlo().decoder.model
+    rows, unet = pretrained.decoder_karlo(cfg), cfg.unet()
+    ours = dict(random_weights(Decoder(cfg)).named_parameters())
+    generator = torch.Generator().manual_seed(0)
+    theirs = {name: torch.randn(x.shape, generator=generator) for name, x in to_theirs(rows, ours).items()}
+    found = to_theirs(pretrained.decoder_diffusers(cfg), to_ours(rows, theirs, {name: p.shape for name, p in ours.items()}, "it"))
+    inside = [("in_layers.0", "norm1"), ("in_layers.2", "conv1"), ("emb_layers.1", "time_emb_proj"), ("out_layers.0", "norm2"),
+              ("out_layers.3", "conv2"), ("skip_connection", "conv_shortcut")]
+    # Levels 0 (without attention) and 1, two blocks each: where the public list has every block of them.
+    blocks = {"input_blocks.1.0": "down_blocks.0.resnets.0", "input_blocks.2.0": "down_blocks.0.resnets.1",
+              "input_blocks.3.0": "down_blocks.0.downsamplers.0", "input_blocks.4.0": "down_blocks.1.resnets.0",
+              "input_blocks.5.0": "down_blocks.1.resnets.1", "middle_block.0": "mid_block.resnets.0", "middle_block.2": "mid_block.resnets.1",
+              "output_blocks.0.0": "up_blocks.0.resnets.0", "output_blocks.1.0": "up_blocks.0.resnets.1",
+              "output_blocks.2.0": "up_blocks.0.resnets.2", "output_blocks.2.2": "up_blocks.0.upsamplers.0",
+              "output_blocks.3.0": "up_blocks.1.resnets.0", "output_blocks.4.0": "up_blocks.1.resnets.1", "output_blocks.5.0": "up_blocks.1.resnets.2"}
+    attentions = {"input_blocks.4.1": "down_blocks.1.attentions.0", "input_blocks.5.1": "down_blocks.1.attentions.1",
+                  "middle_block.1": "mid_block.attentions.0", **{f"output_blocks.{i}.1": f"up_blocks.0.attentions.{i}" for i in range(3)}}
+    expected = {}
+    for at, to in blocks.items():
+        for a, b in inside:
+            expected |= {f"decoder.{to}.{b}.{kind}": theirs[f"model.{at}.{a}.{kind}"] for kind in ("weight", "bias") if f"model.{at}.{a}.{kind}" in theirs}
+    for at, to in attentions.items():
+        d, at, to = unet.head_dim, f"model.{at}", f"decoder.{to}"
+        for kind in ("weight", "bias"):
+            expected[f"{to}.group_norm.{kind}"] = theirs[f"{at}.norm.{kind}"]
+            for name, parts in (("qkv", ["to_q", "to_k", "to_v"]), ("encoder_kv", ["add_k_proj", "add_v_proj"])):
+                x = theirs[f"{at}.{name}.{kind}"].reshape(-1, len(parts), d, *theirs[f"{at}.{name}.{kind}"].shape[1:2])
+                for j, part in enumerate(parts):
+                    expected[f"{to}.{part}.{kind}"] = x[:, j].flatten(0, 1)
+            expected[f"{to}.to_out.0.{kind}"] = theirs[f"{at}.proj_out.{kind}"].reshape(found[f"{to}.to_out.0.{kind}"].shape)
+    for a, b in (("time_embed.0", "decoder.time_embedding.linear_1"), ("time_embed.2", "decoder.time_embedding.linear_2"),
+                 ("input_blocks.0.0", "decoder.conv_in"), ("out.0", "decoder.conv_norm_out"), ("out.2", "decoder.conv_out"),
+                 ("text_seq_proj.0", "text_proj.encoder_hidden_states_proj"), ("text_seq_proj.1", "text_proj.text_encoder_hidden_states_norm"),
+                 ("clip_tok_proj", "text_proj.clip_extra_context_tokens_proj"), ("text_feat_proj", "text_proj.embedding_proj"),
+                 ("clip_emb", "text_proj.clip_image_embeddings_project_to_time_embeddings")):
+        expected |= {f"{b}.{kind}": theirs[f"model.{a}.{kind}"] for kind in ("weight", "bias")}
+    expected["text_proj.learned_classifier_free_guidance_embeddings"] = theirs["model.cf_param"]
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+    prior = small_karlo().prior.model
+    model = random_weights(DiffusionPrior(prior))
+    theirs = to_theirs(pretrained.prior_karlo(prior), dict(model.named_parameters()))
+    found = to_theirs(pretrained.prior_diffusers(prior), dict(model.named_parameters()))
+    x = theirs["model.transformer.resblocks.1.attn.c_qkv.weight"].view(2, 3, 64, 128)
+    assert all(torch.equal(found[f"transformer_blocks.1.attn1.to_{part}.weight"], x[:, j].reshape(128, 128)) for j, part in enumerate("qkv"))
+
+
+@pytest.mark.parametrize("preset, said", [("paper", "3,563,695,622   3.5 billion"), ("karlo", "893,318,086"), ("karlo", "Karlo has none")])
+def test_a_command_prints_how_large_the_models_are(preset, said, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["configs", preset])
+    assert configs.main() == 0 and said in capsys.readouterr().out
+
+
+def test_the_command_knows_no_other_presets(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["configs", "papre"])
+    assert configs.main() == 2 and "closest is paper" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------------------------------------------------- original files
@@ -454,7 +542,7 @@ def test_tensors_that_do_not_fit_are_named():
     rows, shapes = pretrained.clip_hf(clip.cfg), {name: p.shape for name, p in clip.named_parameters()}
     state = to_theirs(rows, dict(clip.named_parameters()))
     for change, said in (({"visual_projection.weight": None}, "does not hold visual_projection.weight"), ({"extra": torch.zeros(1)}, "holds extra"),
-                         ({"visual_projection.weight": torch.zeros(D, 64)}, "our visual.projection.weight is")):
+                         ({"visual_projection.weight": torch.zeros(D, 64)}, "visual_projection.weight should become our visual.projection.weight")):
         changed = {name: value for name, value in (state | change).items() if value is not None}
         with pytest.raises(ValueError, match=said):
             to_ours(rows, changed, shapes, "it")

@@ -44,6 +44,20 @@ def test_fused_attention_is_the_formula(causal):
     torch.testing.assert_close(attention_by_hand(q, k, v), attention_by_loops(q, k, v, False), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_hidden_places_do_not_exist(causal):
+    """With a mask, attention is what it would be without the places that it hides; both ways of writing it agree."""
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 1, 2, 6, 4).unbind(0)
+    mask = torch.tensor([[True, True, False, True, False, True]])
+    shown = mask[0].nonzero()[:, 0]
+    for masked in (attention(q, k, v, causal, mask), attention_by_hand(q, k, v, causal, mask)):
+        for i in range(6):                                                 # row by row: "causal" then only says which keys are left
+            left = [int(j) for j in shown if not causal or j <= i]
+            expected = attention_by_hand(q[:, :, i:i + 1], k[:, :, left], v[:, :, left])
+            torch.testing.assert_close(masked[:, :, i:i + 1], expected, atol=1e-5, rtol=1e-5)
+
+
 def test_heads_split_and_merge():
     x = torch.arange(2 * 3 * 8.0).view(2, 3, 8)
     heads = split_heads(x, 4)                                              # two heads of four
