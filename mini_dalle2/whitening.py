@@ -19,6 +19,11 @@ import torch
 from torch import nn
 
 
+def in_float32(x):
+    """Where autocast would multiply in short floats: not here. What z_img says of which thing has which colour is small print."""
+    return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)
+
+
 # mini: not in the paper; presets with `whiten_z` use it.
 class Whitening(nn.Module):
     """z (B, D) of unit norm <-> w (B, D) of about unit variance per coordinate. Until it is fitted: w = scale · z (None: √D)."""
@@ -54,10 +59,10 @@ class Whitening(nn.Module):
 
     def forward(self, z):
         """z -> w."""
-        with torch.autocast(z.device.type, enabled=False):                 # what z says is fine print: no short floats here
+        with in_float32(z):
             return (z.float() - self.mean) @ self.matrix
 
     def inverse(self, w):
         """w -> z, not normalised."""
-        with torch.autocast(w.device.type, enabled=False):
+        with in_float32(w):
             return w.float() @ self.inverse_matrix + self.mean
