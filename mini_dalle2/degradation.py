@@ -59,7 +59,7 @@ def degrade(high, kind, factor=4, generator=None):
         raise ValueError(f"pictures of {high.shape[-2]} × {high.shape[-1]} pixels cannot be shrunk by {factor} evenly")
     device = high.device if generator is None else generator.device
     if kind == "blur":
-        # mini: nor whether the blur comes before or after the shrinking. After: three small pixels are wide enough to be seen.
+        # mini: the paper does not say whether the blur comes before or after the shrinking. After: three small pixels are wide enough to be seen.
         low = F.avg_pool2d(high, factor)                                   # (B, 3, h/f, w/f)
         blurred = torch.rand(len(high), generator=generator, device=device).to(high.device) < BLUR_PROB
         return torch.where(blurred[:, None, None, None], filter2d(low, gaussian_kernel(3, 0.6)), low)

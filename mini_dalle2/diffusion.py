@@ -245,8 +245,7 @@ def noise_device(generator, device):
 
 # ---------------------------------------------------------------------- which t to train on
 
-# mini: the paper does not say which; its L_prior, an expectation over t, reads as the uniform one.
-
+# mini: the paper does not say which it uses; its L_prior, an expectation over t, reads as this one.
 class UniformSampler(nn.Module):
     """t ~ U{0..T−1}, every loss weighs 1."""
 

@@ -204,10 +204,11 @@ def train_clip(job):
 
     def draw(generator, step):
         i = indices(step)
-        images, own = to_float(pictures[i.to(pictures.device)].to(job.device)), tokens[i.to(job.device), 0]
+        images, texts = to_float(pictures[i.to(pictures.device)].to(job.device)), tokens[i.to(job.device)]     # texts (B, 1 + K, L)
+        own = texts[:, 0]
         if not near:
             return images, own
-        wrong = tokens[i.to(job.device), torch.randint(1, tokens.shape[1], (len(i),), generator=generator).to(job.device)]
+        wrong = texts[torch.arange(len(i)), torch.randint(1, texts.shape[1], (len(i),), generator=generator)]
         return images, own, wrong[(wrong != own).any(dim=1)]               # (K, L): of those that have near misses, one each
 
     return job.train("clip", draw, lambda model, batch, generator: model.loss(*batch))
