@@ -119,7 +119,7 @@ def test_override_finds_model_and_training(tiny):
     assert c.prior.train.steps == 7 and c.decoder.model.objective == "v" and c.data.images == 12 and c.clip.train.sam_rho == 0.1
     assert c.upsampler2.model.degradation == "bsr_full"
     assert tiny == preset("tiny")                                          # the original is untouched
-    assert override(tiny, ["--decoder.attn_resolutions="]).decoder.model.attn_resolutions == ()
+    assert override(preset("micro"), ["--decoder.attn_resolutions="]).decoder.model.attn_resolutions == ()
     assert override(tiny, []) == tiny
 
 
@@ -198,14 +198,12 @@ def test_every_objective_and_weighting_that_may_be_asked_for_exists(objective, w
 
 
 def test_followers_move_along(tiny):
-    c = override(tiny, ["--clip.clip_dim=96", "--clip.context_length=24", "--decoder.image_size=16", "--upsampler1.high_size=64",
-                        "--decoder.attn_resolutions="])
+    c = override(tiny, ["--clip.clip_dim=96", "--clip.context_length=24", "--decoder.image_size=16", "--upsampler1.high_size=64"])
     assert (c.prior.model.clip_dim, c.decoder.model.clip_dim) == (96, 96)
     assert (c.prior.model.context_length, c.decoder.model.context_length) == (24, 24)
     assert (c.upsampler1.model.low_size, c.upsampler2.model.low_size) == (16, 64)
     # Two numbers that only fit together: 96 is no multiple of the old 32 · 4, nor 128 of 24.
-    c = override(tiny, ["--decoder.image_size=24", "--upsampler1.high_size=96", "--upsampler2.high_size=384",
-                        "--decoder.attn_resolutions="])
+    c = override(tiny, ["--decoder.image_size=24", "--upsampler1.high_size=96", "--upsampler2.high_size=384"])
     assert (c.upsampler1.model.factor, c.upsampler2.model.factor) == (4, 4)
     c = changed(tiny, {"clip.vocab_size": 600, "clip.eot_id": 599})        # what train.py does once the tokenizer is there
     assert {m.vocab_size for m in (c.clip.model, c.prior.model, c.decoder.model)} == {600}
