@@ -1,6 +1,7 @@
-"""The files of a run: written whole or not at all, read without running code, and damage is one clear sentence."""
+"""The files of a run: written whole or not at all, read without running code; damage, full disks and kills do no harm."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -78,3 +79,42 @@ def test_a_half_written_metrics_line_is_left_out(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"stage": "a", "step": 1}\n{"stage": "a", "st')
     assert read_metrics(tmp_path) == [{"stage": "a", "step": 1}]
     assert read_metrics(tmp_path / "nowhere") == []
+
+
+# ---------------------------------------------------------------------------------------------------------------- full disks and kills
+
+def test_a_full_disk_is_one_sentence_and_destroys_nothing(tmp_path):
+    """/dev/full takes nothing: "no space left on device"."""
+    path = tmp_path / "toy.pt"
+    save_checkpoint({"stage": "toy", "step": 1}, path)
+    for size in (10, 10 ** 6):                                             # small ones fail when the file is closed, large ones before
+        (tmp_path / "toy.pt.tmp").symlink_to("/dev/full")
+        with pytest.raises(OSError, match=r"toy\.pt could not be written \(No space left on device\)") as error:
+            save_checkpoint({"stage": "toy", "step": 2, "w": torch.zeros(size)}, path)
+        assert "\n" not in str(error.value)
+        assert load_checkpoint(path)["step"] == 1 and [p.name for p in tmp_path.iterdir()] == ["toy.pt"]
+
+
+@pytest.mark.parametrize("name", ["prior.resume.pt", "prior.pt", "metrics.jsonl"])
+def test_a_disk_that_fills_up_in_training(run, tmp_path, name):
+    """Exit code 2 and one sentence; the last good checkpoint stays, and the run goes on from it once there is room."""
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    more, full = ["--out", str(copy), "--resume", "--stage=prior", "--prior.steps=9"], copy / f"{name}.tmp"
+    full.symlink_to("/dev/full")
+    process = subprocess.run([sys.executable, "train.py", *more, "--device=cpu"], cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 2 and "Traceback" not in process.stderr
+    said = process.stderr.strip().splitlines()[-1]
+    assert said == f"train.py: {copy / name} could not be written (No space left on device); what was saved before is still there"
+    # STAGE.resume.pt is written before STAGE.pt: when only the latter has found no room, the former is one step of saving ahead.
+    assert load_checkpoint(copy / "prior.pt")["step"] == 3
+    assert load_checkpoint(copy / "prior.resume.pt")["step"] == (4 if name == "prior.pt" else 3)
+    assert not full.is_symlink()
+    assert subprocess.run([sys.executable, "train.py", *more, "--device=cpu"], cwd=ROOT, capture_output=True).returncode == 0
+    assert load_checkpoint(copy / "prior.pt")["step"] == 9
+
+
+def test_killed_at_random_moments_each_stage_ends_with_the_same_weights():
+    """Two kills of each stage of micro, one from outside and one in the middle of a write; the benchmark does twenty."""
+    process = subprocess.run([sys.executable, "tests/benchmarks/kills.py", "--kills=2"], cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 0 and process.stdout.count("bit-identical") == 6, process.stdout + process.stderr
