@@ -5,6 +5,8 @@
     python train.py --stage decoder --out runs/tiny          one stage; those before it must be there
     python train.py --resume                                 go on after Ctrl-C, or after the power went
     python train.py --out runs/slow --decoder.lr=3e-4 --decoder.steps=8000
+    python train.py --dtype bf16 --compile --decoder.accumulate=4 --decoder.recompute=true       a GPU that is fast, but small
+    torchrun --nproc_per_node=4 train.py                     four GPUs, or four processes on the CPU, share each batch
 
 Stages: tokenizer, clip, prior, ar_prior, decoder, upsampler1, upsampler2 (mini_dalle2/stages.py says what each learns from). A run folder holds
 config.json, tokenizer.json, a checkpoint STAGE.pt, a loss curve and a picture for each stage, and metrics.jsonl. A run keeps its
@@ -24,6 +26,7 @@ import torch
 
 from mini_dalle2 import configs
 from mini_dalle2.configs import Parser
+from mini_dalle2.distributed import barrier, is_main, processes, world
 from mini_dalle2.pipeline import MODELS, out_of_memory
 from mini_dalle2.stages import Job, learn, show, write_json
 from mini_dalle2.training import load_checkpoint, pick_device, read_metrics
@@ -40,7 +43,11 @@ def parse(argv):
     parser.add_argument("--out", metavar="FOLDER", help="the run folder (default: runs/PRESET)")
     parser.add_argument("--resume", action="store_true", help="go on with what is in the run folder")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--dtype", choices=["fp32", "bf16"], help="of the matrix products in all stages (one stage: --decoder.dtype=bf16)")
+    parser.add_argument("--compile", action="store_true", help="torch.compile all stages (one stage: --decoder.compile=true)")
     args, args.settings = parser.parse_known_args(argv)
+    for key, value in (("dtype", args.dtype), ("compile", "true" if args.compile else None)):
+        args.settings = [f"--{stage}.{key}={value}" for stage in configs.MODEL_CONFIGS if value] + args.settings
     args.run = Path(args.out or f"runs/{args.preset or 'tiny'}")
     args.stages = list(configs.STAGES) if args.stage == "all" else [args.stage]
     return args
@@ -79,6 +86,9 @@ def settle(args):
             raise ValueError(f"{args.run} already holds a {stage} of other sizes or from other data: choose another folder with --out")
     for stage in configs.MODEL_CONFIGS:
         rehearse(stage, getattr(config, stage).model)
+        size, parts = getattr(config, stage).train.batch_size, getattr(config, stage).train.accumulate
+        if size % (world() * parts):
+            raise ValueError(f"--{stage}.batch_size={size} cannot be divided among {world()} processes, {parts} parts each")
     return config
 
 
@@ -134,6 +144,12 @@ def finished(job, stage):
     return done
 
 
+def keep(config, run):
+    """Writes the configuration into the run folder."""
+    if is_main():
+        write_json(configs.to_dict(config), run / "config.json")
+
+
 def summary(job, minutes):
     """Prints a table of the stages and the command to run next."""
     print(f"\n{'stage':<12}{'steps':>8}{'minutes':>10}{'loss':>10}")
@@ -149,13 +165,14 @@ def summary(job, minutes):
           f"next: python sample.py text {shlex.quote(caption)} --run {run}")
 
 
-def work(args):
+def work(args, device):
     """Runs the stages. Returns the exit code."""
     config = settle(args)
-    job = Job(config, args.run, pick_device(args.device), args.resume)
+    job = Job(config, args.run, device, args.resume)
     check_memory(job, args.stages)
     args.run.mkdir(parents=True, exist_ok=True)
-    write_json(configs.to_dict(config), args.run / "config.json")
+    barrier()                                                              # until then others may still be looking at what the folder holds
+    keep(config, args.run)
     minutes = {}
     try:
         for stage in args.stages:
@@ -167,14 +184,16 @@ def work(args):
             if stage != "tokenizer":
                 tokenizer = job.tokenizer()
                 job.config = configs.changed(job.config, {"clip.vocab_size": tokenizer.vocab_size, "clip.eot_id": tokenizer.eot_id})
-                write_json(configs.to_dict(job.config), args.run / "config.json")
+                keep(job.config, args.run)
             learn(job, stage)
             minutes[stage] = (time.perf_counter() - began) / 60
     except KeyboardInterrupt as stop:
         only = "" if args.stage == "all" else f" --stage {args.stage}"
-        print(f"\n{str(stop) or 'stopped'}; go on with: python train.py --out {shlex.quote(str(args.run))}{only} --resume", file=sys.stderr)
+        if is_main():
+            print(f"\n{str(stop) or 'stopped'}; go on with: python train.py --out {shlex.quote(str(args.run))}{only} --resume", file=sys.stderr)
         return 130
-    summary(job, minutes)
+    if is_main():
+        summary(job, minutes)
     return 0
 
 
@@ -182,7 +201,9 @@ def main(argv=None):
     """The command: 0 when all went well, 2 after a mistake (one sentence on standard error), 130 after Ctrl-C."""
     torch.set_float32_matmul_precision("high")                             # TF32 on GPUs that have it
     try:
-        return work(parse(argv))
+        args = parse(argv)
+        with processes(pick_device(args.device)) as device:
+            return work(args, device)
     except KeyboardInterrupt:
         return 130
     except (RuntimeError, MemoryError) as error:
@@ -191,6 +212,8 @@ def main(argv=None):
         message = "there is not enough memory for this: make a batch smaller, as in --decoder.batch_size=16"
     except (ValueError, OSError, FloatingPointError) as error:
         message = " ".join(str(error).split())
+        if not isinstance(error, OSError) and os.environ.get("RANK", "0") != "0":
+            return 2                                                       # all processes have found the same; the first one says it
     print(f"train.py: {message}", file=sys.stderr)
     return 2
 

@@ -23,7 +23,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .checks import check_captions, check_divisible, check_positive, check_range
-from .diffusion import noise_device
+from .noise import draw_rows
 from .sampling import guide
 from .transformer import CaptionEmbedding, Transformer, timestep_embedding
 from .whitening import Whitening
@@ -199,11 +199,11 @@ class ARPrior(nn.Module):
     def loss(self, z_img, z_txt, tokens, generator=None):
         """Mean negative log-likelihood of a code in nats (chance: ln M): z_img, z_txt (B, D) of unit norm, tokens (B, L)."""
         B, device = len(z_img), z_img.device
-        keep = torch.rand(B, generator=generator, device=noise_device(generator, device)).to(device) >= self.cfg.text_drop
+        keep = draw_rows(torch.rand, (B,), generator, device) >= self.cfg.text_drop
         codes = self.codes.encode(z_img)                                   # (B, K)
         # mini: the bucket of z_img·z_txt stays when the text is dropped; the paper does not say.
         dot = self.bucket((z_img * z_txt).sum(-1))                         # (B,)
-        return F.cross_entropy(self(codes, dot, tokens, z_txt, keep).flatten(0, 1), codes.flatten())
+        return F.cross_entropy(self(codes, dot, tokens, z_txt, keep).flatten(0, 1).float(), codes.flatten())
 
     @torch.no_grad()
     def sample(self, tokens, z_txt, guidance=None, generator=None, progress=False, use_cache=True):
@@ -238,7 +238,7 @@ def uniform(rows, columns, generator, device):
     """Numbers from 0 to 1, (rows, columns). A list of generators fills each row from its own, whatever the others are."""
     if isinstance(generator, (list, tuple)):
         return torch.cat([torch.rand(1, columns, generator=g, device=g.device) for g in generator]).to(device)
-    return torch.rand(rows, columns, generator=generator, device=noise_device(generator, device)).to(device)
+    return draw_rows(torch.rand, (rows, columns), generator, device)
 
 
 def draw(logits, u):

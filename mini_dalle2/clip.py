@@ -19,6 +19,7 @@ from torch import nn
 
 from .checks import check_above_zero, check_captions, check_divisible, check_positive
 from .transformer import QuickGELU, Transformer, eot_position
+from .whitening import in_float32
 
 
 @dataclass(frozen=True)
@@ -150,20 +151,30 @@ class CLIP(nn.Module):
 
     def forward(self, images, tokens):
         """-> logits (B, K): row i, column j says how well image i and caption j of K fit; e^τ is kept at most 100 (CLIP §2.5)."""
-        z_img, z_txt = F.normalize(self.visual(images), dim=-1), F.normalize(self.text(tokens), dim=-1)
-        return self.logit_scale.clamp(max=self.MAX_LOG_SCALE).exp() * z_img @ z_txt.T
+        z_img, z_txt = (F.normalize(z.float(), dim=-1) for z in (self.visual(images), self.text(tokens)))
+        return self.logits(z_img, z_txt)
 
-    def loss(self, images, tokens, wrong=None):
+    def logits(self, z_img, z_txt):
+        """z_img (B, D), z_txt (K, D) of unit norm -> logits (B, K)."""
+        with in_float32(z_img):                                            # the scale magnifies rounding
+            return self.logit_scale.clamp(max=self.MAX_LOG_SCALE).exp() * z_img @ z_txt.T
+
+    def loss(self, images, tokens, wrong=None, gather=None):
         """Symmetric contrastive loss, a scalar: images (B, 3, S, S) in [-1, 1], tokens (B, L). Chance is ln B.
 
         wrong (K, L): further captions, which belong to none of these images (or are the same as one of `tokens`). They make
         choosing a caption harder, not choosing an image, so that the two halves then have different levels of chance.
+        gather: rows of this process -> rows of all (distributed.gather_rows): each computes the loss of the whole batch.
         """
         # The parameter itself is cut too, as in CLIP's code: above the bound it would have no gradient, and no way back.
         with torch.no_grad():
             self.logit_scale.clamp_(max=self.MAX_LOG_SCALE)
         captions = tokens if wrong is None else torch.cat([tokens, wrong]) # (B + K, L)
-        logits = self(images, captions)                                    # (B, B + K)
+        z_img, z_txt = (F.normalize(z.float(), dim=-1) for z in (self.visual(images), self.text(captions)))
+        if gather is not None:
+            b, z_img, tokens = len(tokens), gather(z_img), gather(tokens)
+            z_txt, captions = (torch.cat([gather(x[:b]), gather(x[b:])]) for x in (z_txt, captions))
+        logits = self.logits(z_img, z_txt)                                 # (B, B + K)
         # mini: in a small world captions repeat. A second picture of "a small red circle" is no wrong answer to that
         # caption, so such pairs are taken out of the softmax instead of being pushed apart.
         same = (tokens[:, None] == captions[None]).all(-1)                 # (B, B + K)

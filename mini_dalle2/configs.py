@@ -76,6 +76,9 @@ class Config:
     upsampler2: Stage
 
     def __post_init__(self):
+        if self.clip.train.accumulate > 1:
+            raise ValueError("clip.accumulate must be 1: CLIP tells the pictures and captions of a whole batch apart, and parts of it would be an "
+                             "easier task; clip.recompute=true saves memory too")
         for key, owner in FOLLOWS.items():
             if get(self, key) != get(self, owner):
                 raise ValueError(f"{key} is {get(self, key)}, but must be equal to {owner}, which is {get(self, owner)}")

@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from .checks import check_above_zero, check_captions, check_choice, check_divisible, check_positive, check_range
-from .diffusion import TIMESTEP_SAMPLERS, GaussianDiffusion, check_diffusion, noise_device, randn_like
+from .diffusion import TIMESTEP_SAMPLERS, GaussianDiffusion, check_diffusion, randn_like
+from .noise import draw_rows
 from .sampling import ddim_invert, ddim_step, ddpm_step, guide, keep_known, sample_loop, strided_timesteps
 from .transformer import CaptionEmbedding, FrozenText, Transformer
 from .unet import UNet, UNetConfig
@@ -154,7 +155,7 @@ class Decoder(nn.Module):
     def loss(self, images, z_img, tokens, generator=None):
         """L_hybrid, a scalar: images (B, 3, S, S) in [-1, 1], z_img (B, D) their true embeddings, tokens (B, L)."""
         cfg, B, device = self.cfg, len(images), images.device
-        draw = torch.rand(2, B, generator=generator, device=noise_device(generator, device)).to(device)
+        draw = draw_rows(torch.rand, (2, B), generator, device, dim=1)
         # mini: the paper does not say whether the two drops are independent. Here they are: 5 % of pictures keep the caption alone,
         # which is how often Fig. 8 says that happens, and 5 % keep nothing.
         keep_z, keep_text = draw[0] >= cfg.z_drop, draw[1] >= cfg.caption_drop

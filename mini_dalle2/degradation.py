@@ -13,6 +13,7 @@ References: BSRGAN (2103.14006) §3; latent diffusion (2112.10752) appendix, whi
 Read next: upsampler.py.
 """
 
+import functools
 import io
 import math
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from .checks import check_choice
+from .noise import draw_rows
 
 
 @dataclass(frozen=True)
@@ -57,14 +59,13 @@ def degrade(high, kind, factor=4, generator=None):
     check_choice("degradation", kind, DEGRADATIONS)
     if high.shape[-2] % factor or high.shape[-1] % factor:
         raise ValueError(f"pictures of {high.shape[-2]} × {high.shape[-1]} pixels cannot be shrunk by {factor} evenly")
-    device = high.device if generator is None else generator.device
     if kind == "blur":
         # mini: the paper does not say whether the blur comes before or after the shrinking. After: three small pixels are wide enough to be seen.
         low = F.avg_pool2d(high, factor)                                   # (B, 3, h/f, w/f)
-        blurred = torch.rand(len(high), generator=generator, device=device).to(high.device) < BLUR_PROB
+        blurred = draw_rows(torch.rand, (len(high),), generator, high.device) < BLUR_PROB
         return torch.where(blurred[:, None, None, None], filter2d(low, gaussian_kernel(3, 0.6)), low)
     strength = BSR_LIGHT if kind == "bsr" else BSR_FULL
-    seeds = torch.randint(2 ** 62, (len(high),), generator=generator, device=device).tolist()
+    seeds = draw_rows(functools.partial(torch.randint, 2 ** 62), (len(high),), generator, high.device).tolist()
     images = ((high.detach() + 1) / 2).clamp(0, 1).to("cpu", torch.float32).contiguous()   # a few small operations each: no work for a GPU
     low = torch.cat([bsr(image[None], factor, strength, torch.Generator().manual_seed(seed)) for image, seed in zip(images, seeds)])
     return (low * 2 - 1).to(high)

@@ -12,6 +12,7 @@ References: DDPM (2006.11239); improved DDPM (2102.09672) for cosine schedule, l
 Read next: sampling.py.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ import torch
 from torch import nn
 
 from .checks import check_choice, check_positive, check_range
+from .noise import draw_rows, noise_device
 
 SCHEDULES = ("cosine", "linear")
 OBJECTIVES = ("eps", "x_start", "v")                                       # what a network may predict
@@ -235,12 +237,7 @@ def randn_like(x, generator=None):
         rows = [torch.randn(part.shape, generator=g, device=g.device, dtype=x.dtype)
                 for part, g in zip(x.chunk(len(generator)), generator, strict=True)]
         return torch.cat(rows).to(x.device)                                # in one copy
-    return torch.randn(x.shape, generator=generator, device=noise_device(generator, x.device), dtype=x.dtype).to(x.device)
-
-
-def noise_device(generator, device):
-    """The device that random numbers are to be drawn on: the generator's own; `device` if there is no generator."""
-    return device if generator is None else generator.device
+    return draw_rows(functools.partial(torch.randn, dtype=x.dtype), x.shape, generator, x.device)
 
 
 # ---------------------------------------------------------------------- which t to train on
@@ -255,8 +252,8 @@ class UniformSampler(nn.Module):
 
     def sample(self, batch, generator=None, device=None):
         """-> t (B,) and the factor (B,) on each loss."""
-        t = torch.randint(self.num_timesteps, (batch,), generator=generator, device=noise_device(generator, device))
-        return t.to(device), torch.ones(batch, device=device)
+        t = draw_rows(functools.partial(torch.randint, self.num_timesteps), (batch,), generator, device)
+        return t, torch.ones(batch, device=device)
 
     def update(self, t, losses):
         """Uniform sampling learns nothing from the losses."""

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import Subset
 
 from .data import CaptionedFolder, CaptionedShapes, load_table
+from .distributed import is_main
 
 
 class Pictures:
@@ -43,7 +44,7 @@ class Pictures:
             return load_table(self.dataset(split, size, limit), progress=False)
         if self.last[0] != (size, limit):
             self.last = (None, None)                                       # the old one goes before the new one comes
-            pictures, captions = load_table(self.dataset(split, size, limit))
+            pictures, captions = load_table(self.dataset(split, size, limit), progress=is_main())
             if self.device.type == "cuda" and pictures.nbytes < torch.cuda.mem_get_info(self.device)[0] / 4:
                 pictures = pictures.to(self.device)
             self.last = (size, limit), (pictures, captions)

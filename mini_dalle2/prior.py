@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from .checks import check_above_zero, check_captions, check_choice, check_divisible, check_positive, check_range
-from .diffusion import GaussianDiffusion, UniformSampler, check_diffusion, noise_device, randn_like
+from .diffusion import GaussianDiffusion, UniformSampler, check_diffusion, randn_like
+from .noise import draw_rows
 from .sampling import analytic_step, ddpm_step, guide, sample_loop, strided_timesteps
 from .transformer import CaptionEmbedding, FrozenText, Transformer, timestep_embedding
 from .whitening import Whitening
@@ -146,7 +147,7 @@ class DiffusionPrior(nn.Module):
         """L_prior, a scalar (mean over coordinates): z_img, z_txt (B, D) of unit norm, tokens (B, L)."""
         B, device = len(z_img), z_img.device
         t, _ = self.timestep_sampler.sample(B, generator, device)
-        keep = torch.rand(B, generator=generator, device=noise_device(generator, device)).to(device) >= self.cfg.text_drop
+        keep = draw_rows(torch.rand, (B,), generator, device) >= self.cfg.text_drop
         x_start = self.scale(z_img)
         noise = randn_like(x_start, generator)
         x_t = self.diffusion.q_sample(x_start, t, noise)

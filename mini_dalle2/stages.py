@@ -10,6 +10,7 @@ Shapes: N training pictures, B of them in a batch, S side, L context length, D =
 References: unCLIP (2204.06125) §2 and App. C. Read next: training.py for the loop, report.py for the pictures.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -19,12 +20,15 @@ import torch
 
 from . import configs, report
 from .data import to_float
+from .distributed import barrier, gather_rows, is_main, main_first, world
 from .near_misses import with_near_misses
+from .noise import draw_rows, rows_of
 from .pictures import Pictures
 from .pipeline import MODELS, load_model, seeded
 from .tokenizer import BPETokenizer
-from .transformer import eot_position
 from .training import atomic_open, fit, load_checkpoint, save_checkpoint
+from .transformer import Transformer, eot_position
+from .unet import UNet
 from .upsampler import random_crop
 
 
@@ -84,12 +88,13 @@ class Job:
     def embeddings(self):
         """(captions, z_img, z_txt) of the training pictures, from embeddings.pt while CLIP and the pictures are still the same."""
         path, key = self.run / "embeddings.pt", f"{self.frozen_clip()[1]} {self.pictures.key()}"
-        saved = load_checkpoint(path) if path.is_file() else {"key": None}
-        if saved["key"] != key:
-            pictures, captions = self.table("train", self.config.clip.model.image_size)
-            z_img, z_txt = self.embed(pictures, captions)
-            saved = {"stage": "embeddings", "key": key, "captions": captions, "z_img": z_img.cpu(), "z_txt": z_txt.cpu()}
-            save_checkpoint(saved, path)
+        with main_first():
+            saved = load_checkpoint(path) if path.is_file() else {"key": None}
+            if saved["key"] != key:
+                pictures, captions = self.table("train", self.config.clip.model.image_size)
+                z_img, z_txt = self.embed(pictures, captions)
+                saved = {"stage": "embeddings", "key": key, "captions": captions, "z_img": z_img.cpu(), "z_txt": z_txt.cpu()}
+                save_checkpoint(saved, path)
         return saved["captions"], saved["z_img"].to(self.device), saved["z_txt"].to(self.device)
 
     # ------------------------------------------------------------------ training one of them
@@ -106,12 +111,15 @@ class Job:
         # Weights, gradients, AdamW's averages of these and of their squares, and the averaged weights: 4 bytes each.
         return 5 * 4 * numbers, min(images, self.pictures.there) * 3 * side ** 2
 
-    def train(self, stage, draw, loss_fn, *embeddings):
+    def train(self, stage, indices, draw, loss_fn, *embeddings):
         """Builds and trains the model of a stage (or goes on with it): returns it with its averaged weights.
 
+        indices: what `batches` returned; draw, loss_fn: see training.fit
         embeddings: z_img, z_txt (N, D) of the training pictures, which priors and decoder measure before they are trained.
         """
         cfg = getattr(self.config, stage)
+        if world() * cfg.train.accumulate > 1 and getattr(cfg.model, "timestep_sampling", "uniform") != "uniform":
+            raise ValueError(f"{stage}: loss_aware timesteps are chosen by the losses of whole batches, which one process must see at once")
         clip_signature = self.frozen_clip()[1] if stage in configs.ON_CLIP else None
         tokenizer = self.tokenizer().state_dict() if stage in ("clip", *configs.ON_CLIP) else None
 
@@ -123,11 +131,12 @@ class Job:
         model = MODELS[stage][0](cfg.model).to(self.device, memory_format=torch.channels_last)     # much faster convolutions on a CPU
         if embeddings:
             model.measure(*embeddings)
-        return fit(stage, model, draw, loss_fn, cfg.train, self.run, header, self.resume, self.config.data.seed)[0]
+        with networks(model, cfg.train):
+            return fit(stage, model, draw, loss_fn, cfg.train, self.run, header, self.resume, self.config.data.seed, indices)[0]
 
     def amend(self, stage, model):
         """Puts what a model measured after its training, in buffers, into its checkpoints."""
-        for path in (self.run / f"{stage}.pt", self.run / f"{stage}.resume.pt"):
+        for path in (self.run / f"{stage}.pt", self.run / f"{stage}.resume.pt") if is_main() else ():
             save_checkpoint(load_checkpoint(path) | {"ema": model.state_dict()}, path)
 
     def batches(self, stage, n):
@@ -136,7 +145,11 @@ class Job:
         Each epoch goes once through all n, in an order of its own. Both follow from the seed and the step alone, so that a resumed run
         goes on where it was. The batch at the end of an epoch is filled up from the next one.
         """
-        size, seed = min(getattr(self.config, stage).train.batch_size, n), self.config.data.seed
+        cfg, seed = getattr(self.config, stage).train, self.config.data.seed
+        parts = world() * cfg.accumulate
+        size = cfg.batch_size if n >= cfg.batch_size else n - n % parts    # which is divided among processes, and among parts
+        if size == 0:
+            raise ValueError(f"{stage}: {n} examples are too few for {world()} processes with {cfg.accumulate} parts each")
 
         @functools.lru_cache(maxsize=1)
         def order(epoch):
@@ -148,6 +161,21 @@ class Job:
             return rest if len(rest) == size else torch.cat([rest, order(epoch + 1)[:size - len(rest)]])
 
         return indices
+
+
+@contextlib.contextmanager
+def networks(model, cfg):
+    """While it is entered, the model's transformers and U-Nets run as a TrainConfig says: compiled, or keeping few activations."""
+    parts = [module for module in model.modules() if isinstance(module, (Transformer, UNet))]
+    for part in parts:
+        part.recompute = cfg.recompute
+        if cfg.compile:
+            part.forward = torch.compile(part.forward)                     # of the instance: it hides that of the class
+    yield
+    for part in parts:
+        part.recompute = False
+        if cfg.compile:
+            del part.forward
 
 
 def write_json(value, path):
@@ -166,13 +194,17 @@ def signature(weights):
 
 def learn(job, stage):
     """Trains a stage, then draws what it has learned."""
-    for end in (".png", "_loss.png"):
+    for end in (".png", "_loss.png") if is_main() else ():
         (job.run / f"{stage}{end}").unlink(missing_ok=True)                # those of fewer steps: what is there is up to date
-    show(job, stage, TRAIN[stage](job))
+    model = TRAIN[stage](job)
+    barrier()                                                              # the others must not look for its files before they are there
+    show(job, stage, model)
 
 
 def show(job, stage, model=None):
     """Draws what is missing of a stage's loss curve and picture (Ctrl-C may have come before them); model None: that of the run folder."""
+    if not is_main():
+        return
     if stage in SHOW and not (job.run / f"{stage}_loss.png").is_file():
         report.losses(job.run, stage)
     if stage in SHOW and not (job.run / f"{stage}.png").is_file():
@@ -183,6 +215,8 @@ def show(job, stage, model=None):
 
 def train_tokenizer(job):
     """Learns merges from the captions; the models' vocabulary is what comes out."""
+    if not is_main():
+        return
     captions = job.pictures.captions()
     tokenizer = BPETokenizer.train(captions, job.config.tokenizer.vocab_size)
     write_json(tokenizer.state_dict(), job.run / "tokenizer.json")
@@ -203,15 +237,15 @@ def train_clip(job):
     tokens = tokens.unflatten(0, (len(captions), -1))                      # (N, 1 + K, L): each caption before its near misses
 
     def draw(generator, step):
-        i = indices(step)
+        i = rows_of(indices(step), generator)
         images, texts = to_float(pictures[i.to(pictures.device)].to(job.device)), tokens[i.to(job.device)]     # texts (B, 1 + K, L)
         own = texts[:, 0]
         if not near:
             return images, own
-        wrong = texts[torch.arange(len(i)), torch.randint(1, texts.shape[1], (len(i),), generator=generator)]
+        wrong = texts[torch.arange(len(i)), draw_rows(functools.partial(torch.randint, 1, texts.shape[1]), (len(i),), generator)]
         return images, own, wrong[(wrong != own).any(dim=1)]               # (K, L): of those that have near misses, one each
 
-    return job.train("clip", draw, lambda model, batch, generator: model.loss(*batch))
+    return job.train("clip", indices, draw, lambda model, batch, generator: model.loss(*batch, gather=gather_rows if world() > 1 else None))
 
 
 def show_clip(job, clip):
@@ -227,10 +261,10 @@ def train_prior(job, stage):
     tokens, indices = job.tokens(captions), job.batches(stage, len(captions))
 
     def draw(generator, step):
-        i = indices(step).to(job.device)
+        i = rows_of(indices(step), generator).to(job.device)
         return z_img[i], z_txt[i], tokens[i]
 
-    prior = job.train(stage, draw, lambda model, batch, generator: model.loss(*batch, generator=generator), z_img, z_txt)
+    prior = job.train(stage, indices, draw, lambda model, batch, generator: model.loss(*batch, generator=generator), z_img, z_txt)
     if stage == "prior":
         some = slice(0, 1024)
         prior.measure_variance(z_img[some], z_txt[some], tokens[some], seeded(job.config.data.seed, "variance"))
@@ -254,11 +288,11 @@ def train_decoder(job):
     tokens, indices = job.tokens(captions), job.batches("decoder", len(captions))
 
     def draw(generator, step):
-        i = indices(step)
+        i = rows_of(indices(step), generator)
         images = to_float(pictures[i.to(pictures.device)].to(job.device)).contiguous(memory_format=torch.channels_last)
         return images, z_img[i.to(job.device)], tokens[i.to(job.device)]
 
-    return job.train("decoder", draw, lambda model, batch, generator: model.loss(*batch, generator=generator), z_img, z_txt)
+    return job.train("decoder", indices, draw, lambda model, batch, generator: model.loss(*batch, generator=generator), z_img, z_txt)
 
 
 def show_decoder(job, decoder):
@@ -276,10 +310,10 @@ def train_upsampler(job, stage):
     indices = job.batches(stage, len(pictures))
 
     def draw(generator, step):
-        crops = random_crop(pictures[indices(step).to(pictures.device)], cfg.crop_size, generator)
+        crops = random_crop(pictures[rows_of(indices(step), generator).to(pictures.device)], cfg.crop_size, generator)
         return to_float(crops.to(job.device)).contiguous(memory_format=torch.channels_last)
 
-    return job.train(stage, draw, lambda model, batch, generator: model.loss(batch, generator=generator))
+    return job.train(stage, indices, draw, lambda model, batch, generator: model.loss(batch, generator=generator))
 
 
 def show_upsampler(job, upsampler, stage):

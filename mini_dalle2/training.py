@@ -7,10 +7,12 @@
 Around it: a progress bar, one line of metrics.jsonl per window of steps, checkpoints that are written atomically, Ctrl-C that saves,
 and a resume that continues bit for bit. Two files per stage lie in the run folder. STAGE.pt is enough by itself to sample (configuration,
 averaged weights, tokenizer). STAGE.resume.pt, four times as large, is only needed to go on training: delete it once a stage is done.
+Several processes (distributed.py), and the parts a batch is computed in, have equal shares of each batch and of its noise (noise.py).
 
 References: AdamW (1711.05101), SAM (2010.01412), CLIP §2.5 (2103.00020). Read next: configs.py (the numbers), train.py (the batches).
 """
 import contextlib
+import functools
 import json
 import math
 import os
@@ -25,6 +27,8 @@ from torch import nn
 from tqdm import tqdm
 
 from .checks import check_choice, check_positive, check_range
+from .distributed import alone, anyone, collect, is_main, mean, rank, world, wrap
+from .noise import Share
 
 
 @dataclass(frozen=True)
@@ -43,15 +47,24 @@ class TrainConfig:
     decay: str = "cosine"           # "cosine": to zero at the last step; "none": constant after the warm-up
     grad_clip: float = 1.0          # largest gradient norm; 0 = no clipping
     sam_rho: float = 0.0            # SAM's ρ; 0 = plain gradient (one backward pass instead of two)
+    accumulate: int = 1             # parts that a batch is computed in, one after the other: less memory for the same gradient
+    recompute: bool = False         # gradient checkpointing: less memory for a third more time (transformer.run_block)
+    dtype: str = "fp32"             # "bf16": matrices are multiplied in bfloat16 (autocast); weights and optimiser stay in float32
+    compile: bool = False           # torch.compile: the first steps take minutes, the others are faster on a GPU
     save_every: int = 500           # steps between checkpoints
     log_every: int = 20             # steps per line of metrics.jsonl
 
     def __post_init__(self):
         check_choice("decay", self.decay, ("cosine", "none"))
-        check_positive(self, "steps", "batch_size", "save_every", "log_every")
+        check_choice("dtype", self.dtype, ("fp32", "bf16"))
+        check_positive(self, "steps", "batch_size", "save_every", "log_every", "accumulate")
         check_range(self, 0, math.inf, "eps", "weight_decay", "warmup", "grad_clip", "sam_rho")
         if not self.lr > 0:
             raise ValueError(f"lr must be above 0, not {self.lr}")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size {self.batch_size} is not divisible by accumulate {self.accumulate}")
+        if self.sam_rho and self.accumulate > 1:
+            raise ValueError("sam_rho needs the gradient of the whole batch at once: accumulate must be 1")
         for key in ("beta1", "beta2", "ema"):
             if not 0 <= getattr(self, key) < 1:
                 raise ValueError(f"{key} must be at least 0 and below 1, not {getattr(self, key)}")
@@ -91,19 +104,33 @@ def make_optimizer(model, cfg):
     return torch.optim.AdamW(groups, lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps, fused=fused)
 
 
-def backward(params, loss_fn, streams, rho=0.0):
+class Objective(nn.Module):
+    """loss_fn(model, batch, generator) as a module, in the precision asked for: torch averages the gradients of modules."""
+
+    def __init__(self, model, loss_fn, bf16):
+        super().__init__()
+        self.model, self.loss_fn, self.bf16 = model, loss_fn, bf16
+
+    def forward(self, batch, generator):
+        device = next(self.model.parameters()).device.type
+        with torch.autocast(device, torch.bfloat16, enabled=self.bf16):
+            return self.loss_fn(self.model, batch, generator)
+
+
+def backward(params, loss_fn, streams, rho=0.0, own=contextlib.nullcontext):
     """Leaves the gradient of `loss_fn()` in `params`, or with rho > 0 the SAM gradient, and returns the (detached) loss at w.
 
     SAM: g = ∇L(w), then the gradient is taken again at w + ρ·g/‖g‖₂, on the same batch and with the same noise. The norm is over all
-    parameters together. With several processes each uses its own g, as in the paper (App. C).
+    parameters together. With several processes each uses its own g, as in the paper (App. C): `own` is the context for that.
     """
     if rho == 0:
         loss = loss_fn()
         loss.backward()
         return loss.detach()
     before = streams.state()
-    loss = loss_fn()
-    loss.backward()
+    with own():
+        loss = loss_fn()
+        loss.backward()
     params = [p for p in params if p.grad is not None]
     norm = torch.linalg.vector_norm(torch.stack([p.grad.norm() for p in params]))
     weights = [p.detach().clone() for p in params]         # kept, because (w + e) − e is not w in floating point
@@ -149,10 +176,29 @@ class Streams:
         self.device = torch.device(device)
         self.data = torch.Generator().manual_seed(seed)
         self.noise = torch.Generator(self.device).manual_seed(seed + 1)
+        if rank() > 0:                                     # the first two are the same in all processes (see noise.py), dropout is not
+            torch.manual_seed(seed + 1 + rank())
+
+    def shares(self, parts):
+        """(data, noise) for each of the `parts` parts, one after the other, of this process's share of a batch."""
+        count = world() * parts
+        if count == 1:
+            yield self.data, self.noise
+            return
+        start = self.data.get_state(), self.noise.get_state()
+        for index in range(rank() * parts, (rank() + 1) * parts):
+            self.data.set_state(start[0])                  # each draws the numbers of the whole batch
+            self.noise.set_state(start[1])
+            yield Share(self.data, index, count), Share(self.noise, index, count)
+
+    def own(self):
+        """The states of torch's own streams, which differ between processes."""
+        cuda = {"cuda": torch.cuda.get_rng_state(self.device)} if self.device.type == "cuda" else {}
+        return {"cpu": torch.get_rng_state()} | cuda
 
     def state(self):
-        cuda = {"cuda": torch.cuda.get_rng_state(self.device)} if self.device.type == "cuda" else {}
-        return {"data": self.data.get_state(), "noise": self.noise.get_state(), "cpu": torch.get_rng_state()} | cuda
+        """The states of all streams."""
+        return {"data": self.data.get_state(), "noise": self.noise.get_state()} | self.own()
 
     def load(self, state):
         """Restores `state()`. A run that moves from CPU to CUDA or back keeps its data stream and starts new noise."""
@@ -165,15 +211,28 @@ class Streams:
 
 
 @contextlib.contextmanager
+def writing(path):
+    """Makes a full disk, or one that may not be written to, an OSError that names the file, in one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{path} could not be written ({error.strerror or error}); what was saved before is still there") from None
+
+
+@contextlib.contextmanager
 def atomic_open(path):
-    """Opens a neighbour of `path` for writing bytes and renames it over `path` at the end: there is the old file or the new, never half."""
+    """Opens a neighbour of `path` for writing bytes and renames it over `path` at the end: there is the old file or the new, never half.
+
+    Raises OSError when the disk is full, or may not be written to.
+    """
     path, temporary = Path(path), Path(f"{path}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())                        # the contents reach the disk before the name does
-        os.replace(temporary, path)
+        with writing(path):
+            with open(temporary, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())                    # the contents reach the disk before the name does
+            os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -208,16 +267,23 @@ def read_metrics(run):
 
 
 class Log:
-    """Progress bar and metrics.jsonl: collects losses on the device and reads them once per window, so that a GPU need not wait."""
+    """Progress bar and metrics.jsonl: collects losses on the device and reads them once per window, so that a GPU need not wait.
 
-    def __init__(self, stage, run, cfg, step, seconds):
+    indices: step -> (B,), which examples it learned from; written to STAGE.not_finite.json when that went wrong.
+    """
+
+    def __init__(self, stage, run, cfg, step, seconds, indices=None):
         self.stage, self.path, self.every, self.lr = stage, Path(run) / "metrics.jsonl", cfg.log_every, cfg.lr
         self.start, self.smooth, self.window = time.perf_counter() - seconds, None, []
+        self.indices, self.culprit = indices, Path(run) / f"{stage}.not_finite.json"
+        self.bar = tqdm(total=cfg.steps, initial=step, desc=stage, unit="step", dynamic_ncols=True, mininterval=0.5, disable=not is_main())
+        if not is_main():
+            return
+        self.culprit.unlink(missing_ok=True)
         # Lines after `step` are those of a run that went down after its last checkpoint and is now repeated.
         kept = [entry for entry in read_metrics(run) if entry["stage"] != stage or entry["step"] <= step]
         with atomic_open(self.path) as file:
             file.write("".join(json.dumps(entry) + "\n" for entry in kept).encode())
-        self.bar = tqdm(total=cfg.steps, initial=step, desc=stage, unit="step", dynamic_ncols=True, mininterval=0.5)
 
     def seconds(self):
         """Time spent in this stage, those of earlier, interrupted sessions included."""
@@ -236,17 +302,30 @@ class Log:
             return
         steps, losses, norms, rates = zip(*self.window)
         self.window = []
-        values = torch.stack([torch.stack(losses), torch.stack(norms)]).tolist()
+        values = mean(torch.stack([torch.stack(losses), torch.stack(norms)])).tolist()
         for step, loss, norm in zip(steps, *values):
             if not (math.isfinite(loss) and math.isfinite(norm)):
-                raise FloatingPointError(f"{self.stage}: loss {loss:g}, gradient norm {norm:g} at step {step}; nothing was saved after it: "
-                                         f"go on with --resume and a lower rate, say --{self.stage}.lr={self.lr / 3:.1e}")
+                self.stop(step, loss, norm)
+        if not is_main():
+            return
         loss, norm = (sum(column) / len(column) for column in values)
         self.smooth = loss if self.smooth is None else 0.8 * self.smooth + 0.2 * loss
         self.bar.set_postfix_str(f"loss {self.smooth:.4f}", refresh=False)
         entry = {"stage": self.stage, "step": steps[-1], "loss": loss, "lr": rates[-1], "grad_norm": norm, "seconds": self.seconds()}
-        with open(self.path, "a") as file:
+        with writing(self.path), open(self.path, "a") as file:
             file.write(json.dumps(entry) + "\n")
+
+    def stop(self, step, loss, norm):
+        """Notes which examples a step learned from that was not finite, and raises FloatingPointError."""
+        listed = ""
+        if self.indices:
+            listed = f" (its examples are listed in {self.culprit})"
+            if is_main():
+                found = {"stage": self.stage, "step": step, "loss": str(loss), "grad_norm": str(norm)}
+                with atomic_open(self.culprit) as file:
+                    file.write(json.dumps(found | {"indices": self.indices(step - 1).tolist()}).encode())
+        raise FloatingPointError(f"{self.stage}: loss {loss:g}, gradient norm {norm:g} at step {step}{listed}; nothing was saved after it: "
+                                 f"go on with --resume and a lower rate, say --{self.stage}.lr={self.lr / 3:.1e}")
 
 
 class Interrupt:
@@ -267,42 +346,61 @@ class Interrupt:
 
 
 def restore(path, model, optimizer, ema, streams):
-    """Loads STAGE.resume.pt into the four; returns (step, seconds). Raises ValueError when the file is not of this model."""
+    """Loads STAGE.resume.pt into the four; returns (step, seconds). Raises ValueError when the file is not of this model.
+
+    With as many processes as before the run goes on bit for bit (with more than two, as far as their sums are taken in the same order). With
+    another number it sees the same batches and noise, but sums are rounded, and dropout is drawn, differently.
+    """
     saved = load_checkpoint(path)
     try:
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["optimizer"]})      # betas and the like may have changed
         for name, value in ema.shadow.items():
             value.copy_(saved["ema"][name])
-        streams.load(saved["streams"])
+        processes = saved.get("processes", [saved["streams"]])
+        if len(processes) == world():
+            streams.load(saved["streams"] | processes[rank()])
+        else:
+            streams.load(saved["streams"])
+            torch.manual_seed(saved["step"] * world() + rank())
+            print(f"note: {saved['stage']} was trained by {len(processes)} processes so far, now by {world()}: batches and noise stay those of an "
+                  f"undisturbed run; dropout and the rounding of sums do not, so that weights are no longer bit-identical to its")
     except (KeyError, RuntimeError, ValueError):
         raise ValueError(f"{path} belongs to a model of other sizes, or is not from training") from None
     return saved["step"], saved["seconds"]
 
 
-def fit(stage, model, draw, loss_fn, cfg, run, header, resume=False, seed=0):
+def fit(stage, model, draw, loss_fn, cfg, run, header, resume=False, seed=0, indices=None):
     """Trains `model` and returns (model with its averaged weights, in eval mode; seconds spent).
 
     stage:   name of the files and of the bar
     header:  header(averaged weights) -> dict of plain values that STAGE.pt carries besides them (configuration, tokenizer)
-    draw:    draw(generator, step) -> batch of a 0-based step; what is random in it comes from the generator, which lives on the CPU
+    draw:    draw(generator, step) -> batch of a 0-based step; what is random in it comes from the generator, which lives on the CPU;
+             a Share (noise.py) asks for some of its rows
     loss_fn: loss_fn(model, batch, generator) -> scalar; the generator lives on the model's device and makes the noise
     run:     folder for STAGE.pt, STAGE.resume.pt and metrics.jsonl
+    indices: indices(step) -> (B,), which examples a step learns from, to be written down when it goes wrong
     resume:  continue STAGE.resume.pt if there is one; a finished stage takes no further step
     Raises FloatingPointError when the loss is not finite, KeyboardInterrupt after a Ctrl-C (saved), ValueError for a bad checkpoint.
     """
     params, (step, seconds), latest = [p for p in model.parameters() if p.requires_grad], (0, 0.0), Path(run) / f"{stage}.resume.pt"
     optimizer, ema, streams = make_optimizer(model, cfg), EMA(model, cfg.ema), Streams(params[0].device, seed)
+    objective = wrap(Objective(model, loss_fn, cfg.dtype == "bf16"))
+    own = functools.partial(alone, objective)              # a context: gradients stay those of this process
     if resume and latest.is_file():
         step, seconds = restore(latest, model, optimizer, ema, streams)
 
     def save():
+        processes = collect(streams.own())
+        if not is_main():
+            return
         done = header(ema.shadow) | {"stage": stage, "step": step, "steps": cfg.steps, "seconds": log.seconds(), "ema": ema.shadow}
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()["state"], "streams": streams.state()}
+        state |= {"processes": processes} if world() > 1 else {}
         save_checkpoint(done | state, latest)
         save_checkpoint(done, Path(run) / f"{stage}.pt")
 
-    log = Log(stage, run, cfg, step, seconds)
+    log = Log(stage, run, cfg, step, seconds, indices)
     if step >= cfg.steps:
         save()                                             # the machine may have gone down between the two files of the last step
     model.train()
@@ -311,15 +409,19 @@ def fit(stage, model, draw, loss_fn, cfg, run, header, resume=False, seed=0):
             lr = lr_at(step, cfg)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            batch = draw(streams.data, step)
-            loss = backward(params, lambda: loss_fn(model, batch, streams.noise), streams, cfg.sam_rho)
+            loss = 0
+            for part, (data, noise) in enumerate(streams.shares(cfg.accumulate), 1):
+                batch = draw(data, step)
+                with contextlib.nullcontext() if part == cfg.accumulate else own():        # averaged once, with the last part
+                    loss += backward(params, lambda: objective(batch, noise) / cfg.accumulate, streams, cfg.sam_rho, own)
             norm = nn.utils.clip_grad_norm_(params, cfg.grad_clip or math.inf)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             ema.update(step)
             step += 1
             log.add(step, loss, norm, lr)
-            stop = interrupt.requested                     # read once: a Ctrl-C from here on is for the next step
+            # Read once: a Ctrl-C from here on is for the next step. Several processes must agree on it, which takes them time.
+            stop = (world() == 1 or step % cfg.log_every == 0) and anyone(interrupt.requested, streams.device)
             if step % cfg.save_every == 0 or step >= cfg.steps or stop:
                 log.flush()                                # first, because it refuses a state that has gone wrong
                 save()

@@ -15,6 +15,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 
 def attention_by_hand(q, k, v, causal=False, mask=None):
@@ -38,6 +39,14 @@ def attention(q, k, v, causal=False, mask=None):
         if causal:                                                         # the kernel takes one or the other
             mask = mask & torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal and mask is None)
+
+
+def run_block(block, recompute, *inputs):
+    """block(*inputs); with `recompute`, what happens inside is not kept for the backward pass but computed a second time in it.
+
+    That is gradient checkpointing (1604.06174): memory for one block's activations instead of all, a third more time, the same gradient.
+    """
+    return checkpoint(block, *inputs, use_reentrant=False) if recompute and torch.is_grad_enabled() else block(*inputs)
 
 
 def split_heads(x, head_dim):
@@ -141,6 +150,7 @@ class Transformer(nn.Module):
 
     def __init__(self, n_layer, n_embd, n_head, causal=False, activation=nn.GELU):
         super().__init__()
+        self.recompute = False                                             # see run_block; set for training
         self.blocks = nn.ModuleList(Block(n_embd, n_head, causal, activation) for _ in range(n_layer))
         self.init_weights(n_embd, n_layer)
 
@@ -160,7 +170,7 @@ class Transformer(nn.Module):
 
     def forward(self, x, cache=None, mask=None):
         for i, block in enumerate(self.blocks):
-            x = block(x, None if cache is None else cache[i], mask)
+            x = run_block(block, self.recompute, x, None if cache is None else cache[i], mask)
         return x
 
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .checks import check_positive, check_range
-from .transformer import attention, merge_heads, split_heads, timestep_embedding
+from .transformer import attention, merge_heads, run_block, split_heads, timestep_embedding
 
 
 @dataclass(frozen=True)
@@ -190,6 +190,7 @@ class UNet(nn.Module):
     def __init__(self, cfg):
         super().__init__()
         self.cfg = cfg
+        self.recompute = False                                             # see run_block; set for training
         # mini: patch_size p folds each p × p square of pixels into channels before the first convolution and unfolds
         # after the last. The paper's networks see single pixels (1); a CPU has better uses for its time.
         p, widths, side = cfg.patch_size, cfg.widths, cfg.sides[0]
@@ -241,13 +242,13 @@ class UNet(nn.Module):
             h = h + self.position
         skips = [h]
         for block in self.down:
-            h = block(h, emb, context, mask)
+            h = run_block(block, self.recompute, h, emb, context, mask)
             skips.append(h)
         for block in self.middle:
-            h = block(h, emb, context, mask)
+            h = run_block(block, self.recompute, h, emb, context, mask)
         for block in self.up:
             if block.res.resample is None:
                 h = torch.cat([h, skips.pop()], dim=1)
-            h = block(h, emb, context, mask)
+            h = run_block(block, self.recompute, h, emb, context, mask)
         h = self.out_conv(F.silu(self.out_norm(h)))
         return F.pixel_shuffle(h, self.cfg.patch_size)

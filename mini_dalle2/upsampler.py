@@ -12,6 +12,7 @@ References: unCLIP (2204.06125) §2.1, App. C, Table 3; ADM-U (2105.05233) §4; 
 Read next: pipeline.py.
 """
 
+import functools
 import itertools
 from dataclasses import dataclass
 
@@ -21,7 +22,8 @@ from torch import nn
 
 from .checks import check_choice, check_positive
 from .degradation import DEGRADATIONS, degrade
-from .diffusion import GaussianDiffusion, UniformSampler, check_diffusion, noise_device, randn_like
+from .diffusion import GaussianDiffusion, UniformSampler, check_diffusion, randn_like
+from .noise import draw_rows
 from .sampling import ddim_step, ddpm_step, keep_known, sample_loop, strided_timesteps
 from .unet import UNet, UNetConfig
 
@@ -95,9 +97,8 @@ def random_crop(images, crop, generator=None):
     if crop > min(H, W):
         raise ValueError(f"a crop of {crop} pixels does not fit into pictures of {H} × {W}")
     # mini: the paper does not say where the crops lie: anywhere, each place as often as another.
-    device = noise_device(generator, images.device)
-    top = torch.randint(H - crop + 1, (B, 1), generator=generator, device=device).to(images.device)
-    left = torch.randint(W - crop + 1, (B, 1), generator=generator, device=device).to(images.device)
+    top = draw_rows(functools.partial(torch.randint, H - crop + 1), (B, 1), generator, images.device)
+    left = draw_rows(functools.partial(torch.randint, W - crop + 1), (B, 1), generator, images.device)
     window = torch.arange(crop, device=images.device)
     rows, columns = top + window, left + window                            # (B, crop) each
     example = torch.arange(B, device=images.device)[:, None, None]

@@ -17,8 +17,9 @@ PACKAGE = ROOT / "mini_dalle2"
 
 # What each file may import from the package. Files that are not listed (pipeline, configs, ...) put the others together: they may
 # import all of them, as long as no cycle comes of it.
-LEAVES = {"checks": set(), "transformer": set(), "diffusion": {"checks"}, "sampling": {"diffusion"}, "tokenizer": set(),
-          "training": {"checks"}, "folder": set(), "degradation": {"checks"}, "data": {"folder"}, "metrics": {"data"}, "whitening": set()}
+LEAVES = {"checks": set(), "noise": set(), "distributed": set(), "transformer": set(), "diffusion": {"checks", "noise"},
+          "sampling": {"diffusion"}, "tokenizer": set(), "training": {"checks", "distributed", "noise"}, "folder": set(),
+          "degradation": {"checks", "noise"}, "data": {"folder"}, "metrics": {"data"}, "whitening": set()}
 MODELS = {name: set(LEAVES) | {"unet"} for name in ("clip", "ar_prior", "prior", "decoder", "upsampler")}
 MAY_IMPORT = LEAVES | MODELS | {"unet": {"transformer", "checks"}}
 

@@ -1,6 +1,7 @@
 """train.py: the whole chain at toy size, going on after a stop, folders of pictures, and one sentence for every mistake."""
 
 import json
+import math
 import os
 import shlex
 import signal
@@ -324,6 +325,35 @@ def test_exit_code_and_silence_of_a_real_process(tmp_path):
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert process.returncode == 2 and process.stdout == "" and not (tmp_path / "run").exists()
     assert process.stderr == "train.py: there is no setting --decoder.lrr; the closest is --decoder.lr\n"
+
+
+def test_a_loss_that_is_not_finite_is_one_sentence(run, tmp_path, capsys, monkeypatch):
+    """Exit code 2; the examples of that very step are listed, and the last checkpoint is from before it."""
+    copy, calls = copy_of(run, tmp_path / "copy"), []
+    loss = DiffusionPrior.loss
+    monkeypatch.setattr(DiffusionPrior, "loss", lambda self, *a, **k: calls.append(1) or loss(self, *a, **k) * (math.inf if len(calls) == 2 else 1))
+    code, _, error = call(capsys, "--out", copy, "--resume", "--stage=prior", "--prior.steps=9", "--prior.save_every=4")
+    assert code == 2 and error.startswith("train.py: prior: loss inf") and "at step 5" in error and "prior.not_finite.json" in error
+    found = json.loads((copy / "prior.not_finite.json").read_text())
+    assert found["step"] == 5 and found["indices"] == job().batches("prior", 40)(4).tolist()
+    assert load_checkpoint(copy / "prior.resume.pt")["step"] == 4
+
+
+def test_flags_set_every_stage(tmp_path):
+    args = train.parse(["--dtype=bf16", "--compile", "--clip.compile=false", "--out", str(tmp_path)])
+    config = train.settle(args)
+    assert all(getattr(config, stage).train.dtype == "bf16" for stage in configs.MODEL_CONFIGS)
+    assert [stage for stage in configs.MODEL_CONFIGS if not getattr(config, stage).train.compile] == ["clip"]
+
+
+def test_bf16_parts_and_recomputing_train_every_stage(run, tmp_path, capsys):
+    """The whole chain, at losses like those without them."""
+    more = ["--dtype=bf16"] + [f"--{stage}.recompute=true" for stage in configs.MODEL_CONFIGS]
+    more += [f"--{stage}.accumulate=2" for stage in configs.MODEL_CONFIGS if stage != "clip"]
+    assert call(capsys, *SMALL, *more, "--out", tmp_path / "run")[0] == 0
+    plain, short = ({line["stage"]: line["loss"] for line in read_metrics(folder)} for folder in (run, tmp_path / "run"))
+    for stage in ("clip", "upsampler1", "upsampler2"):                     # which do not learn from another CLIP
+        assert short[stage] == pytest.approx(plain[stage], rel=5e-2)
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, capsys):

@@ -285,6 +285,26 @@ def test_not_finite_stops_and_keeps_the_last_good_state(tmp_path, where):
     assert saved["step"] == 10 and all(torch.isfinite(v).all() for v in saved["model"].values())
 
 
+def test_not_finite_lists_the_examples(tmp_path):
+    """The batch's indices are saved beside the last good checkpoint; when the stage goes on, that list is gone."""
+    def draw(generator, step):
+        x, y = toy_batch(generator)
+        return x, y * float("nan") if step == 6 else y                     # the 7th step
+
+    def train(draw, resume):
+        fit("toy", Toy(), draw, toy_loss, TrainConfig(steps=12, warmup=0, save_every=4, log_every=4), tmp_path, lambda weights: {}, resume,
+            indices=lambda step: torch.arange(3) + 100 * step)
+
+    with pytest.raises(FloatingPointError, match=r"toy: loss nan.* at step 7 \(its examples are listed in .*toy\.not_finite\.json\)"):
+        train(draw, resume=False)
+    found = json.loads((tmp_path / "toy.not_finite.json").read_text())
+    assert found == {"stage": "toy", "step": 7, "loss": "nan", "grad_norm": "nan", "indices": [600, 601, 602]}
+    saved = load_checkpoint(tmp_path / "toy.resume.pt")
+    assert saved["step"] == 4 and all(torch.isfinite(v).all() for v in saved["model"].values())
+    train(toy_batch, resume=True)
+    assert load_checkpoint(tmp_path / "toy.pt")["step"] == 12 and not (tmp_path / "toy.not_finite.json").exists()
+
+
 # ---------------------------------------------------------------------------------------------------------------- Ctrl-C
 
 def test_interrupt_once_asks_twice_stops():

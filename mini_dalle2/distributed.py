@@ -1,0 +1,139 @@
+"""Several processes that train one model, `torchrun --nproc_per_node=N train.py`: what they must agree on, and who writes.
+
+    gradient of the whole batch = mean over processes of the gradients of their shares          (torch's DistributedDataParallel)
+
+Every process runs the same program. Each learns from its share of every batch; the gradients are averaged, so that all keep the same weights.
+The first process alone writes files and draws pictures. Without torchrun there is one process, and everything here does nothing.
+
+References: torch.distributed (gloo between CPUs, nccl between GPUs). Read next: training.py.
+"""
+
+import contextlib
+import datetime
+import os
+import sys
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+
+def world():
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank():
+    """Which of them this one is, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def is_main():
+    """Whether this is the process that writes."""
+    return rank() == 0
+
+
+@contextlib.contextmanager
+def processes(device):
+    """Joins the other processes that torchrun started, if it did: yields this process's device. Only the first one prints."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
+        yield device
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    # They wait for each other while the first one embeds all pictures, or draws some: for longer than torch would.
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(days=1))
+    try:
+        with contextlib.ExitStack() as silence:
+            if not is_main():
+                silence.enter_context(contextlib.redirect_stdout(silence.enter_context(open(os.devnull, "w"))))
+            yield device
+    finally:
+        sys.stdout.flush()
+        dist.destroy_process_group()
+
+
+def barrier():
+    """Waits until all processes are here."""
+    if world() > 1:
+        dist.barrier()
+
+
+@contextlib.contextmanager
+def main_first():
+    """The first process goes through this block alone; then the others, who will find the files that it made."""
+    if not is_main():
+        barrier()
+    yield
+    if is_main():
+        barrier()
+
+
+def wrap(module):
+    """The module, with its gradients averaged over all processes in `backward`."""
+    # Buffers are constants, or the same everywhere.
+    return DistributedDataParallel(module, broadcast_buffers=False) if world() > 1 else module
+
+
+def alone(module):
+    """In this context a wrapped module's gradients are its process's own."""
+    return module.no_sync() if world() > 1 else contextlib.nullcontext()
+
+
+def mean(values):
+    """The mean of a tensor over all processes."""
+    if world() > 1:
+        dist.all_reduce(values)
+        values /= world()
+    return values
+
+
+def anyone(flag, device):
+    """Whether `flag` is true in any process."""
+    if world() == 1:
+        return flag
+    flags = torch.tensor(float(flag), device=device)
+    dist.all_reduce(flags)
+    return bool(flags > 0)
+
+
+def collect(value):
+    """[each process's value], of a plain value or a tensor on the CPU, in order."""
+    values = [None] * world()
+    if world() == 1:
+        return [value]
+    dist.all_gather_object(values, value)
+    return values
+
+
+class AllGather(torch.autograd.Function):
+    """(b, ...) of each process -> (N·b, ...), b the same everywhere; backward, the sum of all processes' gradients of one's own rows."""
+
+    @staticmethod
+    def forward(ctx, rows):
+        parts = [torch.empty_like(rows) for _ in range(world())]
+        dist.all_gather(parts, rows)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        gradient = gradient.clone(memory_format=torch.contiguous_format)           # which all_reduce writes into
+        dist.all_reduce(gradient)
+        return gradient.chunk(world())[rank()]
+
+
+def gather_rows(rows):
+    """(b, ...) of each process -> (B, ...) of all, in order; b may differ. Gradients flow back to the process that the rows came from.
+
+    There they are the sum of what all processes hand back: a loss that all of them compute alike counts N times, and the mean over N
+    processes, which `wrap` takes, is then the gradient of the one loss.
+    """
+    if world() == 1:
+        return rows
+    counts = AllGather.apply(torch.tensor([len(rows)], device=rows.device)).tolist()
+    if not any(counts):
+        return rows
+    padded = torch.cat([rows, rows.new_zeros(max(counts) - len(rows), *rows.shape[1:])])   # all must send as much
+    parts = AllGather.apply(padded).chunk(world())
+    return torch.cat([part[:count] for part, count in zip(parts, counts)])

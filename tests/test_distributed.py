@@ -1,0 +1,114 @@
+"""Several processes: two with half of each batch train as one with all of it, only the first writes, and a run may change their number."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from conftest import ROOT, SMALL
+from mini_dalle2 import configs
+from mini_dalle2.distributed import collect, gather_rows, is_main, rank, world
+from mini_dalle2.training import load_checkpoint, read_metrics
+
+STAGES = list(configs.MODEL_CONFIGS)
+
+
+def torchrun(*arguments, processes=2):
+    """train.py by torchrun, each process on one thread."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "train.py", "--device=cpu"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run([*command, *map(str, arguments)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1800)
+
+
+def losses(run, stage):
+    """A stage's loss of every step."""
+    return [line["loss"] for line in read_metrics(run) if line["stage"] == stage]
+
+
+def equal(a, b):
+    """Whether two dicts of tensors agree bit for bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def without(run, folder, stages):
+    """A copy of a run without these stages."""
+    gone = {f"{stage}{end}" for stage in stages for end in (".pt", ".resume.pt", ".png", "_loss.png")}
+    shutil.copytree(run, folder, ignore=lambda _, names: [name for name in names if name in gone])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two(run, tmp_path_factory):
+    """The stages after CLIP trained by two processes, on the CLIP that one process trained."""
+    folder = without(run, tmp_path_factory.mktemp("two") / "run", STAGES[1:])
+    (folder / "embeddings.pt").unlink()
+    process = torchrun("--out", folder, "--resume")
+    assert process.returncode == 0, process.stderr[-3000:]
+    return folder, process
+
+
+def test_one_process_is_alone():
+    rows = torch.randn(3, 2)
+    assert world() == 1 and rank() == 0 and is_main() and gather_rows(rows) is rows and collect(5) == [5]
+
+
+def test_clip_sees_the_whole_batch(run, tmp_path):
+    """Half a batch would have an easier task, ln 8 instead of ln 16; and without gradients through what is gathered, step 2 would differ."""
+    folder = without(run, tmp_path / "run", STAGES)
+    process = torchrun("--out", folder, "--stage=clip")
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert losses(folder, "clip") == pytest.approx(losses(run, "clip"), abs=1e-5) and len(losses(run, "clip")) == 3
+    a, b = (load_checkpoint(path / "clip.resume.pt")["optimizer"] for path in (run, folder))
+    for i in a:                                                            # Adam's mean of gradients: the gradients themselves agree
+        assert torch.allclose(a[i]["exp_avg"], b[i]["exp_avg"], atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("stage", STAGES[1:])
+def test_two_processes_give_the_losses_of_one(run, two, stage):
+    assert losses(two[0], stage) == pytest.approx(losses(run, stage), abs=1e-5) and len(losses(run, stage)) == 3
+    a, b = (load_checkpoint(path / f"{stage}.resume.pt")["streams"] for path in (run, two[0]))
+    assert torch.equal(a["noise"], b["noise"]) and torch.equal(a["data"], b["data"])
+
+
+def test_only_the_first_process_writes(run, two):
+    folder, process = two
+    assert {path.name for path in folder.iterdir()} == {path.name for path in run.iterdir()}
+    assert process.stdout.count("next: python sample.py") == 1 and process.stdout.count("together") == 1
+    assert len({line["step"] for line in read_metrics(folder) if line["stage"] == "decoder"}) == len(losses(folder, "decoder"))
+
+
+def test_another_number_of_processes_goes_on_and_says_what_changes(two, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(two[0], folder)
+    more = ["--out", folder, "--resume", "--stage=prior"]
+    command = [sys.executable, "train.py", "--device=cpu", *map(str, more), "--prior.steps=4"]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 0 and load_checkpoint(folder / "prior.pt")["step"] == 4
+    assert "note: prior was trained by 2 processes so far, now by 1: " in process.stdout and "no longer bit-identical" in process.stdout
+    process = torchrun(*more, "--prior.steps=5")
+    assert process.returncode == 0 and load_checkpoint(folder / "prior.pt")["step"] == 5
+    assert process.stdout.count("note: prior was trained by 1 processes so far, now by 2: ") == 1
+
+
+def test_as_many_processes_go_on_bit_for_bit(run, tmp_path):
+    """With dropout, which each process draws from a stream of its own."""
+    settings, ends = ["--stage=decoder", "--decoder.dropout=0.2", "--decoder.decay=none"], []
+    for name, parts in (("whole", [["--decoder.steps=5"]]), ("parts", [["--decoder.steps=2"], ["--decoder.steps=5", "--resume"]])):
+        folder = without(run, tmp_path / name, ["decoder"])
+        for part in parts:
+            process = torchrun("--out", folder, *settings, *part)
+            assert process.returncode == 0 and "note:" not in process.stdout, process.stderr[-3000:]
+        ends.append(load_checkpoint(folder / "decoder.resume.pt"))
+    assert equal(ends[0]["model"], ends[1]["model"]) and equal(ends[0]["ema"], ends[1]["ema"])
+    assert not torch.equal(ends[0]["processes"][0]["cpu"], ends[0]["processes"][1]["cpu"])
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (["--decoder.lrr=1"], "train.py: there is no setting --decoder.lrr; the closest is --decoder.lr"),
+    ([*SMALL, "--clip.batch_size=15"], "train.py: --clip.batch_size=15 cannot be divided among 2 processes, 1 parts each")])
+def test_mistakes_are_said_once(arguments, said, tmp_path):
+    process = torchrun(*arguments, "--out", tmp_path / "run")
+    assert process.returncode != 0 and process.stderr.splitlines().count(said) == 1
