@@ -72,8 +72,7 @@ def main_first():
 
 def wrap(module):
     """The module, with its gradients averaged over all processes in `backward`."""
-    # Buffers are constants, or the same everywhere.
-    return DistributedDataParallel(module, broadcast_buffers=False) if world() > 1 else module
+    return DistributedDataParallel(module) if world() > 1 else module
 
 
 def alone(module):
