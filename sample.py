@@ -14,6 +14,7 @@ else is drawn with it; picture j of a row of text, variations or inpaint has see
 """
 
 import argparse
+import re
 import sys
 import time
 from pathlib import Path
@@ -22,7 +23,7 @@ import torch
 from PIL import Image
 
 from mini_dalle2 import DALLE2
-from mini_dalle2.configs import Parser
+from mini_dalle2.configs import Parser, sentence
 from mini_dalle2.data import caption_grid
 from mini_dalle2.folder import central_square
 from mini_dalle2.pipeline import out_of_memory
@@ -90,14 +91,16 @@ def parse(argv):
     folder = Path(".") if args.weights else Path(args.run)
     if args.out or folder.is_dir():                                        # that there is no run is for DALLE2.load to say
         args.out = args.out or folder / ("sample.png" if args.verb == "text" else f"{args.verb}.png")
-        check_out(args.out, [getattr(args, key) for key in ("image", "other", "mask") if hasattr(args, key)])
+        check_out(args.out, [getattr(args, key) for key in ("image", "other", "mask") if hasattr(args, key)], getattr(args, "singles", False))
     return args
 
 
-def check_out(path, given):
+def check_out(path, given, singles=False):
     """Raises ValueError unless a picture can be written to `path`, which is none of those given: better now than when it is drawn."""
-    if path.resolve() in [Path(other).resolve() for other in given]:
-        raise ValueError(f"--out {path} is one of the pictures given: it would be lost")
+    for other in map(Path, given):
+        single = singles and other.resolve().parent == path.resolve().parent and re.fullmatch(re.escape(path.stem) + r"-\d+-\d+\.png", other.name)
+        if single or other.resolve() == path.resolve():
+            raise ValueError(f"--out {path} is, or with --singles may become, a picture that was given, {other}: it would be lost")
     if path.suffix.lower() != ".png":
         raise ValueError(f"--out {path}: pictures are written as .png")
     probe = path.with_name(path.name + ".tmp")                             # where atomic_open will write
@@ -219,7 +222,7 @@ def main(argv=None):
             raise
         message = "there is not enough memory for this: lower --n, or draw small pictures only with --stage base"
     except (ValueError, OSError) as error:
-        message = " ".join(str(error).split())
+        message = sentence(error)
     print(f"sample.py: {message}", file=sys.stderr)
     return 2
 

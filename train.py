@@ -14,7 +14,6 @@ configuration: with --resume, or for one more stage, only the changes need to be
 """
 
 import argparse
-import json
 import math
 import os
 import shlex
@@ -25,10 +24,10 @@ from pathlib import Path
 import torch
 
 from mini_dalle2 import configs
-from mini_dalle2.configs import Parser
-from mini_dalle2.distributed import barrier, is_main, processes, world
+from mini_dalle2.configs import Parser, sentence
+from mini_dalle2.distributed import barrier, is_main, launcher, left_alone, processes, world
 from mini_dalle2.pipeline import MODELS, out_of_memory
-from mini_dalle2.stages import Job, learn, show, write_json
+from mini_dalle2.stages import Job, learn, read_json, show, write_json
 from mini_dalle2.training import load_checkpoint, pick_device, read_metrics
 
 
@@ -48,6 +47,8 @@ def parse(argv):
     args, args.settings = parser.parse_known_args(argv)
     for key, value in (("dtype", args.dtype), ("compile", "true" if args.compile else None)):
         args.settings = [f"--{stage}.{key}={value}" for stage in configs.MODEL_CONFIGS if value] + args.settings
+    if args.out == "":
+        raise ValueError("--out is empty: it names the run folder")
     args.run = Path(args.out or f"runs/{args.preset or 'tiny'}")
     args.stages = list(configs.STAGES) if args.stage == "all" else [args.stage]
     return args
@@ -64,10 +65,12 @@ def settle(args):
     path, saved = args.run / "config.json", None
     if path.is_file():
         try:
-            saved = configs.from_dict(json.loads(path.read_text(encoding="utf-8")))
+            saved = configs.from_dict(read_json(path))
         except ValueError as error:
             raise ValueError(f"{path} cannot be used: {error}") from None
     there = [stage for stage in configs.STAGES if made(args.run, stage)]
+    if saved is None and set(there) - {"tokenizer"}:
+        raise FileNotFoundError(f"{args.run} holds {', '.join(there)}, but no config.json any more, which says what they are")
     if args.resume and saved is None:
         raise FileNotFoundError(f"there is nothing to resume in {args.run}")
     if not there and not args.resume:
@@ -75,7 +78,7 @@ def settle(args):
     if saved and args.preset not in (None, saved.preset):
         raise ValueError(f"{args.run} was begun with the preset {saved.preset}, not {args.preset}: choose another --out")
     config = saved or configs.preset(args.preset or "tiny")
-    config = configs.override(config, ([f"--data.source={args.data}"] if args.data else []) + args.settings)
+    config = configs.override(config, ([] if args.data is None else [f"--data.source={args.data}"]) + args.settings)
     if not args.resume and set(there) & set(args.stages):
         raise ValueError(f"{args.run} already holds {', '.join(s for s in there if s in args.stages)}: add --resume to go on with it, "
                          f"or choose another folder with --out")
@@ -133,7 +136,7 @@ def finished(job, stage):
     path = job.run / f"{stage}.pt"
     if stage == "tokenizer" or not path.is_file():
         return stage == "tokenizer" and made(job.run, stage)
-    checkpoint = load_checkpoint(path)
+    checkpoint = load_checkpoint(path, stage)
     step, steps = checkpoint["step"], getattr(job.config, stage).train.steps
     # The prior measures its analytic variance when it is trained; this may have been interrupted too, and is then done again.
     done = step >= steps and (stage != "prior" or bool(checkpoint["ema"]["cov"].any()))
@@ -142,6 +145,27 @@ def finished(job, stage):
     if stage in configs.ON_CLIP and checkpoint["clip_signature"] != job.frozen_clip()[1]:
         raise ValueError(f"{path} was trained on the embeddings of another CLIP: delete it and {stage}.resume.pt, or use another --out")
     return done
+
+
+def check_files(job, stages, resume):
+    """Reads what the first stage that is to be trained needs, before anything is written; returns the stages that are finished before it.
+
+    Raises FileNotFoundError, ValueError when something is gone or damaged.
+    """
+    before = []
+    for stage in stages:
+        if resume and finished(job, stage):
+            before.append(stage)
+            continue
+        if stage != "tokenizer":
+            job.tokenizer()
+        if stage in configs.ON_CLIP:
+            job.frozen_clip()
+        latest = job.run / f"{stage}.resume.pt"
+        if resume and latest.is_file() and "optimizer" not in load_checkpoint(latest, stage):
+            raise ValueError(f"{latest} is not from training")
+        break
+    return before
 
 
 def keep(config, run):
@@ -170,6 +194,9 @@ def work(args, device):
     config = settle(args)
     job = Job(config, args.run, device, args.resume)
     check_memory(job, args.stages)
+    before = check_files(job, args.stages, args.resume)
+    if args.run.exists() and not args.run.is_dir():
+        raise ValueError(f"--out {args.run} is a file: it names the run folder")
     args.run.mkdir(parents=True, exist_ok=True)
     barrier()                                                              # until then others may still be looking at what the folder holds
     keep(config, args.run)
@@ -177,7 +204,7 @@ def work(args, device):
     try:
         for stage in args.stages:
             began = time.perf_counter()
-            if args.resume and finished(job, stage):
+            if stage in before or args.resume and finished(job, stage):
                 print(f"{stage}: was finished before")
                 show(job, stage)
                 continue
@@ -190,7 +217,7 @@ def work(args, device):
     except KeyboardInterrupt as stop:
         only = "" if args.stage == "all" else f" --stage {args.stage}"
         if is_main():
-            print(f"\n{str(stop) or 'stopped'}; go on with: python train.py --out {shlex.quote(str(args.run))}{only} --resume", file=sys.stderr)
+            print(f"\n{str(stop) or 'stopped'}; go on with: {launcher()} train.py --out {shlex.quote(str(args.run))}{only} --resume", file=sys.stderr)
         return 130
     if is_main():
         summary(job, minutes)
@@ -207,12 +234,15 @@ def main(argv=None):
     except KeyboardInterrupt:
         return 130
     except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
+        if left_alone(error):
+            message = f"process {os.environ.get('RANK')} cannot go on, since another one has ended"
+        elif out_of_memory(error):
+            message = "there is not enough memory for this: make a batch smaller, as in --decoder.batch_size=16"
+        else:
             raise
-        message = "there is not enough memory for this: make a batch smaller, as in --decoder.batch_size=16"
     except (ValueError, OSError, FloatingPointError) as error:
-        message = " ".join(str(error).split())
-        if not isinstance(error, OSError) and os.environ.get("RANK", "0") != "0":
+        message = sentence(error)
+        if (not isinstance(error, OSError) or isinstance(error, FileNotFoundError)) and os.environ.get("RANK", "0") != "0":
             return 2                                                       # all processes have found the same; the first one says it
     print(f"train.py: {message}", file=sys.stderr)
     return 2

@@ -101,6 +101,13 @@ class Parser(argparse.ArgumentParser):
         raise ValueError(message)
 
 
+def sentence(error):
+    """What an exception says, on one line; of the system's own ones, which file it is about and why."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(error).split())
+
+
 def holder(config, key):
     """Where "section.key" lives: (section, "model" | "train" | "" for a section that is no stage)."""
     section, name = key.split(".")
@@ -160,7 +167,7 @@ def parse_value(text, kind, key):
         return value
     except (ValueError, KeyError):
         wanted = {bool: "true or false", int: "a whole number", float: "a finite number"}[kind]
-        raise ValueError(f'--{key} takes {wanted}, not "{text}"') from None
+        raise ValueError(f'--{key} takes {wanted}, not "{text[:40]}"') from None
 
 
 def override(config, arguments):
@@ -199,10 +206,24 @@ def to_dict(config):
     return asdict(config)
 
 
+def fits(value, kind):
+    """Whether a value is of a type that `parse_value` can make; a whole number is also a float."""
+    if isinstance(kind, types.UnionType):
+        return any(fits(value, one) for one in typing.get_args(kind))
+    if typing.get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(fits(item, typing.get_args(kind)[0]) for item in value)
+    return isinstance(value, (int, float) if kind is float else kind) and (kind is bool or not isinstance(value, bool))
+
+
 def from_dict(saved):
     """The inverse of `to_dict`, after JSON too (which turns tuples into lists). Raises ValueError for anything else."""
     def build(cls, values):
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        kinds = typing.get_type_hints(cls)
+        for key in values.keys() & kinds.keys():
+            if not fits(values[key], kinds[key]):
+                raise TypeError(f"{key} is {values[key]!r:.40}")
+        return cls(**values)
     try:
         stages = {name: Stage(build(cls, saved[name]["model"]), build(TrainConfig, saved[name]["train"]))
                   for name, cls in MODEL_CONFIGS.items()}

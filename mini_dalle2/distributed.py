@@ -33,6 +33,16 @@ def is_main():
     return rank() == 0
 
 
+def launcher():
+    """What one types before the name of a script to have as many processes again."""
+    return "python" if world() == 1 else f"torchrun --nproc_per_node={os.environ.get('LOCAL_WORLD_SIZE', world())}"
+
+
+def left_alone(error):
+    """Whether an exception says that another process has ended, so that this one waits in vain. gloo has no type of its own for it."""
+    return isinstance(error, dist.DistError) or any(text in str(error) for text in ("Connection closed by peer", "Connection reset by peer"))
+
+
 @contextlib.contextmanager
 def processes(device):
     """Joins the other processes that torchrun started, if it did: yields this process's device. Only the first one prints."""

@@ -108,7 +108,7 @@ def why_unreadable(path, size):
     """
     try:
         stat = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):                                          # a metadata.jsonl can hold names that no system takes
         return "file missing", ""
     key = (str(path), stat.st_mtime_ns, stat.st_size)
     if key not in VERIFIED:
@@ -125,11 +125,11 @@ def why_unreadable(path, size):
 # ---------------------------------------------------------------------------------------------------------------- the folder
 
 def clean_texts(value):
-    """A caption or list of captions from a file -> list of non-empty strings with single spaces. Raises TypeError for anything else."""
+    """A caption or list of captions from a file -> those in which something can be seen, with single spaces. Raises TypeError for anything else."""
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise TypeError(f"text is neither a string nor a list of strings: {value!r:.60}")
-    return [" ".join(text.split()) for text in texts if text.strip()]
+    return [" ".join(text.split()) for text in texts if any(char.isprintable() and not char.isspace() for char in text)]
 
 
 def read_metadata(path):

@@ -28,7 +28,7 @@ from .decoder import Decoder, DecoderConfig
 from .folder import central_square, from_pil, to_float, to_pil, to_rgb
 from .prior import DiffusionPrior, PriorConfig
 from .sampling import slerp
-from .tokenizer import BPETokenizer
+from .tokenizer import BPETokenizer, clean
 from .training import load_checkpoint, pick_device
 from .upsampler import Upsampler, UpsamplerConfig
 
@@ -38,16 +38,18 @@ MODELS = {"clip": (CLIP, CLIPConfig), "prior": (DiffusionPrior, PriorConfig), "a
 OPTIONAL = ("ar_prior", "upsampler1", "upsampler2")                        # a run can draw without them
 
 
-def load_model(path):
+def load_model(path, stage=None):
     """(model with its averaged weights in eval mode, checkpoint) from a stage's file. Raises FileNotFoundError, ValueError."""
-    checkpoint = load_checkpoint(path)
+    checkpoint = load_checkpoint(path, stage)
     try:
         model_class, config_class = MODELS[checkpoint["stage"]]
         model = model_class(config_class(**checkpoint["model_config"]))
         model.load_state_dict(checkpoint["ema"])
-    except (KeyError, TypeError, RuntimeError) as error:
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{path} does not fit this version's models: {reason}") from None
+    if not {"step", "steps"} <= checkpoint.keys():
+        raise ValueError(f"{path} does not say how many steps of its training it has behind it")
     return model.eval().requires_grad_(False), checkpoint
 
 
@@ -131,18 +133,26 @@ class DALLE2:
                 continue
             if not file.is_file():
                 raise FileNotFoundError(f"{run} has no {stage}.pt: train it with `python train.py --stage {stage} --out {run}`")
-            models[stage], checkpoint = load_model(file)
+            models[stage], checkpoint = load_model(file, stage)
             signatures[stage] = checkpoint.get("clip_signature")
             if checkpoint["step"] < checkpoint["steps"]:
                 warnings.warn(f"{file} is not finished: {checkpoint['step']} of {checkpoint['steps']} steps", stacklevel=2)
             if stage == "clip":
-                tokenizer = BPETokenizer.from_state_dict(checkpoint["tokenizer"])
+                try:
+                    tokenizer = BPETokenizer.from_state_dict(checkpoint.get("tokenizer"))
+                except ValueError as error:
+                    raise ValueError(f"{file} is damaged: {error}") from None
         for stage in models.keys() & {"prior", "ar_prior", "decoder"}:     # which learned from the embeddings of one CLIP
             if signatures[stage] != signatures["clip"]:
                 raise ValueError(f"{run}/{stage}.pt was trained on the embeddings of another CLIP than {run}/clip.pt: train it again")
         upsamplers = [models[stage] for stage in ("upsampler1", "upsampler2") if stage in models]
         if "upsampler1" not in models:
             upsamplers = []                                                # the second is of no use without the first
+        side = models["decoder"].cfg.image_size
+        for i, upsampler in enumerate(upsamplers, start=1):
+            if upsampler.cfg.low_size != side:
+                raise ValueError(f"{run}/upsampler{i}.pt enlarges pictures of {upsampler.cfg.low_size} pixels, but is given such of {side}")
+            side = upsampler.cfg.high_size
         return cls(tokenizer, models["clip"], models["prior"], models["decoder"], upsamplers, pick_device(device or "auto"),
                    models.get("ar_prior"), dtype, offload)
 
@@ -154,13 +164,16 @@ class DALLE2:
     # ------------------------------------------------------------------ into CLIP's space
 
     def tokens(self, captions):
-        """Captions (list of str) -> tokens (B, L). Raises ValueError for an empty or overlong caption."""
+        """Captions (list of str) -> tokens (B, L). Raises ValueError for an empty, unreadable or overlong caption."""
         captions = [captions] if isinstance(captions, str) else list(captions)
         if not captions:
             raise ValueError("no caption was given")
         for caption in captions:
-            if not caption.strip():
+            text = clean(caption)
+            if not text:
                 raise ValueError("a caption is empty: say what the picture should show")
+            if "\N{REPLACEMENT CHARACTER}" in text:                        # what bytes that are no text become
+                raise ValueError(f"a caption is not readable as text: {text[:40]!r}")
         return self.tokenizer.tokenize(captions, self.context_length).to(self.device)
 
     @torch.no_grad()

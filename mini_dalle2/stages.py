@@ -48,7 +48,7 @@ class Job:
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: run `python train.py --stage tokenizer --out {self.run}` first")
         try:
-            return BPETokenizer.from_state_dict(json.loads(path.read_text(encoding="utf-8")))
+            return BPETokenizer.from_state_dict(read_json(path))
         except ValueError as error:
             raise ValueError(f"{path} is damaged: {error}") from None
 
@@ -58,7 +58,7 @@ class Job:
             path = self.run / "clip.pt"
             if not path.is_file():
                 raise FileNotFoundError(f"{path} is missing: run `python train.py --stage clip --out {self.run}` first")
-            model, checkpoint = load_model(path)
+            model, checkpoint = load_model(path, "clip")
             if checkpoint["step"] < checkpoint["steps"]:
                 raise ValueError(f"{path} has {checkpoint['step']} of {checkpoint['steps']} steps: finish it with --stage clip --resume")
             self.clip = model.to(self.device), signature(checkpoint["ema"])
@@ -89,8 +89,10 @@ class Job:
         """(captions, z_img, z_txt) of the training pictures, from embeddings.pt while CLIP and the pictures are still the same."""
         path, key = self.run / "embeddings.pt", f"{self.frozen_clip()[1]} {self.pictures.key()}"
         with main_first():
-            saved = load_checkpoint(path) if path.is_file() else {"key": None}
-            if saved["key"] != key:
+            saved = {}
+            with contextlib.suppress(FileNotFoundError, ValueError):       # a damaged one is made again
+                saved = load_checkpoint(path, "embeddings")
+            if saved.get("key") != key:
                 pictures, captions = self.table("train", self.config.clip.model.image_size)
                 z_img, z_txt = self.embed(pictures, captions)
                 saved = {"stage": "embeddings", "key": key, "captions": captions, "z_img": z_img.cpu(), "z_txt": z_txt.cpu()}
@@ -178,6 +180,14 @@ def networks(model, cfg):
             del part.forward
 
 
+def read_json(path):
+    """Plain values from a JSON file. Raises ValueError when it is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("too many brackets within each other") from None
+
+
 def write_json(value, path):
     """Writes plain values as JSON, whole or not at all."""
     with atomic_open(path) as file:
@@ -208,7 +218,7 @@ def show(job, stage, model=None):
     if stage in SHOW and not (job.run / f"{stage}_loss.png").is_file():
         report.losses(job.run, stage)
     if stage in SHOW and not (job.run / f"{stage}.png").is_file():
-        SHOW[stage](job, model or load_model(job.run / f"{stage}.pt")[0].to(job.device))
+        SHOW[stage](job, model or load_model(job.run / f"{stage}.pt", stage)[0].to(job.device))
 
 
 # ---------------------------------------------------------------------------------------------------------------- two functions per stage

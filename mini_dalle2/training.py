@@ -244,8 +244,11 @@ def save_checkpoint(checkpoint, path):
         torch.save(checkpoint, file)
 
 
-def load_checkpoint(path):
-    """Reads a checkpoint, a dict with tensors on the CPU, without running any code in it. Raises FileNotFoundError, ValueError."""
+def load_checkpoint(path, stage=None):
+    """Reads a checkpoint, a dict with tensors on the CPU, without running any code in it; stage: what it must be of, if that matters.
+
+    Raises FileNotFoundError, ValueError.
+    """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
     try:
@@ -254,16 +257,18 @@ def load_checkpoint(path):
         raise ValueError(f"{path} cannot be read as a checkpoint: it is damaged or not one ({type(error).__name__})") from None
     if not isinstance(checkpoint, dict) or "stage" not in checkpoint:
         raise ValueError(f"{path} is a torch file, but no checkpoint of mini_dalle2")
+    if stage not in (None, checkpoint["stage"]):
+        raise ValueError(f"{path} is a checkpoint of {checkpoint['stage']}, not of {stage}")
     return checkpoint
 
 
 def read_metrics(run):
-    """The lines of metrics.jsonl as a list of dicts; a half-written one (the machine went down) is left out."""
+    """The lines of metrics.jsonl as a list of dicts; what is none (half-written, since the machine went down) is left out."""
     path, entries = Path(run) / "metrics.jsonl", []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        with contextlib.suppress(json.JSONDecodeError):
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
+        with contextlib.suppress(ValueError, RecursionError):
             entries.append(json.loads(line))
-    return entries
+    return [entry for entry in entries if isinstance(entry, dict) and "stage" in entry and isinstance(entry.get("step"), int)]
 
 
 class Log:
@@ -365,7 +370,7 @@ def restore(path, model, optimizer, ema, streams):
             torch.manual_seed(saved["step"] * world() + rank())
             print(f"note: {saved['stage']} was trained by {len(processes)} processes so far, now by {world()}: batches and noise stay those of an "
                   f"undisturbed run; dropout and the rounding of sums do not, so that weights are no longer bit-identical to its")
-    except (KeyError, RuntimeError, ValueError):
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
         raise ValueError(f"{path} belongs to a model of other sizes, or is not from training") from None
     return saved["step"], saved["seconds"]
 
@@ -420,8 +425,10 @@ def fit(stage, model, draw, loss_fn, cfg, run, header, resume=False, seed=0, ind
             ema.update(step)
             step += 1
             log.add(step, loss, norm, lr)
-            # Read once: a Ctrl-C from here on is for the next step. Several processes must agree on it, which takes them time.
-            stop = (world() == 1 or step % cfg.log_every == 0) and anyone(interrupt.requested, streams.device)
+            # Read once: a Ctrl-C from here on is for the next step. Several processes must agree on it, for which GPUs wait; on CPUs, where
+            # steps are long, it is done after each: torchrun kills who has not ended half a minute after a Ctrl-C.
+            asked = step % cfg.log_every == 0 or step >= cfg.steps or streams.device.type == "cpu" or world() == 1
+            stop = asked and anyone(interrupt.requested, streams.device)
             if step % cfg.save_every == 0 or step >= cfg.steps or stop:
                 log.flush()                                # first, because it refuses a state that has gone wrong
                 save()
