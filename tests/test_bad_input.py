@@ -1,0 +1,357 @@
+"""Whatever is wrong with what a person gives: one sentence on standard error, exit code 2, and every file as it was."""
+
+import errno
+import json
+import os
+import shutil
+import struct
+import zlib
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+import sample
+import train
+from conftest import SMALL
+from mini_dalle2.training import load_checkpoint, read_metrics, save_checkpoint
+
+FRESH = [*SMALL, "--out=new"]
+MORE = ["--out=run", "--resume", "--stage=prior", "--prior.steps=4"]
+PATCH = pytest.MonkeyPatch()                                               # undone after each case
+DRAW = ["--run=run", "--device=cpu", "--stage=base", "--out=drawn.png"]
+
+
+# ---------------------------------------------------------------------------------------------------------------- what may be wrong
+# Each: (...) -> a function without arguments that spoils the folder a case works in.
+
+def file(name, contents):
+    """A file of these bytes, or of this text, in place of what was there."""
+    def spoil():
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_bytes(contents if isinstance(contents, bytes) else contents.encode())
+    return spoil
+
+
+def pictures(texts, contents=None):
+    """A folder `pictures` with an image and a side-car text for each of `texts`; None: no text."""
+    def spoil():
+        Path("pictures").mkdir()
+        for i, text in enumerate(texts):
+            Path(f"pictures/{i}.png").write_bytes(contents or Path("cat.png").read_bytes())
+            if text is not None:
+                Path(f"pictures/{i}.txt").write_bytes(text if isinstance(text, bytes) else text.encode())
+    return spoil
+
+
+def cut(name, part=0.5):
+    """The first part of a file, as a broken download leaves it."""
+    return lambda: file(name, Path(name).read_bytes()[:int(part * Path(name).stat().st_size)])()
+
+
+def copied(source, name):
+    """One file in another one's place."""
+    return lambda: shutil.copy(source, name)
+
+
+def gone(*names):
+    """Files that are not there."""
+    return lambda: [Path(name).unlink() for name in names]
+
+
+def amended(name, **values):
+    """A checkpoint with other values; None: without that key."""
+    def spoil():
+        changed = load_checkpoint(name) | values
+        save_checkpoint({key: value for key, value in changed.items() if value is not None}, name)
+    return spoil
+
+
+def resized(name, **sizes):
+    """A checkpoint whose model has other sizes."""
+    return lambda: amended(name, model_config=load_checkpoint(name)["model_config"] | sizes)()
+
+
+def configured(section, **values):
+    """A config.json with other values in a section ("decoder.train")."""
+    def spoil():
+        config = json.loads(Path("run/config.json").read_text())
+        part = config
+        for key in section.split("."):
+            part = part[key]
+        part.update(values)
+        file("run/config.json", json.dumps(config))()
+    return spoil
+
+
+def image(name, size, mode="RGB", colour=0, white=None):
+    """A picture of one colour; `white` is a box that is white."""
+    def spoil():
+        picture = Image.new(mode, size, colour)
+        if white:
+            ImageDraw.Draw(picture).rectangle(white, fill="white")
+        picture.save(name)
+    return spoil
+
+
+def huge(name):
+    """The head of a picture of ten thousand million pixels."""
+    head = b"IHDR" + struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
+    return file(name, b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head)))
+
+
+def no_room():
+    """A disk that is full by the time a file is to be complete."""
+    def fsync(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    PATCH.setattr(os, "fsync", fsync)
+
+
+# ---------------------------------------------------------------------------------------------------------------- the cases
+# name: (script, arguments, part of the sentence, what spoils the folder...)
+
+FLAGS = {
+    "an unknown preset": (train, ["--preset=huge", "--out=new"], "invalid choice: 'huge'"),
+    "a preset that has no training": (train, ["--preset=karlo", "--out=new"], "invalid choice: 'karlo'"),
+    "an unknown stage": (train, [*FRESH, "--stage=vae"], "invalid choice: 'vae'"),
+    "an unknown device": (train, [*FRESH, "--device=tpu"], "invalid choice: 'tpu'"),
+    "an unknown precision": (train, [*FRESH, "--dtype=fp8"], "invalid choice: 'fp8'"),
+    "a misspelt setting": (train, [*FRESH, "--decoder.lrr=1"], "the closest is --decoder.lr"),
+    "a setting of no section": (train, [*FRESH, "--unet.model_channels=1"], "the closest is --decoder.model_channels"),
+    "a setting without a value": (train, [*FRESH, "--decoder.lr"], "needs a value, as in --decoder.lr="),
+    "a setting with one dash": (train, [*FRESH, "-decoder.lr=1"], "settings look like"),
+    "a word that belongs to nothing": (train, [*FRESH, "decoder"], "settings look like"),
+    "a shortened flag": (train, [*FRESH, "--res"], "there is no setting --res"),
+    "half a step": (train, [*FRESH, "--clip.steps=2.5"], "takes a whole number"),
+    "a rate that is no number": (train, [*FRESH, "--prior.lr=nan"], "takes a finite number"),
+    "neither true nor false": (train, [*FRESH, "--decoder.recompute=maybe"], "takes true or false"),
+    "a letter in a list": (train, [*FRESH, "--decoder.channel_mult=1,x"], "takes a whole number"),
+    "an empty list": (train, [*FRESH, "--decoder.channel_mult="], "channel_mult"),
+    "no steps": (train, [*FRESH, "--clip.steps=0"], "steps must be at least 1"),
+    "a rate below zero": (train, [*FRESH, "--upsampler1.lr=-1"], "lr must be above 0"),
+    "an average that never moves": (train, [*FRESH, "--prior.ema=1"], "ema must be at least 0 and below 1"),
+    "a probability above one": (train, [*FRESH, "--decoder.z_drop=1.5"], "z_drop must be from 0 to 1"),
+    "a seed below zero": (train, [*FRESH, "--data.seed=-1"], "seed must be from 0"),
+    "a seed of thirty digits": (train, [*FRESH, "--data.seed=" + "9" * 30], "seed must be from 0"),
+    "a number of ten thousand digits": (train, [*FRESH, "--data.seed=" + "9" * 10000], "data.seed"),
+    "more pictures than memory": (train, [*FRESH, "--data.images=1000000000000"], "clip needs at least"),
+    "a network larger than memory": (train, [*FRESH, "--decoder.model_channels=160000"], "decoder needs at least"),
+    "a vocabulary smaller than the bytes": (train, [*FRESH, "--tokenizer.vocab_size=10"], "vocab_size must be at least 514"),
+    "heads that do not divide the width": (train, [*FRESH, "--clip.text_heads=7"], "not divisible"),
+    "patches larger than the picture": (train, [*FRESH, "--clip.patch_size=32"], "patch_size"),
+    "norm groups that do not divide": (train, [*FRESH, "--decoder.norm_groups=7"], "norm_groups"),
+    "attention at a size that never occurs": (train, [*FRESH, "--decoder.attn_resolutions=7"], "attn_resolutions"),
+    "an upsampler that makes pictures smaller": (train, [*FRESH, "--upsampler1.high_size=8"], "upsampler1: high_size"),
+    "upsamplers that do not fit together": (train, [*FRESH, "--upsampler1.high_size=48"], "upsampler2: high_size"),
+    "a size that belongs to another stage": (train, [*FRESH, "--prior.clip_dim=64"], "follows --clip.clip_dim"),
+    "a context without room": (train, [*FRESH, "--clip.context_length=1"], "context_length must be at least 2"),
+    "an unknown objective": (train, [*FRESH, "--decoder.objective=score"], "objective"),
+    "parts that do not divide the batch": (train, [*FRESH, "--decoder.accumulate=3"], "not divisible by accumulate"),
+    "CLIP in parts": (train, [*FRESH, "--clip.accumulate=2"], "clip.accumulate must be 1"),
+    "more sampling steps than timesteps": (train, [*FRESH, "--prior.sampling_steps=5000"], "sampling_steps"),
+    "an empty name for the data": (train, [*FRESH, "--data="], "source is empty"),
+    "an empty name for the run": (train, [*SMALL, "--out="], "--out is empty"),
+    "no verb": (sample, [], "required: verb"),
+    "an unknown verb": (sample, ["paint", "a circle", *DRAW], "invalid choice: 'paint'"),
+    "no caption": (sample, ["text", *DRAW], "required: CAPTION"),
+    "an unknown flag": (sample, ["text", "a circle", "--colour=red", *DRAW], "unrecognized arguments: --colour"),
+    "no pictures": (sample, ["text", "a circle", "--n=0", *DRAW], "--n 0"),
+    "a thousand and one pictures": (sample, ["text", "a circle", "--n=1001", *DRAW], "--n 1001"),
+    "the best of fewer": (sample, ["text", "a circle", "--n=4", "--rerank=2", *DRAW], "rerank 2"),
+    "a sample's seed below zero": (sample, ["text", "a circle", "--seed=-1", *DRAW], "--seed -1"),
+    "no sampling steps": (sample, ["text", "a circle", "--steps=0", *DRAW], "0 sampling steps"),
+    "a million sampling steps": (sample, ["text", "a circle", "--steps=1000000", *DRAW], "1000000 sampling steps"),
+    "guidance that is no number": (sample, ["text", "a circle", "--guidance=nan", *DRAW], "guidance nan"),
+    "an unknown prior": (sample, ["text", "a circle", "--prior=gan", *DRAW], "invalid choice: 'gan'"),
+    "an eta above one": (sample, ["variations", "cat.png", "--eta=2", *DRAW], "--eta 2"),
+    "an angle beyond the other caption": (sample, ["textdiff", "cat.png", "a", "b", "--theta=1.5", *DRAW], "theta"),
+    "an angle that is no number": (sample, ["textdiff", "cat.png", "a", "b", "--theta=nan", *DRAW], "theta"),
+    "a text diff between equals": (sample, ["textdiff", "cat.png", "a cat", "a cat", *DRAW], "both captions mean the same"),
+    "an interpolation of one": (sample, ["interpolate", "cat.png", "mask.png", "--n=1", *DRAW], "at least two"),
+    "no component": (sample, ["reconstruct", "cat.png", "--components=0", *DRAW], "component"),
+    "more components than there are": (sample, ["reconstruct", "cat.png", "--components=1000", *DRAW], "component"),
+    "a GPU that is not there": (sample, ["text", "a circle", "--run=run", "--device=cuda", "--out=drawn.png"], "no usable GPU",
+                                lambda: PATCH.setattr(torch.cuda, "is_available", lambda: False)),
+}
+
+DATA = {
+    "no such folder": (train, [*FRESH, "--data=nowhere"], "no such folder: nowhere"),
+    "a picture for a folder": (train, [*FRESH, "--data=cat.png"], "no such folder: cat.png"),
+    "an empty folder": (train, [*FRESH, "--data=pictures"], "no image files", lambda: Path("pictures").mkdir()),
+    "texts without pictures": (train, [*FRESH, "--data=pictures"], "no image files", file("pictures/a.txt", "a cat")),
+    "pictures without texts": (train, [*FRESH, "--data=pictures"], "2 × no caption", pictures([None, None])),
+    "nothing but empty captions": (train, [*FRESH, "--data=pictures"], "2 × no caption", pictures(["", " \n\t "])),
+    "captions in binary": (train, [*FRESH, "--data=pictures"], "2 × side-car text is not UTF-8", pictures([b"\xff\xfe\x00a", b"\x80"])),
+    "captions of which nothing can be seen": (train, [*FRESH, "--data=pictures"], "2 × no caption", pictures(["\x01", "\x02\x03"])),
+    "pictures that are none": (train, [*FRESH, "--data=pictures"], "2 × not an image", pictures(["a", "b"], b"<html>not found</html>")),
+    "metadata that is no JSON": (train, [*FRESH, "--data=pictures"], "1 × line not understood", file("pictures/metadata.jsonl", "cat.png,a cat")),
+    "metadata that names no picture": (train, [*FRESH, "--data=pictures"], "1 × file missing",
+                                       file("pictures/metadata.jsonl", '{"file_name": "cat.png", "text": "a cat"}')),
+    "metadata with numbers for names": (train, [*FRESH, "--data=pictures"], "2 × line not understood",
+                                        file("pictures/metadata.jsonl", '{"file_name": 3, "text": "a"}\n{"file_name": "a.png", "text": 3}')),
+    "metadata with a name no system takes": (train, [*FRESH, "--data=pictures"], "no usable captioned picture",
+                                             file("pictures/metadata.jsonl", '{"file_name": "a\\u0000.png", "text": "a"}')),
+}
+
+CAPTIONS = {
+    "an empty caption": (sample, ["text", "a circle", "", *DRAW], "a caption is empty"),
+    "a caption of blanks": (sample, ["text", " \t\n", *DRAW], "a caption is empty"),
+    "a caption of control characters": (sample, ["text", "\x01\x02", *DRAW], "a caption is empty"),
+    "a caption in binary": (sample, ["text", b"\xff\xfe\x9d".decode(errors="surrogateescape"), *DRAW], "caption"),
+    "a caption too long for the context": (sample, ["text", "red circle " * 40, *DRAW], "context_length is 32"),
+    "a caption of a million letters": (sample, ["text", "x" * 10 ** 6, *DRAW], "context_length is 32"),
+    "an empty target": (sample, ["textdiff", "cat.png", "a cat", "", *DRAW], "a caption is empty"),
+}
+
+PICTURES = {
+    "no such picture": (sample, ["variations", "dog.png", *DRAW], "there is no picture dog.png"),
+    "a folder for a picture": (sample, ["variations", "run", *DRAW], "there is no picture run"),
+    "an empty picture": (sample, ["variations", "dog.png", *DRAW], "dog.png cannot be read", file("dog.png", b"")),
+    "a text for a picture": (sample, ["interpolate", "cat.png", "dog.png", *DRAW], "dog.png cannot be read", file("dog.png", "a dog")),
+    "half a picture": (sample, ["classify", "cat.png", "a", *DRAW[:2], DRAW[-1]], "cat.png cannot be read", cut("cat.png")),
+    "a picture that would fill the memory": (sample, ["variations", "dog.png", *DRAW], "dog.png cannot be read",
+                                             huge("dog.png")),
+    "a mask of another size": (sample, ["inpaint", "cat.png", "dog.png", "a cat", *DRAW], "must be of the same size", image("dog.png", (9, 9))),
+    "a black mask": (sample, ["inpaint", "cat.png", "dog.png", "a cat", *DRAW], "nothing", image("dog.png", (64, 64))),
+    "a mask of glass": (sample, ["inpaint", "cat.png", "dog.png", "a cat", *DRAW], "nothing", image("dog.png", (64, 64), "RGBA", (255, 255, 255, 0))),
+    "a mask that is white where nothing is taken": (sample, ["inpaint", "dog.png", "edge.png", "a cat", *DRAW], "central square",
+                                                    image("dog.png", (90, 30)), image("edge.png", (90, 30), white=(0, 0, 20, 30))),
+    "half a mask": (sample, ["inpaint", "cat.png", "mask.png", "a cat", *DRAW], "mask.png cannot be read", cut("mask.png")),
+}
+
+RUNS = {
+    "no such run": (sample, ["text", "a circle", "--run=nowhere"], "no run folder nowhere"),
+    "a file for a run": (sample, ["text", "a circle", "--run=cat.png", "--out=drawn.png"], "no run folder cat.png"),
+    "a run without a prior": (sample, ["text", "a circle", *DRAW], "run has no prior.pt", gone("run/prior.pt")),
+    "half a checkpoint": (sample, ["text", "a circle", *DRAW], "run/decoder.pt cannot be read", cut("run/decoder.pt")),
+    "an empty checkpoint": (sample, ["text", "a circle", *DRAW], "run/upsampler2.pt cannot be read", file("run/upsampler2.pt", b"")),
+    "a picture for a checkpoint": (sample, ["text", "a circle", *DRAW], "run/clip.pt cannot be read", copied("cat.png", "run/clip.pt")),
+    "weights of somebody else": (sample, ["text", "a circle", *DRAW], "no checkpoint of mini_dalle2",
+                                 lambda: torch.save({"weight": torch.zeros(3)}, "run/prior.pt")),
+    "a checkpoint of another stage": (sample, ["text", "a circle", *DRAW], "run/prior.pt is a checkpoint of ar_prior",
+                                      copied("run/ar_prior.pt", "run/prior.pt")),
+    "upsamplers in each other's place": (sample, ["text", "a circle", *DRAW], "run/upsampler1.pt is a checkpoint of upsampler2",
+                                         copied("run/upsampler2.pt", "run/upsampler1.pt")),
+    "a checkpoint of a future version": (sample, ["text", "a circle", *DRAW], "does not fit this version's models",
+                                         amended("run/prior.pt", stage="prior", model_config={"depth": 3})),
+    "a checkpoint with impossible sizes": (sample, ["text", "a circle", *DRAW], "run/prior.pt does not fit", resized("run/prior.pt", heads=7)),
+    "a checkpoint of other sizes": (sample, ["text", "a circle", *DRAW], "run/prior.pt does not fit", resized("run/prior.pt", width=48)),
+    "a checkpoint without weights": (sample, ["text", "a circle", *DRAW], "run/decoder.pt does not fit", amended("run/decoder.pt", ema=None)),
+    "a checkpoint without its step": (sample, ["text", "a circle", *DRAW], "run/decoder.pt", amended("run/decoder.pt", step=None)),
+    "a checkpoint with text for weights": (sample, ["text", "a circle", *DRAW], "run/decoder.pt", amended("run/decoder.pt", ema="weights")),
+    "a CLIP without its tokenizer": (sample, ["text", "a circle", *DRAW], "run/clip.pt", amended("run/clip.pt", tokenizer=None)),
+    "a decoder of another CLIP": (sample, ["text", "a circle", *DRAW], "another CLIP", amended("run/decoder.pt", clip_signature="0" * 16)),
+    "an upsampler of other sizes": (sample, ["text", "a circle", *DRAW], "upsampler1", lambda: (
+        amended("run/upsampler2.pt", stage="upsampler1")(), shutil.copy("run/upsampler2.pt", "run/upsampler1.pt"), gone("run/upsampler2.pt")())),
+    "no public weights": (sample, ["text", "a circle", "--weights=nowhere", "--out=drawn.png"], "nowhere"),
+    "public weights that are none": (sample, ["text", "a circle", "--weights=run", "--out=drawn.png"], "run"),
+    "nothing to go on with": (train, ["--preset=micro", "--out=new", "--resume"], "nothing to resume"),
+    "a run that is there already": (train, [*SMALL, "--out=run"], "already holds"),
+    "a run of another preset": (train, ["--out=run", "--resume", "--preset=tiny"], "begun with the preset micro"),
+    "a run of other sizes": (train, ["--out=run", "--resume", "--clip.text_width=64"], "already holds a clip of other sizes"),
+    "a run of other pictures": (train, ["--out=run", "--resume", "--data=pictures"], "from other data", pictures(["a cat"])),
+    "half a config.json": (train, MORE, "run/config.json cannot be used", cut("run/config.json")),
+    "a config.json in binary": (train, MORE, "run/config.json cannot be used", file("run/config.json", b"\xff\xfe\x00")),
+    "a config.json that is a list": (train, MORE, "run/config.json cannot be used", file("run/config.json", "[1, 2]")),
+    "a config.json nested too deeply": (train, MORE, "run/config.json cannot be used", file("run/config.json", "[" * 10 ** 5)),
+    "a config.json of a future version": (train, MORE, "run/config.json cannot be used", configured("decoder.model", depth=3)),
+    "a config.json with a word for a number": (train, MORE, "run/config.json cannot be used", configured("prior.train", lr="fast")),
+    "a config.json with half a step": (train, MORE, "run/config.json cannot be used", configured("prior.train", batch_size=2.5)),
+    "no config.json": (train, MORE, "config.json", gone("run/config.json")),
+    "no config.json, and one stage more": (train, [*SMALL, "--out=run", "--stage=upsampler2"], "config.json",
+                                           gone("run/config.json", "run/upsampler2.pt", "run/upsampler2.resume.pt")),
+    "no tokenizer yet": (train, [*FRESH, "--stage=clip"], "tokenizer.json is missing"),
+    "half a tokenizer": (train, MORE, "run/tokenizer.json is damaged", cut("run/tokenizer.json")),
+    "a tokenizer with impossible merges": (train, MORE, "run/tokenizer.json is damaged", file("run/tokenizer.json", '{"merges": ["zz zz"]}')),
+    "no CLIP yet": (train, [*MORE[:2], "--stage=prior"], "run/clip.pt is missing", gone("run/clip.pt", "run/prior.pt", "run/prior.resume.pt")),
+    "half a CLIP": (train, MORE, "run/clip.pt cannot be read", cut("run/clip.pt")),
+    "a prior of another CLIP": (train, MORE, "run/prior.pt was trained on the embeddings of another CLIP",
+                                amended("run/prior.pt", clip_signature="0" * 16)),
+    "half of what is needed to go on": (train, MORE, "run/prior.resume.pt cannot be read", cut("run/prior.resume.pt")),
+    "nothing of what is needed to go on": (train, MORE, "prior.resume.pt, which is needed to go on", gone("run/prior.resume.pt")),
+    "to go on from another stage": (train, MORE, "run/prior.resume.pt", copied("run/decoder.resume.pt", "run/prior.resume.pt")),
+    "to go on from what is only for sampling": (train, MORE, "run/prior.resume.pt", copied("run/prior.pt", "run/prior.resume.pt")),
+}
+
+OUTPUTS = {
+    "a file for the run folder": (train, [*SMALL, "--out=cat.png"], "cat.png"),
+    "a run folder below a file": (train, [*SMALL, "--out=cat.png/new"], "cat.png/new"),
+    "a run folder where none may be": (train, [*SMALL, "--out=/proc/new"], "/proc/new"),
+    "a run folder with a name too long": (train, [*SMALL, "--out=" + "x" * 300], "too long"),
+    "a full disk at the start": (train, [*SMALL, "--out=run", "--stage=tokenizer"], "run/config.json could not be written (No space left",
+                                 no_room, gone("run/tokenizer.json")),
+    "a full disk at the end": (sample, ["text", "a circle", "--n=1", *DRAW], "drawn.png could not be written (No space left", no_room),
+    "a picture over the one given": (sample, ["variations", "cat.png", *DRAW[:3], "--out=cat.png"], "it would be lost"),
+    "single pictures over the one given": (sample, ["variations", "a-1-1.png", *DRAW[:3], "--out=a.png", "--singles"], "it would be lost",
+                                           copied("cat.png", "a-1-1.png")),
+    "a picture into no folder": (sample, ["text", "a circle", *DRAW[:3], "--out=nowhere/a.png"], "no folder nowhere"),
+    "a picture in place of a folder": (sample, ["text", "a circle", *DRAW[:3], "--out=a.png"], "is a folder", lambda: Path("a.png").mkdir()),
+    "a picture of another format": (sample, ["text", "a circle", *DRAW[:3], "--out=a.gif"], "written as .png"),
+    "a picture where none may be": (sample, ["text", "a circle", *DRAW[:3], "--out=/proc/a.png"], "cannot be written"),
+}
+
+CASES = FLAGS | DATA | CAPTIONS | PICTURES | RUNS | OUTPUTS
+
+
+@pytest.fixture
+def box(run, tmp_path):
+    """A folder to spoil: a finished run, a picture, a mask; it is the current one."""
+    PATCH.chdir(tmp_path)
+    shutil.copytree(run, "run")
+    image("cat.png", (64, 64), colour="orange", white=(10, 10, 30, 40))()
+    image("mask.png", (64, 64), white=(0, 0, 31, 31))()
+    yield tmp_path
+    PATCH.undo()
+
+
+def contents(folder):
+    """{path: bytes} of all files, and of the folders None."""
+    return {path.relative_to(folder): path.read_bytes() if path.is_file() else None for path in folder.rglob("*") if path.suffix != ".tmp"}
+
+
+@pytest.mark.parametrize("script, arguments, said, spoil", [(*case[:3], case[3:]) for case in CASES.values()], ids=CASES)
+def test_a_mistake_is_one_sentence_and_changes_nothing(box, capsys, script, arguments, said, spoil):
+    for change in spoil:
+        change()
+    before = contents(box)
+    capsys.readouterr()
+    code = script.main(arguments)
+    error = capsys.readouterr().err.split("\r")[-1]                         # bars that were drawn until then wipe themselves away
+    assert code == 2 and said in error and error.startswith(f"{script.__name__}.py: ") and error.count("\n") == 1, error
+    assert len(error) < 1000 and "Traceback" not in error and "[Errno" not in error, error
+    assert contents(box) == before
+
+
+# Odd, but what is meant is clear: it works. Under its name, what a person would expect.
+ODD = {
+    "one pixel is a picture of one colour": (sample, ["variations", "dog.png", "--n=1", *DRAW], image("dog.png", (1, 1))),
+    "of a stripe, the square in its middle is taken": (sample, ["variations", "dog.png", "--n=1", *DRAW], image("dog.png", (20000, 10))),
+    "of a tower too": (sample, ["reconstruct", "dog.png", *DRAW], image("dog.png", (10, 20000))),
+    "a picture of which only the end mark is lost is whole": (sample, ["reconstruct", "cat.png", *DRAW], cut("cat.png", 0.98)),
+    "grey of 16 bits": (sample, ["reconstruct", "dog.png", *DRAW], image("dog.png", (64, 64), "I;16", 40000)),
+    "a mask for one pixel": (sample, ["inpaint", "dog.png", "dot.png", "a cat", "--n=1", *DRAW], image("dog.png", (1, 1)),
+                             image("dot.png", (1, 1), colour="white")),
+    "a mask that is white all over": (sample, ["inpaint", "cat.png", "all.png", "a cat", "--n=1", *DRAW], image("all.png", (64, 64), colour="white")),
+    "a caption in other letters": (sample, ["text", "красный круг 🐈", "--n=1", *DRAW]),
+    "a picture called like a flag": (sample, ["reconstruct", *DRAW, "--", "--dog.png"], copied("cat.png", "--dog.png")),
+    "lines of metrics.jsonl that are none are left out": (
+        train, MORE, file("run/metrics.jsonl", b'{"stage": 1}\n[1]\n3\n\xff{"st\n' + b"[" * 10 ** 5)),
+    "no metrics.jsonl": (train, MORE, gone("run/metrics.jsonl")),
+    "damaged embeddings are made again": (train, MORE, cut("run/embeddings.pt")),
+    "what is no embeddings too": (train, MORE, copied("run/clip.pt", "run/embeddings.pt")),
+    "one captioned picture is a data set": (train, [*FRESH, "--data=pictures", "--stage=tokenizer"], pictures(["a cat"])),
+    "a caption of a hundred thousand words loses its end": (train, [*FRESH, "--data=pictures", "--stage=tokenizer"], pictures(["cat " * 10 ** 5])),
+    "pictures of one pixel, and stripes": (train, [*FRESH, "--data=pictures", "--stage=tokenizer"], pictures(["a cat"]),
+                                           image("pictures/0.png", (1, 1)), image("pictures/1.png", (20000, 10)), file("pictures/1.txt", "a dog")),
+}
+
+
+@pytest.mark.parametrize("script, arguments, prepare", [(*case[:2], case[2:]) for case in ODD.values()], ids=ODD)
+def test_what_is_odd_but_clear_works(box, script, arguments, prepare):
+    for change in prepare:
+        change()
+    assert script.main(arguments) == 0
+    assert script is train or Image.open("drawn.png").size > (16, 16)
+    if "--stage=prior" in arguments:
+        assert load_checkpoint("run/prior.pt")["step"] == 4 and {line["stage"] for line in read_metrics("run")} >= {"prior"}
