@@ -262,8 +262,8 @@ def main(argv):
     except KeyboardInterrupt:
         return 130
     except ValueError as error:
-        message = error
+        message = str(error)                                               # not the error itself, which would keep its bar on the screen
     except OSError as error:
         message = f"cannot write {error.filename or args.out}: {error.strerror or error}"
-    print(f"emoji: {' '.join(str(message).split())}", file=sys.stderr)
+    print(f"emoji: {' '.join(message.split())}", file=sys.stderr)
     return 2
