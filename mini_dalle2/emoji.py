@@ -46,6 +46,9 @@ PACKAGES = {                                                               # sty
     "emojione v1": "@iconify-json/emojione-v1@1.2.3", "firefox": "@iconify-json/fxemoji@1.2.2",
 }
 NAMES = "emojibase-data@17.0.0"                                            # Unicode's names and keywords
+MISNAMED = {"firefox": {                                                   # in this style "tiger" is its face: code points -> icon
+    "1f436": "dog", "1f415": "dogside", "1f431": "cat", "1f408": "catside", "1f42f": "tiger", "1f405": "tigerside",
+    "1f42d": "mouse", "1f401": "mouseside", "1f437": "pig", "1f416": "pigside"}}
 LEFT_OUT = (None, 2, 9)                                                    # emojibase's groups: letters; components; flags
 SPLITS = {"held_out": 0.08, "val": 0.12}                                   # upper ends of the shares; the rest is "train"
 SEEN = 2                                                                   # styles of a concept that training keeps at least
@@ -221,7 +224,8 @@ def build(out, size=64):
         concepts, jobs, infos = read_concepts(*read(tarballs[NAMES], "en/data.json")), [], {}
         for style, package in tqdm(PACKAGES.items(), desc="reading", unit="", leave=False):
             pack, chars, infos[style] = read(tarballs[package], "icons.json", "chars.json", "info.json")
-            jobs += [(concept, style, as_svg(pack, name, size)) for concept, name in match(concepts, pack, chars).items()]
+            jobs += [(concept, style, as_svg(pack, name, size))
+                     for concept, name in match(concepts, pack, chars | MISNAMED.get(style, {})).items()]
         drawn = Path(work, "set")
         files, left_out = draw_all(jobs, draw, drawn / "drawn")
         if not files:

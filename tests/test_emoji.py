@@ -49,7 +49,10 @@ def packages(tmp_path, monkeypatch):
     contents = {emoji.NAMES: {"en__data": ENTRIES}}
     for style, package in STYLES.items():
         icons = {name: square(2 * i, COLOURS[style]) for i, name in enumerate(("tiger", "mans-shoe", "sun", "keycap"))}
-        pack = {"width": 16, "height": 16, "icons": icons | {"flag-wales": square(1, "#000"), "light-skin-tone": square(3, "#000")}}
+        pack = {"width": 16, "height": 16, "icons": icons}
+        icons |= {"flag-wales": square(1, "#000"), "light-skin-tone": square(3, "#000")}
+        if style == "firefox":                                             # where "tiger" would be its face
+            icons["tigerside"] = icons.pop("tiger")
         contents[package] = {"icons": pack, "chars": {}, "info": INFO}
 
     def fetch(package, folder):
@@ -179,7 +182,7 @@ def test_what_is_left_out(tmp_path, packages, drawn, capsys):
     icons["mans-shoe"] = icons["tiger"]
     icons["sun"] = {"body": ""}
     other = packages[STYLES["firefox"]]["icons"]["icons"]
-    other["tiger"], other["sun"] = icons["tiger"], {"body": "<path"}
+    other["tigerside"], other["sun"] = icons["tiger"], {"body": "<path"}
     assert run(tmp_path / "out") == 0
     summary = capsys.readouterr().out
     assert "2 identical to another" in summary and "1 empty" in summary and "1 that could not be drawn" in summary
