@@ -13,14 +13,21 @@ def check_choice(name, value, choices):
         raise ValueError(f"unknown {name} '{value}': it is one of {', '.join(choices)}")
 
 
-def check_range(cfg, low, high, *keys):
-    """Raises ValueError unless each of these fields (each item, if it is a tuple) lies in [low, high]; None, for "not given", passes."""
+def given(cfg, keys):
+    """(key, number) for each number in these fields; a tuple holds several, None, for "not given", none."""
     for key in keys:
         value = getattr(cfg, key)
         for item in value if isinstance(value, tuple) else (value,):
-            if item is not None and not low <= item <= high:               # also false for a float that is no number
-                wanted = f"at least {low}" if high == math.inf else f"from {low} to {high}"
-                raise ValueError(f"{key} must be {wanted}, not {item}")
+            if item is not None:
+                yield key, item
+
+
+def check_range(cfg, low, high, *keys):
+    """Raises ValueError unless each of these fields (each item, if it is a tuple) lies in [low, high]; None, for "not given", passes."""
+    for key, item in given(cfg, keys):
+        if not low <= item <= high:                                        # also false for a float that is no number
+            wanted = f"at least {low}" if high == math.inf else f"from {low} to {high}"
+            raise ValueError(f"{key} must be {wanted}, not {item}")
 
 
 def check_positive(cfg, *keys):
@@ -30,11 +37,9 @@ def check_positive(cfg, *keys):
 
 def check_above_zero(cfg, *keys):
     """Raises ValueError unless each of these numbers (each item, if it is a tuple) is above 0; None passes."""
-    for key in keys:
-        value = getattr(cfg, key)
-        for item in value if isinstance(value, tuple) else (value,):
-            if item is not None and not item > 0:
-                raise ValueError(f"{key} must be above 0, not {item}")
+    for key, item in given(cfg, keys):
+        if not item > 0:
+            raise ValueError(f"{key} must be above 0, not {item}")
 
 
 def check_captions(cfg):

@@ -254,13 +254,7 @@ def unet_diffusers(cfg):
 
 def interleaved(ours, theirs, tokens):
     """The projection to several tokens at once: rows of theirs go token by token through each channel, rows of ours token after token."""
-    def load(x):
-        return (x.reshape(-1, tokens, *x.shape[1:]).transpose(0, 1).reshape(x.shape),)
-
-    def save(x):
-        return (x.reshape(tokens, -1, *x.shape[1:]).transpose(0, 1).reshape(x.shape),)
-
-    return [Row((f"{ours}.{kind}",), (f"{theirs}.{kind}",), load, save) for kind in ("weight", "bias")]
+    return by_head(ours, theirs, tokens, 1)
 
 
 def decoder_karlo(cfg):

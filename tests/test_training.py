@@ -2,6 +2,7 @@
 
 import json
 import math
+import functools
 import os
 import signal
 import subprocess
@@ -287,7 +288,9 @@ def test_not_finite_stops_and_keeps_the_last_good_state(tmp_path, where):
 
 # ---------------------------------------------------------------------------------------------------------------- Ctrl-C
 
-def test_interrupt_once_asks_twice_stops():
+def test_interrupt_once_asks_twice_stops(request):
+    request.addfinalizer(functools.partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
+    signal.signal(signal.SIGINT, signal.default_int_handler)               # a shell starts its background jobs with Ctrl-C ignored
     before = signal.getsignal(signal.SIGINT)
     with Interrupt() as interrupt:
         os.kill(os.getpid(), signal.SIGINT)
