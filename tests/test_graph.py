@@ -18,13 +18,14 @@ PACKAGE = ROOT / "mini_dalle2"
 # What each file may import from the package. Files that are not listed (pipeline, configs, ...) put the others together: they may
 # import all of them, as long as no cycle comes of it.
 LEAVES = {"checks": set(), "transformer": set(), "diffusion": {"checks"}, "sampling": {"diffusion"}, "tokenizer": set(),
-          "training": {"checks"}, "folder": set(), "degradation": {"checks"}, "data": {"folder"}, "metrics": {"data"}, "whitening": set()}
+          "training": {"checks"}, "folder": set(), "degradation": {"checks"}, "emoji": set(), "data": {"folder", "emoji"},
+          "metrics": {"data"}, "whitening": set()}
 MODELS = {name: set(LEAVES) | {"unet"} for name in ("clip", "ar_prior", "prior", "decoder", "upsampler")}
 MAY_IMPORT = LEAVES | MODELS | {"unet": {"transformer", "checks"}}
 
 RUNTIME = {"torch": "torch", "numpy": "numpy", "tqdm": "tqdm", "PIL": "pillow", "ftfy": "ftfy", "regex": "regex",
            "matplotlib": "matplotlib"}                     # import name -> the name that pip knows
-OPTIONAL = {"pretrained": {"safetensors"}}                 # imported where it is used, with a message that names the install
+OPTIONAL = {"pretrained": {"safetensors"}, "emoji": {"resvg_py"}}      # imported where it is used, with a message that names the install
 TOP_LEVEL = {"README.md", "requirements.txt", "mini_dalle2", "train.py", "sample.py", "notebooks", "tests", "LICENSE"}
 HIDDEN = {".gitignore", ".gitattributes", ".ci", ".pytest.ini", ".flake8", ".ruff.toml", ".editorconfig"}
 
