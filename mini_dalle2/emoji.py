@@ -14,7 +14,8 @@ Which split a combination falls into is a function of its caption alone. Skin to
 pictures that are alike to the last pixel only the first stays, lest a held-out one hide in training under another name.
 Needs `npm`, which fetches the packages and checks them, and `pip install resvg-py`, which draws SVG. None of it lies in the repository.
 
-The result is three folders that `CaptionedFolder` reads, and LICENCES.md: who drew what, and what they ask for in return.
+The result is three folders that `CaptionedFolder` reads, and LICENCES.md: who drew what, and what they ask for in return. `python train.py
+--data data/emoji` learns from `train` and shows pictures of `val`.
 References: Unicode CLDR short names; IconifyJSON (the format of icons.json); the `imagefolder` page of the Hugging Face documentation.
 Read next: `folder.py`.
 """
