@@ -3,7 +3,8 @@
 The paper trains on pairs (x, y) of an image and its caption (§2); its 650 million pairs are not public. Two stand-ins live here.
 `CaptionedShapes` is a world of coloured shapes with an exact caption grammar: small enough to learn on a laptop, and every answer can be
 checked (`metrics.grade` reads a finished picture back into objects). It asks for just what §7 of the paper finds hard: binding a colour to
-the right shape, and counting. `CaptionedFolder` (in `folder.py`) reads your own pictures.
+the right shape, and counting. `CaptionedFolder` (in `folder.py`) reads your own pictures;
+`python -m mini_dalle2.data emoji --out FOLDER` builds a folder of real ones (`emoji.py`).
 
     a small red circle · a large orange star                35 %    size
     a red circle above a blue square                        45 %    relation: above, below, left of, right of
@@ -22,6 +23,7 @@ import itertools
 import math
 import os
 import random
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -331,3 +333,16 @@ def caption_grid(rows, captions, path=None):
     if path is not None:
         sheet.save(path)
     return sheet
+
+
+def main(argv):
+    """python -m mini_dalle2.data emoji --out FOLDER: builds the set of emoji. Returns an exit code."""
+    from . import emoji
+    if argv[:1] == ["emoji"]:
+        return emoji.main(argv[1:])
+    print("data: there is one set to build: python -m mini_dalle2.data emoji --out FOLDER", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

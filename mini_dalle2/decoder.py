@@ -94,7 +94,7 @@ class Decoder(nn.Module):
     """U-Net, text transformer and the two ways in for z_img."""
 
     Z_TOKENS = 4
-    REFINE = 3                          # corrections of each step of the inversion
+    REFINE = 20                         # corrections of each step of the inversion, at most
 
     def __init__(self, cfg):
         super().__init__()
@@ -216,8 +216,8 @@ class Decoder(nn.Module):
         For `sample(z_img, None, guidance=1, eta=0, x_T=x_T)` with as many steps. z_img and x_T together are the paper's bipartite latent.
         """
         # mini: the paper does not say what else the decoder is told (here no caption, no guidance), whether x̂_0 is cut to [-1, 1] (it is,
-        # as in sampling), nor of corrections to DDIM run backwards (REFINE times a step, each one more look at the network).
+        # as in sampling), nor of corrections to DDIM run backwards (up to REFINE a step, each one more look at the network).
         timesteps = strided_timesteps(self.cfg.num_timesteps, self.cfg.sampling_steps if steps is None else steps)
         denoise = self.denoiser(z_img, None)
         x_0 = images.contiguous(memory_format=torch.channels_last)
-        return ddim_invert(self.diffusion, denoise, x_0, timesteps, self.REFINE, progress)
+        return ddim_invert(self.diffusion, denoise, x_0, timesteps, self.REFINE, progress=progress)

@@ -5,6 +5,7 @@ Shapes: N pictures. Read next: data.py, folder.py.
 
 import hashlib
 import math
+from pathlib import Path
 
 import torch
 from torch.utils.data import Subset
@@ -19,20 +20,23 @@ class Pictures:
     def __init__(self, cfg, device):
         self.cfg, self.device, self.last, self.there = cfg, device, (None, None), math.inf     # as many shapes as one likes
         if cfg.source != "shapes":
-            folder = self.folder(1)
+            self.is_split = all(Path(cfg.source, split).is_dir() for split in ("train", "val"))
+            folder = self.folder("train", 1)
             self.there = len(folder)
             print(folder.report)
 
-    def folder(self, size):
-        """All pictures of the folder, at size × size."""
-        return CaptionedFolder(self.cfg.source, size)
+    def folder(self, split, size):
+        """All pictures of the folder, at size × size; of its subfolder for the split, if it has both "train" and "val"."""
+        return CaptionedFolder(Path(self.cfg.source, split) if self.is_split else self.cfg.source, size)
 
     def dataset(self, split, size, limit):
-        """At most `limit` examples of "train" or "val". A folder lends a tenth of its pictures to "val", chosen by the seed."""
+        """At most `limit` examples of "train" or "val". A folder that is not split lends a tenth to "val", chosen by the seed."""
         if self.cfg.source == "shapes":
             return CaptionedShapes(split, size, self.cfg.seed, limit)
-        folder = self.folder(size)
+        folder = self.folder(split, size)
         order = torch.randperm(len(folder), generator=torch.Generator().manual_seed(self.cfg.seed)).tolist()
+        if self.is_split:
+            return Subset(folder, order[:limit])
         lent = min(self.cfg.val_images, len(folder) // 10)
         if lent == 0:                                                      # too few to spare any: then "val" shows training pictures
             return Subset(folder, order[:limit])
@@ -61,5 +65,5 @@ class Pictures:
         """A text that changes when the training pictures do."""
         cfg, files = self.cfg, []
         if cfg.source != "shapes":
-            files = [(str(file), file.stat().st_mtime_ns, file.stat().st_size, texts) for file, texts in self.folder(1).pictures]
+            files = [(str(file), file.stat().st_mtime_ns, file.stat().st_size, texts) for file, texts in self.folder("train", 1).pictures]
         return hashlib.sha256(repr((cfg.source, cfg.images, cfg.val_images, cfg.seed, files)).encode()).hexdigest()

@@ -19,13 +19,13 @@ PACKAGE = ROOT / "mini_dalle2"
 # import all of them, as long as no cycle comes of it.
 LEAVES = {"checks": set(), "noise": set(), "distributed": set(), "transformer": set(), "diffusion": {"checks", "noise"},
           "sampling": {"diffusion"}, "tokenizer": set(), "training": {"checks", "distributed", "noise"}, "folder": set(),
-          "degradation": {"checks", "noise"}, "data": {"folder"}, "metrics": {"data"}, "whitening": set()}
+          "degradation": {"checks", "noise"}, "emoji": set(), "data": {"folder", "emoji"}, "metrics": {"data"}, "whitening": set()}
 MODELS = {name: set(LEAVES) | {"unet"} for name in ("clip", "ar_prior", "prior", "decoder", "upsampler")}
 MAY_IMPORT = LEAVES | MODELS | {"unet": {"transformer", "checks"}}
 
 RUNTIME = {"torch": "torch", "numpy": "numpy", "tqdm": "tqdm", "PIL": "pillow", "ftfy": "ftfy", "regex": "regex",
            "matplotlib": "matplotlib"}                     # import name -> the name that pip knows
-OPTIONAL = {"pretrained": {"safetensors"}}                 # imported where it is used, with a message that names the install
+OPTIONAL = {"pretrained": {"safetensors"}, "emoji": {"resvg_py"}}      # imported where it is used, with a message that names the install
 TOP_LEVEL = {"README.md", "requirements.txt", "mini_dalle2", "train.py", "sample.py", "notebooks", "tests", "LICENSE"}
 HIDDEN = {".gitignore", ".gitattributes", ".ci", ".pytest.ini", ".flake8", ".ruff.toml", ".editorconfig"}
 

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import shlex
 import signal
 import subprocess
@@ -198,10 +199,22 @@ def test_folder_split_is_disjoint_and_fixed(folder):
     train_part, val_part = (pictures.dataset(split, 8, 100).indices for split in ("train", "val"))
     assert len(val_part) == 1 and sorted(train_part + val_part) == list(range(12))
     assert pictures.dataset("train", 16, 4).indices == train_part[:4]      # the same order at every size
-    assert sorted(pictures.captions()) == sorted(t for i in train_part for t in pictures.folder(1).texts(i))
+    assert sorted(pictures.captions()) == sorted(t for i in train_part for t in pictures.folder("train", 1).texts(i))
     key = pictures.key()
     os.utime(folder / "05.png", ns=(1, 1))
     assert pictures.key() != key
+
+
+def test_a_folder_that_is_split_already_stays_so(folder, tmp_path):
+    for split, names in (("train", range(0, 8)), ("val", range(8, 10)), ("held_out", range(10, 12))):
+        for name in names:
+            for end in ("png", "txt"):
+                (tmp_path / split).mkdir(exist_ok=True)
+                shutil.copy(folder / f"{name:02}.{end}", tmp_path / split)
+    pictures = Pictures(configs.DataConfig(source=str(tmp_path), val_images=1), torch.device("cpu"))
+    texts = {split: {(folder / f"{name:02}.txt").read_text().strip() for name in names} for split, names in (("train", range(8)), ("val", (8, 9)))}
+    assert pictures.there == 8 and set(pictures.captions()) == texts["train"]
+    assert len(pictures.table("val", 8, 100)[1]) == 2 and set(pictures.table("val", 8, 100)[1]) == texts["val"]
 
 
 # ---------------------------------------------------------------------------------------------------------------- batches
