@@ -29,7 +29,9 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
+from pathlib import Path
 
+import matplotlib
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -313,7 +315,8 @@ def caption_grid(rows, captions, path=None):
     if any(not isinstance(c, str) and len(c) != len(row) for c, row in zip(captions, rows)):
         raise ValueError("caption_grid needs one caption per row or one per picture")
     side = max(128, max(max(image.size) for row in rows for image in row))
-    gap, font = 8, ImageFont.load_default(size=max(13, side // 24))
+    # Pillow's own font has no Greek, and labels speak of η and θ; matplotlib brings one that has.
+    gap, font = 8, ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), max(12, side // 26))
     measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     line = sum(font.getmetrics()) + 2
     columns = max(map(len, rows))
