@@ -214,7 +214,7 @@ class ARPrior(nn.Module):
         """
         cfg, B, K = self.cfg, len(tokens), self.codes.count
         guidance = cfg.guidance if guidance is None else guidance
-        u = uniform(B, K + 1, generator, z_txt.device)                     # all that is random: one number per place
+        u = draw_rows(torch.rand, (B, K + 1), generator, z_txt.device)     # all that is random: one number per place
         rank = ((1 - cfg.top * u[:, 0]) * cfg.buckets).long().clamp(max=cfg.buckets - 1)
         dot = self.bucket(self.dots[rank])                                 # not `rank` itself: with few pictures some buckets are empty
         copies = 1 if guidance == 1.0 else 2                               # guided: each row once more, without its text
@@ -232,13 +232,6 @@ class ARPrior(nn.Module):
             new = place if use_cache else torch.cat([new, place], dim=1)
         # mini: normalised, as what CLIP gives; the paper does not say.
         return F.normalize(self.codes.decode(torch.stack(codes, dim=1)), dim=-1)
-
-
-def uniform(rows, columns, generator, device):
-    """Numbers from 0 to 1, (rows, columns). A list of generators fills each row from its own, whatever the others are."""
-    if isinstance(generator, (list, tuple)):
-        return torch.cat([torch.rand(1, columns, generator=g, device=g.device) for g in generator]).to(device)
-    return draw_rows(torch.rand, (rows, columns), generator, device)
 
 
 def draw(logits, u):

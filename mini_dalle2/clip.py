@@ -151,8 +151,11 @@ class CLIP(nn.Module):
 
     def forward(self, images, tokens):
         """-> logits (B, K): row i, column j says how well image i and caption j of K fit; e^τ is kept at most 100 (CLIP §2.5)."""
-        z_img, z_txt = (F.normalize(z.float(), dim=-1) for z in (self.visual(images), self.text(tokens)))
-        return self.logits(z_img, z_txt)
+        return self.logits(*self.unit(images, tokens))
+
+    def unit(self, images, tokens):
+        """-> z_img (B, D), z_txt (K, D) of unit norm, in float32 whatever the networks ran in."""
+        return (F.normalize(z.float(), dim=-1) for z in (self.visual(images), self.text(tokens)))
 
     def logits(self, z_img, z_txt):
         """z_img (B, D), z_txt (K, D) of unit norm -> logits (B, K)."""
@@ -170,7 +173,7 @@ class CLIP(nn.Module):
         with torch.no_grad():
             self.logit_scale.clamp_(max=self.MAX_LOG_SCALE)
         captions = tokens if wrong is None else torch.cat([tokens, wrong]) # (B + K, L)
-        z_img, z_txt = (F.normalize(z.float(), dim=-1) for z in (self.visual(images), self.text(captions)))
+        z_img, z_txt = self.unit(images, captions)
         if gather is not None:
             b, z_img, tokens = len(tokens), gather(z_img), gather(tokens)
             z_txt, captions = (torch.cat([gather(x[:b]), gather(x[b:])]) for x in (z_txt, captions))

@@ -31,7 +31,6 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -315,7 +314,7 @@ def caption_grid(rows, captions, path=None):
     if any(not isinstance(c, str) and len(c) != len(row) for c, row in zip(captions, rows)):
         raise ValueError("caption_grid needs one caption per row or one per picture")
     side = max(128, max(max(image.size) for row in rows for image in row))
-    # Pillow's own font has no Greek, and labels speak of η and θ; matplotlib brings one that has.
+    import matplotlib                                                      # here, because only sheets need it, for its font: Pillow's has no η and θ
     gap, font = 8, ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), max(12, side // 26))
     measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     line = sum(font.getmetrics()) + 2

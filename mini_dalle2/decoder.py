@@ -220,4 +220,4 @@ class Decoder(nn.Module):
         timesteps = strided_timesteps(self.cfg.num_timesteps, self.cfg.sampling_steps if steps is None else steps)
         denoise = self.denoiser(z_img, None)
         x_0 = images.contiguous(memory_format=torch.channels_last)
-        return ddim_invert(self.diffusion, denoise, x_0, timesteps, self.REFINE, progress=progress)
+        return ddim_invert(self.diffusion, denoise, x_0, timesteps, self.REFINE, progress)

@@ -233,10 +233,6 @@ def randn_like(x, generator=None):
     `generator` may be a list, one per picture: then each picture's noise is its own affair, the same in any company. x may hold
     several rows per generator (the prior's candidates).
     """
-    if isinstance(generator, (list, tuple)):
-        rows = [torch.randn(part.shape, generator=g, device=g.device, dtype=x.dtype)
-                for part, g in zip(x.chunk(len(generator)), generator, strict=True)]
-        return torch.cat(rows).to(x.device)                                # in one copy
     return draw_rows(functools.partial(torch.randn, dtype=x.dtype), x.shape, generator, x.device)
 
 

@@ -39,8 +39,14 @@ def rows_of(whole, generator, dim=0):
 def draw_rows(distribution, shape, generator=None, device=None, dim=0):
     """distribution(shape, generator=, device=), such as torch.rand, drawn on the generator's device, whatever `device` it ends up on.
 
-    With a Share, `shape` is that of its rows, which lie along `dim`: all rows are drawn, the others' thrown away.
+    With a Share, `shape` is that of its rows, which lie along `dim`: all rows are drawn, the others' thrown away. With a list of generators
+    each fills an equal part of the rows (the first dimension), which is then the same in any company. Raises ValueError if they do not divide.
     """
+    if isinstance(generator, (list, tuple)):
+        each, rest = divmod(shape[0], len(generator))
+        if rest:
+            raise ValueError(f"{shape[0]} rows cannot be divided among {len(generator)} generators")
+        return torch.cat([distribution((each, *shape[1:]), generator=g, device=g.device) for g in generator]).to(device)       # in one copy
     if isinstance(generator, Share):
         whole = [size * generator.count if i == dim else size for i, size in enumerate(shape)]
         return rows_of(distribution(whole, generator=generator.generator, device=generator.device), generator, dim).to(device)

@@ -35,10 +35,8 @@ class Pictures:
             return CaptionedShapes(split, size, self.cfg.seed, limit)
         folder = self.folder(split, size)
         order = torch.randperm(len(folder), generator=torch.Generator().manual_seed(self.cfg.seed)).tolist()
-        if self.is_split:
-            return Subset(folder, order[:limit])
-        lent = min(self.cfg.val_images, len(folder) // 10)
-        if lent == 0:                                                      # too few to spare any: then "val" shows training pictures
+        lent = 0 if self.is_split else min(self.cfg.val_images, len(folder) // 10)
+        if lent == 0:                                                      # or too few to spare any: then "val" shows training pictures
             return Subset(folder, order[:limit])
         return Subset(folder, order[:lent][:limit] if split == "val" else order[lent:][:limit])
 

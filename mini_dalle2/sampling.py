@@ -80,28 +80,28 @@ def sample_loop(diffusion, denoise, x_T, step, timesteps, generator=None, progre
     return x
 
 
-def ddim_invert(diffusion, denoise, x_0, timesteps, refine=0, tolerance=1e-6, progress=False):
+TOLERANCE = 1e-6                                                           # of a step of the inversion
+
+
+def ddim_invert(diffusion, denoise, x_0, timesteps, refine=0, progress=False):
     """The noise that DDIM with η = 0 turns into x_0 (B, ...) over the original indices `timesteps` (ascending list): DDIM run backwards.
 
     x_{t+1} = √ᾱ_{t+1}·x̂_0 + √(1−ᾱ_{t+1})·ε̂, with x̂_0 and ε̂ seen at x_t (ADM App. F), which is exact only for small steps. Each step but the
     first is therefore corrected, `refine` times at most: x_{t+1} is moved until DDIM's own step from there misses x_t by less than
-    `tolerance` (root mean square of the worst picture). Small, because where a picture is still undecided the way back magnifies a miss.
+    TOLERANCE (root mean square of the worst picture). Small, because where a picture is still undecided the way back magnifies a miss.
     """
     strided, step = diffusion.strided(timesteps), ddim_step(0.0)
-    x = x_0
-    for k in tqdm(range(len(timesteps)), disable=not progress, leave=False, desc="inverting"):
+    # The first step: its noise is still unknown and is left out. No correction: from there DDIM arrives at what the network makes of a
+    # picture that is all but clean, and it would take noise of many times its due to make that the picture itself.
+    x = strided.alphas_cumprod[0].sqrt() * x_0
+    for k in tqdm(range(1, len(timesteps)), disable=not progress, leave=False, desc="inverting"):
         a = strided.alphas_cumprod[k]
-        if k == 0:
-            # Its noise is still unknown and is left out. No correction: there DDIM's step arrives at what the network makes of a picture
-            # that is all but clean, and it would take noise of many times its due to make that the picture itself.
-            x = a.sqrt() * x
-            continue
         seen = denoise(x, strided.timestep_map[k - 1].expand(len(x)))
         above = a.sqrt() * seen.x_start + strided.sqrt_one_minus_alphas_cumprod[k] * seen.eps
         for _ in range(refine):
             out = denoise(above, strided.timestep_map[k].expand(len(x)))
             miss = x - step(strided, out, above, k, None)                  # where DDIM goes from there should be x
-            if miss.square().flatten(1).mean(1).sqrt().max() < tolerance:
+            if miss.square().flatten(1).mean(1).sqrt().max() < TOLERANCE:
                 break
             above = above + miss
         x = above

@@ -130,8 +130,9 @@ def test_any_checkpoint_is_read_or_refused(small, tmp_path, data, name):
     whole = (small / name).read_bytes()
     head = data.draw(st.sampled_from([200, 3000, len(whole)]))             # the beginning says what the rest is: most damage goes there
     (tmp_path / "prior.pt").write_bytes(data.draw(damage(whole[:head])) + data.draw(st.sampled_from([whole[head:], b""])))
-    for read in (load_checkpoint, load_model):
-        one_sentence(read, tmp_path / "prior.pt", "prior")
+    checkpoint, loaded = (one_sentence(read, tmp_path / "prior.pt", "prior") for read in (load_checkpoint, load_model))
+    assert checkpoint is None or checkpoint["stage"] == "prior"
+    assert loaded is None or (isinstance(loaded[0], DiffusionPrior) and not loaded[0].training)
 
 
 CONFIG = json.dumps(configs.to_dict(configs.preset("micro"))).encode()

@@ -287,12 +287,11 @@ def test_a_whole_picture_is_that_of_the_unclip_pipeline(diffusers_folder, their_
     for seed in range(4):
         generator, latents = torch.Generator().manual_seed(seed), {}
         if noise == "away from nought":
-            for name, size in (("decoder", config.decoder.model.image_size), ("super_res", 4 * config.decoder.model.image_size)):
+            side = config.decoder.model.image_size
+            for module, name, size in (("decoder", "decoder_latents", side), ("upsampler", "super_res_latents", 4 * side)):
                 x_T = torch.randn(2, 3, size, size, generator=generator)
-                latents[f"{name}_latents"] = x_T + 3 * x_T.sign()
-            starts = {"decoder": latents["decoder_latents"], "upsampler": latents["super_res_latents"]}
-            for module, x_T in starts.items():
-                monkeypatch.setattr(f"mini_dalle2.{module}.randn_like", lambda like, generator, x_T=x_T: x_T)
+                latents[name] = x_T + 3 * x_T.sign()
+                monkeypatch.setattr(f"mini_dalle2.{module}.randn_like", lambda like, generator, x_T=latents[name]: x_T)
         expected = their_pipeline(captions, prior_num_inference_steps=5, decoder_num_inference_steps=4, super_res_num_inference_steps=3,
                                   generator=torch.Generator().manual_seed(seed), output_type="np", **latents).images
         expected = torch.from_numpy(expected).permute(0, 3, 1, 2) * 2 - 1
