@@ -8,12 +8,14 @@
     python sample.py inpaint cat.png mask.png "a red circle"     new only where the mask is white; the caption describes all of it
     python sample.py reconstruct cat.png --components 1 2 5 20   what more and more principal components of its embedding say
     python sample.py classify cat.png "a red circle" "two cyan rings"
+    torchrun --nproc_per_node=4 -- sample.py text "two cyan rings" --n 64    four GPUs, or processes on the CPU, draw a share each
 
 Each writes one labelled grid; with --singles every picture by itself beside it. The same caption and seed give the same picture, whatever
 else is drawn with it; picture j of a row of text, variations or inpaint has seed + j (with --rerank, the best come first). Read next: mini_dalle2/pipeline.py, which does the work.
 """
 
 import argparse
+import os
 import re
 import sys
 import time
@@ -25,10 +27,11 @@ from PIL import Image
 from mini_dalle2 import DALLE2
 from mini_dalle2.configs import Parser, sentence
 from mini_dalle2.data import caption_grid
+from mini_dalle2.distributed import is_main, processes
 from mini_dalle2.folder import central_square
 from mini_dalle2.pipeline import out_of_memory
 from mini_dalle2.pretrained import load_karlo
-from mini_dalle2.training import atomic_open
+from mini_dalle2.training import atomic_open, pick_device
 
 
 DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -73,8 +76,9 @@ def parse(argv):
     interpolate = verb("interpolate", "from one picture to another", {"image": None, "other": None}, n=(int, 6, "pictures (default: 6)"))
     interpolate.add_argument("--fixed-noise", action="store_true", help="one random x_T all the way, from --seed")
     textdiff = verb("textdiff", 'change a picture as caption TARGET differs from caption SOURCE ("" for none)',
-                    {"image": None, "source": None, "target": None}, guidance=unguided)
-    textdiff.add_argument("--theta", type=float, nargs="+", default=[0, 0.125, 0.25, 0.375, 0.5], help="how far to go (default: 0 to 0.5)")
+                    {"image": None, "source": None, "target": None},
+                    guidance=(float, 2.0, "the decoder's guidance scale; 1, none, reconstructs the picture at theta 0 (default: 2)"))
+    textdiff.add_argument("--theta", type=float, nargs="+", default=[0, 0.25, 0.5, 0.75], help="how far to go (default: 0, 0.25, 0.5, 0.75)")
     reconstruct = verb("reconstruct", "a picture from its own latents", {"image": None})
     reconstruct.add_argument("--components", type=int, nargs="+", help="from so many principal components of z_img (default: from all and x_T)")
     verb("classify", "which caption fits?", {"image": None, "captions": "+"}, parent=common)
@@ -110,7 +114,7 @@ def check_out(path, given, singles=False):
         if not path.parent.is_dir():
             raise ValueError(f"--out {path}: there is no folder {path.parent}")
         probe.open("wb").close()
-        probe.unlink()
+        probe.unlink(missing_ok=True)                                      # of several processes one was first
     except OSError as error:
         raise ValueError(f"--out {path} cannot be written: {error.strerror}") from None
 
@@ -191,14 +195,16 @@ def classify(model, args, size, options):
 VERBS = {f.__name__: f for f in (text, variations, interpolate, textdiff, inpaint, reconstruct, classify)}
 
 
-def work(args):
+def work(args, device):
     """Draws, writes the grid, says where it is."""
     began = time.perf_counter()
     load, where = (load_karlo, args.weights) if args.weights else (DALLE2.load, args.run)
-    model = load(where, args.device, dtype=DTYPES[args.dtype], offload=args.offload)
+    model = load(where, device, dtype=DTYPES[args.dtype], offload=args.offload)
     options = {} if args.verb == "classify" else {"steps": args.steps, "stage": args.stage}
     size = model.decoder.cfg.image_size if options.get("stage") == "base" else model.size
     rows, labels, drawn = VERBS[args.verb](model, args, size, options)
+    if not is_main():
+        return
     files = {args.out: caption_grid(rows, labels)}
     if getattr(args, "singles", False):
         files |= {args.out.with_name(f"{args.out.stem}-{i}-{j}.png"): picture
@@ -213,7 +219,9 @@ def work(args):
 def main(argv=None):
     """The command: 0 when all went well, 2 after a mistake (one sentence on standard error), 130 after Ctrl-C."""
     try:
-        work(parse(argv))
+        args = parse(argv)
+        with processes(pick_device(args.device)) as device:
+            work(args, device)
         return 0
     except KeyboardInterrupt:
         return 130
@@ -223,6 +231,8 @@ def main(argv=None):
         message = "there is not enough memory for this: lower --n, or draw small pictures only with --stage base"
     except (ValueError, OSError) as error:
         message = sentence(error)
+        if os.environ.get("RANK", "0") != "0":
+            return 2                                                       # all processes have found the same; the first one says it
     print(f"sample.py: {message}", file=sys.stderr)
     return 2
 

@@ -17,6 +17,7 @@ import argparse
 import math
 import os
 import shlex
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -26,6 +27,7 @@ import torch
 from mini_dalle2 import configs
 from mini_dalle2.configs import Parser, sentence
 from mini_dalle2.distributed import barrier, is_main, launcher, left_alone, processes, world
+from mini_dalle2.pictures import is_large, machine_memory
 from mini_dalle2.pipeline import MODELS, out_of_memory
 from mini_dalle2.stages import Job, learn, read_json, show, write_json
 from mini_dalle2.training import load_checkpoint, pick_device, read_metrics
@@ -117,15 +119,14 @@ def rehearse(stage, cfg):
 
 def check_memory(job, stages):
     """Compares what the stages need with what this machine has, before anything is trained. Raises ValueError."""
-    try:
-        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError):                                   # a system that does not tell
-        machine = math.inf
     gpu = job.device.type == "cuda"
+    memory = torch.cuda.mem_get_info(job.device)[0] if gpu else machine_memory()
+    disk = next(shutil.disk_usage(folder).free for folder in (job.run, *job.run.absolute().parents) if folder.is_dir())
     for stage in stages:
         model, pictures = job.needs(stage) if stage != "tokenizer" else (0, 0)
-        for needed, there, where in [(pictures if gpu else model + pictures, machine, "this machine"),
-                                     (model if gpu else 0, torch.cuda.mem_get_info(job.device)[0] if gpu else 0, "the GPU")]:
+        large = is_large(pictures)
+        for needed, there, where in [(model + (0 if gpu or large else pictures), memory, "the GPU" if gpu else "this machine"),
+                                     (pictures if large else 0, disk, f"the disk of {job.run}")]:
             if needed > there:
                 raise ValueError(f"{stage} needs at least {model / 1e9:,.1f} GB for its weights and {pictures / 1e9:,.1f} GB for its "
                                  f"pictures, and {where} has {there / 1e9:,.1f} GB: lower --data.images, or take a smaller --preset")

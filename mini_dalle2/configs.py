@@ -278,7 +278,7 @@ def tiny():
         # a low temperature: so short a training leaves some probability on wrong codes everywhere, and 31 draws find it.
         Stage(ARPriorConfig(width=128, layers=4, heads=4, text_width=128, text_layers=1, text_heads=4, pca_error=0.0003, temperature=0.3,
                             whiten_z=True, **text),
-              TrainConfig(steps=900, batch_size=64, lr=2e-3, beta2=0.96, eps=1e-6, weight_decay=4e-2, ema=0.99, warmup=50)),
+              TrainConfig(steps=500, batch_size=64, lr=2e-3, beta2=0.96, eps=1e-6, weight_decay=4e-2, ema=0.99, warmup=50)),
         Stage(DecoderConfig(image_size=32, patch_size=2, model_channels=64, channel_mult=(1,), attn_resolutions=(), head_dim=32,
                             emb_channels=256, position_embedding=True, text_width=128, text_layers=3, text_heads=4, vlb_weight=1e-5,
                             weighting="snr_plus_1", sampler="ddim", eta=1.0, sampling_steps=50, guidance=2.0, whiten_z=True,

@@ -24,6 +24,7 @@ import math
 import os
 import random
 import sys
+import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -249,8 +250,24 @@ def _load(dataset, indices):
     return torch.stack([to_uint8(item["image"]) for item in items]).numpy(), [item["text"] for item in items]
 
 
-def load_table(dataset, progress=True):
-    """Draw or read a whole data set once, into memory: (uint8 tensor (N, 3, S, S), list of N captions).
+def empty_table(shape, folder=None):
+    """A uint8 tensor to be filled: in memory, or in a file without a name in `folder`, of which memory holds what is read most.
+
+    The file is gone when the tensor is, or the process. Raises OSError when the disk has no room for it.
+    """
+    if folder is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            if hasattr(os, "posix_fallocate"):                             # else a disk that is full later on would kill the process
+                os.posix_fallocate(file.fileno(), 0, math.prod(shape))
+            return torch.from_numpy(np.memmap(file, np.uint8, "w+", shape=tuple(shape)))
+    except OSError as error:
+        raise OSError(f"{folder} has no room for {math.prod(shape) / 1e9:,.1f} GB of pictures ({error.strerror}): lower --data.images") from None
+
+
+def load_table(dataset, progress=True, folder=None):
+    """Draw or read a whole data set once: (uint8 tensor (N, 3, S, S), list of N captions); folder: see `empty_table`.
 
     Works for any data set of {"image": (3, S, S) in [-1, 1], "text": str}, and spreads over all cores if the first few examples
     say that the rest takes longer than starting processes does. progress: show a bar. Raises ValueError for an empty data set.
@@ -263,7 +280,7 @@ def load_table(dataset, progress=True):
         began = time.perf_counter()
         first, texts = _load(dataset, range(min(n, 32)))
         seconds = (time.perf_counter() - began) / len(first)               # per example
-        table = torch.empty(n, *first.shape[1:], dtype=torch.uint8)
+        table = empty_table((n, *first.shape[1:]), folder)
         table[:len(first)] = torch.from_numpy(first)
         bar.update(len(first))
         step = int(min(1024, max(1, 0.5 / max(seconds, 1e-6)), max(1, 2 ** 25 // first[0].nbytes)))   # half a second's work, at most 32 MiB

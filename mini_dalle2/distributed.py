@@ -1,9 +1,10 @@
-"""Several processes that train one model, `torchrun --nproc_per_node=N train.py`: what they must agree on, and who writes.
+"""Several processes that train one model, or draw with it, `torchrun --nproc_per_node=N train.py`: what they must agree on, and who writes.
 
     gradient of the whole batch = mean over processes of the gradients of their shares          (torch's DistributedDataParallel)
 
 Every process runs the same program. Each learns from its share of every batch; the gradients are averaged, so that all keep the same weights.
-The first process alone writes files and draws pictures. Without torchrun there is one process, and everything here does nothing.
+The first process alone writes files. When pictures are drawn (sample.py), each process draws some. Without torchrun there is one process,
+and everything here does nothing.
 
 References: torch.distributed (gloo between CPUs, nccl between GPUs). Read next: training.py.
 """
@@ -105,6 +106,11 @@ def anyone(flag, device):
     flags = torch.tensor(float(flag), device=device)
     dist.all_reduce(flags)
     return bool(flags > 0)
+
+
+def own_part(rows):
+    """The part of rows (a list, or a tensor's first dimension) that this process is to work on: as even as can be, perhaps none."""
+    return rows[len(rows) * rank() // world():len(rows) * (rank() + 1) // world()]
 
 
 def collect(value):

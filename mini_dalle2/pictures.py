@@ -1,10 +1,11 @@
-"""The captioned pictures of a run, at any size: drawn or read from a folder, split, and kept in memory as tables.
+"""The captioned pictures of a run, at any size: drawn or read from a folder, split, and kept as tables, in memory or on disk.
 
 Shapes: N pictures. Read next: data.py, folder.py.
 """
 
 import hashlib
 import math
+import os
 from pathlib import Path
 
 import torch
@@ -14,11 +15,25 @@ from .data import CaptionedFolder, CaptionedShapes, load_table
 from .distributed import is_main
 
 
-class Pictures:
-    """The captioned pictures of a run: data sets of any size, and tables of them in memory; the last training table is kept."""
+def machine_memory():
+    """Bytes of memory that this machine has; infinitely many on a system that does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError):
+        return math.inf
 
-    def __init__(self, cfg, device):
-        self.cfg, self.device, self.last, self.there = cfg, device, (None, None), math.inf     # as many shapes as one likes
+
+def is_large(nbytes):
+    """Whether a table of pictures is to lie on disk: if it takes more than a quarter of the memory that each process on this machine can have."""
+    return nbytes > machine_memory() / 4 / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+class Pictures:
+    """The captioned pictures of a run: data sets of any size, and tables of them; the last training table is kept. Large ones lie in `scratch`."""
+
+    def __init__(self, cfg, device, scratch=None):
+        self.cfg, self.device, self.scratch = cfg, device, scratch
+        self.last, self.there = (None, None), math.inf                     # as many shapes as one likes
         if cfg.source != "shapes":
             self.is_split = all(Path(cfg.source, split).is_dir() for split in ("train", "val"))
             folder = self.folder("train", 1)
@@ -41,12 +56,13 @@ class Pictures:
         return Subset(folder, order[:lent][:limit] if split == "val" else order[lent:][:limit])
 
     def table(self, split, size, limit):
-        """-> uint8 pictures (N, 3, size, size), on the GPU if they take less than a quarter of it, and their N captions."""
+        """-> uint8 pictures (N, 3, size, size), and their N captions. Where: on the GPU if they take less than a quarter of it, else see `is_large`."""
         if split == "val":
             return load_table(self.dataset(split, size, limit), progress=False)
         if self.last[0] != (size, limit):
             self.last = (None, None)                                       # the old one goes before the new one comes
-            pictures, captions = load_table(self.dataset(split, size, limit), progress=is_main())
+            dataset = self.dataset(split, size, limit)
+            pictures, captions = load_table(dataset, is_main(), self.scratch if is_large(len(dataset) * 3 * size ** 2) else None)
             if self.device.type == "cuda" and pictures.nbytes < torch.cuda.mem_get_info(self.device)[0] / 4:
                 pictures = pictures.to(self.device)
             self.last = (size, limit), (pictures, captions)

@@ -25,6 +25,7 @@ from torch import nn
 from .ar_prior import ARPrior, ARPriorConfig
 from .clip import CLIP, CLIPConfig
 from .decoder import Decoder, DecoderConfig
+from .distributed import collect, gather_rows, is_main, own_part
 from .folder import central_square, from_pil, to_float, to_pil, to_rgb
 from .prior import DiffusionPrior, PriorConfig
 from .sampling import slerp
@@ -75,7 +76,7 @@ def out_of_memory(error):
 
 
 class DALLE2:
-    """Tokenizer, CLIP, priors, decoder and up to two upsamplers, ready to draw.
+    """Tokenizer, CLIP, priors, decoder and up to two upsamplers, ready to draw. Of several processes (distributed.py) each draws a share.
 
     What one does with a picture, instead of a caption, goes by the paper's bipartite latent (§3): z_img, what CLIP sees in it, and x_T,
     the noise from which the decoder draws just this one of all the pictures with that z_img.
@@ -270,14 +271,15 @@ class DALLE2:
         """z_img (B, D) for tokens (B, L) and B seeds, from what `prior` names (see `text_to_image`); None for "caption"."""
         if prior == "caption":
             return None
-        model = self.ar_prior if prior == "ar" else self.prior
-        noise = [seeded(s, "prior") for s in seeds]
+        model, progress = self.ar_prior if prior == "ar" else self.prior, progress and is_main()
+        drawn, tokens = [torch.empty(0, self.clip.cfg.clip_dim, device=self.device)], own_part(tokens)
         with self.at_work(self.clip, model):
-            z_txt = torch.cat([self.clip.encode_text(part).float() for part in tokens.split(self.BATCH)])
-            if prior == "z_txt":
-                return z_txt
-            return torch.cat([model.sample(*part, generator=some, progress=progress) for *part, some in zip(
-                tokens.split(self.BATCH), z_txt.split(self.BATCH), batched(noise, self.BATCH))])
+            for part, some in zip(tokens.split(self.BATCH), batched(own_part(seeds), self.BATCH)):
+                z = self.clip.encode_text(part).float()
+                if prior != "z_txt":
+                    z = model.sample(part, z, generator=[seeded(s, "prior") for s in some], progress=progress)
+                drawn.append(z)
+        return gather_rows(torch.cat(drawn))
 
     def base(self, z_img, tokens, seeds, progress=False, x_T=None, **options):
         """The decoder's pictures (B, 3, s, s) in [-1, 1]: z_img (B, D) or None, tokens (B, L) or None, B seeds, x_T (B, 3, s, s) or None.
@@ -285,20 +287,23 @@ class DALLE2:
         options: guidance, steps, eta, known, as Decoder.sample has them.
         """
         def parts(x):
-            return itertools.repeat(None) if x is None else x.split(self.BATCH)
+            return itertools.repeat(None) if x is None else own_part(x).split(self.BATCH)
 
-        noise = batched([seeded(s, "decoder") for s in seeds], self.BATCH)
+        size = self.decoder.cfg.image_size
+        drawn = [torch.empty(0, 3, size, size, device=self.device)]
         with self.at_work(self.clip, self.decoder):
-            return torch.cat([self.decoder.sample(z, y, generator=some, x_T=x, progress=progress, **options)
-                              for some, z, y, x in zip(noise, parts(z_img), parts(tokens), parts(x_T))])
+            for some, z, y, x in zip(batched(own_part(seeds), self.BATCH), parts(z_img), parts(tokens), parts(x_T)):
+                noise = [seeded(s, "decoder") for s in some]
+                drawn.append(self.decoder.sample(z, y, generator=noise, x_T=x, progress=progress and is_main(), **options))
+        return gather_rows(torch.cat(drawn))
 
     def enlarge(self, base, seeds, stage="full", progress=False, known=None):
         """Base pictures (B, 3, s, s) -> list of B PIL images, or of dicts of them, as `text_to_image` returns them.
 
         known(side) -> (picture, mask), as the models take them, says at any size what is given and must stay (see `inpaint`).
         """
-        pictures = []
-        for part, some in zip(base.split(self.BATCH), batched(seeds, self.BATCH)):
+        pictures, progress = [], progress and is_main()
+        for part, some in zip(own_part(base).split(self.BATCH), batched(own_part(seeds), self.BATCH)):
             images = {"base": part}
             for i, upsampler in enumerate(self.upsamplers if stage != "base" else (), start=1):
                 noise = [seeded(s, f"upsampler{i}") for s in some]
@@ -312,7 +317,7 @@ class DALLE2:
                 pictures += [{name: to_pil(batch[j]) for name, batch in images.items()} for j in range(len(part))]
             else:
                 pictures += [to_pil(image) for image in list(images.values())[-1]]
-        return pictures
+        return sum(collect(pictures), [])
 
     def decode(self, z_img, tokens, seeds, guidance=None, steps=None, stage="full", progress=True):
         """From z_img (B, D), tokens (B, L) and B seeds to a list of B pictures, or dicts of them, as `text_to_image` returns them."""
@@ -372,28 +377,43 @@ class DALLE2:
         seeds = [seed] * n
         return self.enlarge(self.base(z_img, None, seeds, progress, x_T, guidance=1.0, steps=steps, eta=0.0), seeds, stage, progress)
 
-    def textdiff(self, image, source, target, theta=(0.0, 0.125, 0.25, 0.375, 0.5), seed=0, guidance=1.0, steps=None, stage="full",
-                 progress=True):
+    def textdiff(self, image, source, target, theta=(0.0, 0.25, 0.5, 0.75), seed=0, guidance=2.0, steps=None, stage="full", progress=True):
         """The image, changed as the caption `target` differs from the caption `source` (§3.3): a PIL image for each theta.
 
         z_d = normalised z_txt(target) − z_txt(source), z_θ = slerp(z_img, z_d, θ); x_T stays. source: what the image shows, a dummy like
         "a photo", or None, which takes z_txt(target) itself. theta: how far, from 0 to 1; the paper goes to between 0.25 and 0.5.
+        With `whiten_z`: see `follow`; captions of the whole picture do best there. guidance 1 reconstructs the image at theta 0, more
+        brings the change out.
         """
         theta = torch.as_tensor(theta, dtype=torch.float32, device=self.device).flatten()
         self.check(n=len(theta), stage=stage, guidance=guidance, steps=steps)
         if not 0 <= theta.min() <= theta.max() <= 1:
             raise ValueError(f"theta {theta.tolist()}: from 0, the picture itself, to 1")
-        z_d = F.normalize(self.encode_text([target]), dim=-1)
-        if source is not None:
-            z_d = z_d - F.normalize(self.encode_text([source]), dim=-1)
-            if z_d.norm() < 1e-4:
-                raise ValueError("both captions mean the same to this CLIP: there is no difference to follow")
+        z_target, z_source = (None if caption is None else self.encode_text([caption]) for caption in (target, source))
+        if z_source is not None and (F.normalize(z_target, dim=-1) - F.normalize(z_source, dim=-1)).norm() < 1e-4:
+            raise ValueError("both captions mean the same to this CLIP: there is no difference to follow")
         z_img, x_T = self.invert(image, steps, progress)
         n, seeds = len(theta), [seed] * len(theta)
-        length = z_img.norm(dim=-1, keepdim=True)                          # 1, but for Karlo's
-        z_img = length * F.normalize(slerp((z_img / length).expand(n, -1), F.normalize(z_d, dim=-1).expand(n, -1), theta), dim=-1)
+        z_img = self.follow(z_img.expand(n, -1), z_source, z_target, theta)
         base = self.base(z_img, None, seeds, progress, x_T.expand(n, -1, -1, -1), guidance=guidance, steps=steps, eta=0.0)
         return self.enlarge(base, seeds, stage, progress)
+
+    @torch.no_grad()
+    def follow(self, z_img, z_source, z_target, theta):
+        """z_θ (N, D) of text diffs: z_img (N, D), z_txt of the captions (N or 1, D), of the source perhaps None, theta (N,) in [0, 1]."""
+        prior = self.prior
+        # mini: a small CLIP keeps pictures and captions in two narrow cones, and a difference of captions points into neither: whitened, which
+        # magnifies what is rare in pictures, the paper's z_θ means nothing to the decoder. The difference of the pictures that the captions
+        # let one expect, as far as a matrix can tell, does. At θ = 1/2, the paper's farthest, it is added in full; beyond, exaggerated.
+        if prior.cfg.whiten_z:
+            with self.at_work(prior):
+                w = prior.whitening(z_img)
+                start = w if z_source is None else prior.linear_guess(z_source)
+                w = w + 2 * theta[:, None] * (prior.linear_guess(z_target) - start)
+                return F.normalize(prior.whitening.inverse(w), dim=-1)
+        z_d = F.normalize(z_target, dim=-1) - (0 if z_source is None else F.normalize(z_source, dim=-1))
+        length = z_img.norm(dim=-1, keepdim=True)                          # 1, but for Karlo's
+        return length * F.normalize(slerp(z_img / length, F.normalize(z_d, dim=-1).expand_as(z_img), theta), dim=-1)
 
     @torch.no_grad()
     def inpaint(self, image, mask, caption, n=1, seed=0, prior="diffusion", guidance=None, steps=None, stage="full", progress=True):

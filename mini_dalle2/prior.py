@@ -72,10 +72,13 @@ class PriorConfig:
 class DiffusionPrior(nn.Module):
     """f_θ, its loss and its sampler."""
 
+    RIDGE = 1e-3                        # keeps `linear` from leaning on directions in which no two captions differ
+
     def __init__(self, cfg):
         super().__init__()
         self.cfg = cfg
         self.whitening, self.whitening_txt = (Whitening(cfg.clip_dim, cfg.z_scale) for _ in range(2))
+        self.register_buffer("linear", torch.zeros(cfg.clip_dim, cfg.clip_dim) if cfg.whiten_z else None)      # see `linear_guess`
         self.diffusion = GaussianDiffusion(cfg.schedule, cfg.num_timesteps)
         self.timestep_sampler = UniformSampler(cfg.num_timesteps)
         self.register_buffer("cov", torch.zeros(cfg.num_timesteps))        # variance of x_0 given x_t; see `measure_variance`
@@ -156,10 +159,20 @@ class DiffusionPrior(nn.Module):
         return self.diffusion.loss(raw, x_start, x_t, t, noise, objective="x_start").mean()
 
     def measure(self, z_img, z_txt):
-        """Fits what is fixed before training to the training embeddings (N, D): the whitenings, if there are to be any."""
+        """Fits what is fixed before training to the training embeddings (N, D): the whitenings and `linear`, if there are to be any."""
         if self.cfg.whiten_z:
             self.whitening.fit(z_img)
             self.whitening_txt.fit(z_txt)
+            image, text = self.whitening(z_img).double(), self.whitening_txt(z_txt).double()
+            ridge = self.RIDGE * torch.eye(self.cfg.clip_dim, device=text.device, dtype=text.dtype)
+            self.linear.copy_(torch.linalg.solve(text.T @ text / len(text) + ridge, text.T @ image / len(text)))
+
+    def linear_guess(self, z_txt):
+        """Whitened z_img (B, D) as well as a matrix can tell it from z_txt (B, D), by least squares over the training set: the poor man's prior.
+
+        With `whiten_z` only. Its differences say how pictures change when captions do, where those of z_txt itself do not (see DALLE2.textdiff).
+        """
+        return self.whitening_txt(z_txt) @ self.linear
 
     @torch.no_grad()
     def measure_variance(self, z_img, z_txt, tokens, generator=None, points=50):

@@ -37,7 +37,7 @@ class Job:
 
     def __init__(self, config, run, device, resume):
         self.config, self.run, self.device, self.resume = config, run, device, resume
-        self.pictures = Pictures(config.data, device)
+        self.pictures = Pictures(config.data, device, run)
         self.clip, self.noted = None, False
 
     # ------------------------------------------------------------------ what earlier stages made

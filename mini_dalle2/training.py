@@ -71,7 +71,12 @@ class TrainConfig:
 
 
 def pick_device(name="auto"):
-    """"auto", "cpu" or "cuda" -> torch.device; "auto" is the GPU if there is one. Raises ValueError when that device cannot be had."""
+    """"auto", "cpu" or "cuda" -> torch.device; "auto" is the GPU if there is one. Raises ValueError when that device cannot be had.
+
+    A torch.device stays what it is.
+    """
+    if isinstance(name, torch.device):
+        return name
     if name not in ("auto", "cpu", "cuda"):
         raise ValueError(f'unknown device "{name}": it is auto, cpu or cuda')
     if name == "cuda" and not torch.cuda.is_available():

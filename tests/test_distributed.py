@@ -5,22 +5,25 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from conftest import ROOT, SMALL
 from mini_dalle2 import configs
+from mini_dalle2.data import CaptionedShapes, to_pil
 from mini_dalle2.distributed import collect, gather_rows, is_main, rank, world
 from mini_dalle2.training import load_checkpoint, read_metrics
 
 STAGES = list(configs.MODEL_CONFIGS)
 
 
-def torchrun(*arguments, processes=2):
-    """train.py by torchrun, each process on one thread."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "train.py", "--device=cpu"]
+def torchrun(*arguments, script="train.py"):
+    """train.py, or another script, by torchrun, two processes on one thread each."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--", script]       # without the dashes, torchrun takes --n for its own
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run([*command, *map(str, arguments)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1800)
+    return subprocess.run([*command, *map(str, arguments), "--device=cpu"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1800)
 
 
 def losses(run, stage):
@@ -112,3 +115,17 @@ def test_as_many_processes_go_on_bit_for_bit(run, tmp_path):
 def test_mistakes_are_said_once(arguments, said, tmp_path):
     process = torchrun(*arguments, "--out", tmp_path / "run")
     assert process.returncode != 0 and process.stderr.splitlines().count(said) == 1
+
+
+@pytest.mark.parametrize("verb", [["text", "two cyan rings", "--n=1", "--rerank=5", "--prior=ar"], ["variations", "GIVEN", "--n=1"]],
+                         ids=("uneven, then fewer than processes", "a picture"))
+def test_two_processes_draw_what_one_draws(run, tmp_path, verb):
+    given = tmp_path / "given.png"
+    to_pil(CaptionedShapes("val", 64)[0]["image"]).save(given)
+    verb = [str(given) if word == "GIVEN" else word for word in verb] + ["--run", run]
+    one = subprocess.run([sys.executable, "sample.py", *map(str, verb), "--device=cpu", "--out", tmp_path / "one.png"], cwd=ROOT, capture_output=True)
+    two = torchrun(*verb, "--out", tmp_path / "two.png", script="sample.py")
+    assert one.returncode == two.returncode == 0, two.stderr[-3000:]
+    assert two.stdout.count("two.png") == 1
+    a, b = (np.asarray(Image.open(tmp_path / f"{name}.png")).astype(int) for name in ("one", "two"))
+    assert a.shape == b.shape and abs(a - b).max() <= 2                    # batches of other sizes round differently

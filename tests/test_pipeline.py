@@ -220,19 +220,39 @@ def test_interpolations_from_one_noise(model, picture, other, monkeypatch):
     assert torch.allclose(z_img[1], middle, atol=1e-4)
 
 
-def test_text_diffs_begin_at_the_picture_and_go_towards_the_difference(model, picture, monkeypatch):
-    source, target = "a red circle", "a blue circle"
+def test_text_diffs_begin_at_the_picture(model, picture, monkeypatch):
     seen = []
     sample_ = model.decoder.sample
     with monkeypatch.context() as patch:
         patch.setattr(model.decoder, "sample", lambda *args, **rest: seen.append(args[0]) or sample_(*args, **rest))
-        pictures = model.textdiff(picture, source, target, theta=[0.0, 0.25, 1.0], **QUIET)
-        model.textdiff(picture, None, target, theta=1.0, **QUIET)
+        pictures = model.textdiff(picture, "a red circle", "a blue circle", theta=[0.0, 0.25], guidance=1.0, **QUIET)
     assert nearly(pictures[0], model.reconstruct(picture, **QUIET)[0])
-    difference = torch.nn.functional.normalize(model.encode_text([target]) - model.encode_text([source]), dim=-1)
-    assert torch.allclose(seen[0][2:], difference, atol=1e-4) and torch.allclose(seen[1], model.encode_text([target]), atol=1e-4)
-    angle = (seen[0][1] @ seen[0][0]).acos() / (difference[0] @ seen[0][0]).acos()
+    assert torch.allclose(seen[0][0], model.encode_image(picture)[0], atol=1e-4) and not torch.allclose(seen[0][1], seen[0][0], atol=1e-2)
+
+
+def test_text_diffs_turn_to_the_difference_of_the_captions(model, picture, monkeypatch):
+    """The paper's formula, which a run without whitening follows."""
+    monkeypatch.setattr(model.prior, "cfg", replace(model.prior.cfg, whiten_z=False))
+    z_img, source, target = model.encode_image(picture), model.encode_text(["a red circle"]), model.encode_text(["a blue circle"])
+    z = model.follow(z_img.expand(3, -1), source, target, torch.tensor([0.0, 0.25, 1.0]))
+    difference = torch.nn.functional.normalize(target - source, dim=-1)
+    assert torch.allclose(z[0], z_img[0], atol=1e-5) and torch.allclose(z[2:], difference, atol=1e-4)
+    angle = (z[1] @ z[0]).acos() / (difference[0] @ z[0]).acos()
     assert angle.item() == pytest.approx(0.25, abs=1e-3)
+    assert torch.allclose(model.follow(z_img, None, target, torch.ones(1)), target, atol=1e-4)
+
+
+def test_text_diffs_of_whitened_runs_change_what_the_captions_change(model, picture):
+    """Half-way is twice as far as a quarter; to the guess itself without a source; on the sphere."""
+    z_img, source, target = model.encode_image(picture), model.encode_text(["a red circle"]), model.encode_text(["a blue circle"])
+    prior = model.prior
+    z = model.follow(z_img.expand(3, -1), source, target, torch.tensor([0.0, 0.25, 0.5]))
+    change = prior.linear_guess(target) - prior.linear_guess(source)
+    for row, share in zip(z, (0, 0.5, 1)):
+        wanted = prior.whitening.inverse(prior.whitening(z_img) + share * change)[0]
+        assert torch.allclose(row, wanted / wanted.norm(), atol=1e-5)
+    guess = prior.whitening.inverse(prior.linear_guess(target))
+    assert torch.allclose(model.follow(z_img, None, target, torch.tensor([0.5])), guess / guess.norm(), atol=1e-5)
 
 
 def test_reconstructions_from_components(model, picture, monkeypatch):

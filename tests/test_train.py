@@ -18,7 +18,7 @@ from PIL import Image
 
 import train                                               # the script at the top level
 from conftest import ROOT, SMALL
-from mini_dalle2 import configs
+from mini_dalle2 import configs, data, pictures
 from mini_dalle2.data import CaptionedShapes, to_pil
 from mini_dalle2.pipeline import load_model
 from mini_dalle2.prior import DiffusionPrior
@@ -293,10 +293,23 @@ def test_memory_is_counted(folder, monkeypatch):
     weights = sum(p.numel() for p in train.MODELS["prior"][0](cfg.prior.model).parameters())
     assert own.needs("prior")[0] == 20 * weights
     train.check_memory(shapes, configs.STAGES)
-    monkeypatch.setattr(train.os, "sysconf", lambda name: 1000)            # a machine of one megabyte
+    monkeypatch.setattr(pictures.os, "sysconf", lambda name: 1000)         # a machine of one megabyte
     train.check_memory(shapes, ["tokenizer"])
     with pytest.raises(ValueError, match="clip needs at least .* this machine has 0.0 GB"):
         train.check_memory(shapes, configs.STAGES)
+
+
+def test_many_pictures_lie_on_disk(folder, tmp_path, monkeypatch):
+    """The table is the same; the run folder looks empty, because the file has no name; a disk without room for it is named."""
+    cfg = configs.DataConfig(source=str(folder), images=100, val_images=5)
+    few, captions = Pictures(cfg, torch.device("cpu")).table("train", 16, 100)
+    monkeypatch.setattr(pictures, "machine_memory", lambda: 4 * few.nbytes - 1)
+    asked = []
+    monkeypatch.setattr(data.np, "memmap", lambda *args, memmap=data.np.memmap, **more: asked.append(1) or memmap(*args, **more))
+    many, texts = Pictures(cfg, torch.device("cpu"), tmp_path).table("train", 16, 100)
+    assert asked and torch.equal(many, few) and texts == captions and not list(tmp_path.iterdir())
+    with pytest.raises(OSError, match="no room for 1,000,000.0 GB of pictures"):
+        data.empty_table((10 ** 15,), tmp_path)
 
 
 def test_too_little_memory_is_one_sentence(tmp_path, capsys, monkeypatch):
