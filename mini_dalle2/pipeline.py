@@ -377,7 +377,7 @@ class DALLE2:
         seeds = [seed] * n
         return self.enlarge(self.base(z_img, None, seeds, progress, x_T, guidance=1.0, steps=steps, eta=0.0), seeds, stage, progress)
 
-    def textdiff(self, image, source, target, theta=(0.0, 0.25, 0.5, 0.75), seed=0, guidance=2.0, steps=None, stage="full", progress=True):
+    def textdiff(self, image, source, target, theta=(0.0, 0.25, 0.5, 0.625, 0.75), seed=0, guidance=2.0, steps=None, stage="full", progress=True):
         """The image, changed as the caption `target` differs from the caption `source` (§3.3): a PIL image for each theta.
 
         z_d = normalised z_txt(target) − z_txt(source), z_θ = slerp(z_img, z_d, θ); x_T stays. source: what the image shows, a dummy like
@@ -389,29 +389,30 @@ class DALLE2:
         self.check(n=len(theta), stage=stage, guidance=guidance, steps=steps)
         if not 0 <= theta.min() <= theta.max() <= 1:
             raise ValueError(f"theta {theta.tolist()}: from 0, the picture itself, to 1")
-        z_target, z_source = (None if caption is None else self.encode_text([caption]) for caption in (target, source))
-        if z_source is not None and (F.normalize(z_target, dim=-1) - F.normalize(z_source, dim=-1)).norm() < 1e-4:
+        if source is not None and (self.encode_text([target]) - self.encode_text([source])).norm() < 1e-4:
             raise ValueError("both captions mean the same to this CLIP: there is no difference to follow")
         z_img, x_T = self.invert(image, steps, progress)
         n, seeds = len(theta), [seed] * len(theta)
-        z_img = self.follow(z_img.expand(n, -1), z_source, z_target, theta)
+        z_img = self.follow(z_img.expand(n, -1), source and [source], [target], theta)
         base = self.base(z_img, None, seeds, progress, x_T.expand(n, -1, -1, -1), guidance=guidance, steps=steps, eta=0.0)
         return self.enlarge(base, seeds, stage, progress)
 
     @torch.no_grad()
-    def follow(self, z_img, z_source, z_target, theta):
-        """z_θ (N, D) of text diffs: z_img (N, D), z_txt of the captions (N or 1, D), of the source perhaps None, theta (N,) in [0, 1]."""
-        prior = self.prior
+    def follow(self, z_img, sources, targets, theta):
+        """z_θ (N, D) of text diffs: z_img (N, D), captions (lists of N or of one; sources may be None), theta (N,) in [0, 1]."""
         # mini: a small CLIP keeps pictures and captions in two narrow cones, and a difference of captions points into neither: whitened, which
-        # magnifies what is rare in pictures, the paper's z_θ means nothing to the decoder. The difference of the pictures that the captions
-        # let one expect, as far as a matrix can tell, does. At θ = 1/2, the paper's farthest, it is added in full; beyond, exaggerated.
-        if prior.cfg.whiten_z:
-            with self.at_work(prior):
-                w = prior.whitening(z_img)
-                start = w if z_source is None else prior.linear_guess(z_source)
-                w = w + 2 * theta[:, None] * (prior.linear_guess(z_target) - start)
-                return F.normalize(prior.whitening.inverse(w), dim=-1)
-        z_d = F.normalize(z_target, dim=-1) - (0 if z_source is None else F.normalize(z_source, dim=-1))
+        # magnifies what is rare in pictures, the paper's z_θ means nothing to the decoder. What the prior expects of either caption does: the
+        # difference is added, at θ = 1/2, the paper's farthest, in full; beyond, exaggerated.
+        if self.prior.cfg.whiten_z:
+            def expected(captions):
+                tokens = self.tokens(captions)
+                return self.prior.expectation(tokens, self.encode_text(captions))
+
+            with self.at_work(self.clip, self.prior):
+                x = self.prior.scale(z_img)
+                change = expected(targets) - (x if sources is None else expected(sources))
+                return self.prior.unscale(x + 2 * theta[:, None] * change)
+        z_d = F.normalize(self.encode_text(targets), dim=-1) - (0 if sources is None else F.normalize(self.encode_text(sources), dim=-1))
         length = z_img.norm(dim=-1, keepdim=True)                          # 1, but for Karlo's
         return length * F.normalize(slerp(z_img / length, F.normalize(z_d, dim=-1).expand_as(z_img), theta), dim=-1)
 

@@ -72,13 +72,10 @@ class PriorConfig:
 class DiffusionPrior(nn.Module):
     """f_θ, its loss and its sampler."""
 
-    RIDGE = 1e-3                        # keeps `linear` from leaning on directions in which no two captions differ
-
     def __init__(self, cfg):
         super().__init__()
         self.cfg = cfg
         self.whitening, self.whitening_txt = (Whitening(cfg.clip_dim, cfg.z_scale) for _ in range(2))
-        self.register_buffer("linear", torch.zeros(cfg.clip_dim, cfg.clip_dim) if cfg.whiten_z else None)      # see `linear_guess`
         self.diffusion = GaussianDiffusion(cfg.schedule, cfg.num_timesteps)
         self.timestep_sampler = UniformSampler(cfg.num_timesteps)
         self.register_buffer("cov", torch.zeros(cfg.num_timesteps))        # variance of x_0 given x_t; see `measure_variance`
@@ -159,20 +156,10 @@ class DiffusionPrior(nn.Module):
         return self.diffusion.loss(raw, x_start, x_t, t, noise, objective="x_start").mean()
 
     def measure(self, z_img, z_txt):
-        """Fits what is fixed before training to the training embeddings (N, D): the whitenings and `linear`, if there are to be any."""
+        """Fits what is fixed before training to the training embeddings (N, D): the whitenings, if there are to be any."""
         if self.cfg.whiten_z:
             self.whitening.fit(z_img)
             self.whitening_txt.fit(z_txt)
-            image, text = self.whitening(z_img).double(), self.whitening_txt(z_txt).double()
-            ridge = self.RIDGE * torch.eye(self.cfg.clip_dim, device=text.device, dtype=text.dtype)
-            self.linear.copy_(torch.linalg.solve(text.T @ text / len(text) + ridge, text.T @ image / len(text)))
-
-    def linear_guess(self, z_txt):
-        """Whitened z_img (B, D) as well as a matrix can tell it from z_txt (B, D), by least squares over the training set: the poor man's prior.
-
-        With `whiten_z` only. Its differences say how pictures change when captions do, where those of z_txt itself do not (see DALLE2.textdiff).
-        """
-        return self.whitening_txt(z_txt) @ self.linear
 
     @torch.no_grad()
     def measure_variance(self, z_img, z_txt, tokens, generator=None, points=50):
@@ -212,6 +199,17 @@ class DiffusionPrior(nn.Module):
             return self.diffusion.interpret(raw, x, t, objective="x_start", clip=self.cfg.clip_x_start)
 
         return denoise
+
+    @torch.no_grad()
+    def expectation(self, tokens, z_txt):
+        """The mean of all (scaled) z_img that a caption allows, (B, D): tokens (B, L), z_txt (B, D).
+
+        It is what f_θ predicts at the noisy end, T − 1: x_t says nothing about x_0 there, and the squared error of Eq. 2 is least at
+        E[x_0 | y]. A blurred z_img, which no picture has; but its difference between two captions is how z_img changes when they do.
+        """
+        x_T = torch.randn(1, self.cfg.clip_dim, generator=torch.Generator().manual_seed(0)).to(z_txt.device).expand(len(tokens), -1)
+        t = torch.full((len(tokens),), self.cfg.num_timesteps - 1, device=z_txt.device)
+        return self(x_T, t, self.condition(tokens, z_txt))
 
     @torch.no_grad()
     def sample(self, tokens, z_txt, guidance=None, steps=None, generator=None, progress=False):

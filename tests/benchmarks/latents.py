@@ -147,7 +147,7 @@ def edited(caption, old, new):
 
 
 @torch.no_grad()
-def textdiff(bench, theta=(0.0, 0.25, 0.5, 0.75, 1.0), guidance=2.0):
+def textdiff(bench, theta=(0.0, 0.25, 0.5, 0.625, 0.75, 1.0), guidance=2.0):
     """Ten edits, n pictures together: does the edit happen, and does the rest stay, at the θ that is best for all of them?
 
     As DALLE2.textdiff does it, between whole captions; but all pictures at once, because inversion in batches is much faster.
@@ -158,11 +158,10 @@ def textdiff(bench, theta=(0.0, 0.25, 0.5, 0.75, 1.0), guidance=2.0):
         jobs += [(f"{old} → {new}", scene, edited(scene.text, old, new)) for scene in scenes]
     names, scenes, wanted = zip(*jobs)
     pictures, captions = bench.pictures(scenes)
-    z_source, z_target = model.encode_text(captions), model.encode_text(wanted)
     z_img, x_T = (torch.cat(parts) for parts in zip(*(model.invert(pictures[i:i + 64]) for i in range(0, len(pictures), 64))))
     drawn = []                                                             # (θ) of lists of pictures
     for t in theta:
-        z = model.follow(z_img, z_source, z_target, torch.full((len(z_img),), t, device=z_img.device))
+        z = model.follow(z_img, captions, wanted, torch.full((len(z_img),), t, device=z_img.device))
         drawn.append(model.enlarge(model.base(z, None, [0] * len(z), x_T=x_T, guidance=guidance, eta=0.0), [0] * len(z), "base"))
     made = np.array([[grade(picture, caption)["all"] for picture, caption in zip(row, wanted)] for row in drawn], dtype=float)
     best = int(made.mean(1).argmax())
