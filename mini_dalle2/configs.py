@@ -76,6 +76,8 @@ class Config:
     upsampler2: Stage
 
     def __post_init__(self):
+        if self.clip.train.shard:
+            raise ValueError("clip.shard must be false: CLIP's temperature is a single number, which fully_shard cannot divide")
         if self.clip.train.accumulate > 1:
             raise ValueError("clip.accumulate must be 1: CLIP tells the pictures and captions of a whole batch apart, and parts of it would be an "
                              "easier task; clip.recompute=true saves memory too")

@@ -3,7 +3,8 @@
     gradient of the whole batch = mean over processes of the gradients of their shares          (torch's DistributedDataParallel)
 
 Every process runs the same program. Each learns from its share of every batch; the gradients are averaged, so that all keep the same weights.
-The first process alone writes files. When pictures are drawn (sample.py), each process draws some. Without torchrun there is one process,
+With `shard`, torch's fully_shard, each process keeps but a part of every weight, gradient and average of the optimiser, and fetches a block's
+weights when it gets to that block: for models that one GPU cannot hold. The first process alone writes files. When pictures are drawn (sample.py), each process draws some. Without torchrun there is one process,
 and everything here does nothing.
 
 References: torch.distributed (gloo between CPUs, nccl between GPUs). Read next: training.py.
@@ -16,6 +17,8 @@ import sys
 
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -81,14 +84,52 @@ def main_first():
         barrier()
 
 
-def wrap(module):
-    """The module, with its gradients averaged over all processes in `backward`."""
-    return DistributedDataParallel(module) if world() > 1 else module
+def wrap(module, shard=False):
+    """The module, with its gradients averaged over all processes in `backward`; shard: and its weights divided among them.
+
+    Its parameters are then others than before: an optimiser has to be made afterwards. Raises ValueError when this torch cannot do it.
+    """
+    if world() == 1:
+        return module
+    if not shard:
+        return DistributedDataParallel(module)
+    try:
+        from torch.distributed.fsdp import fully_shard
+    except ImportError:
+        raise ValueError("to shard a model takes torch 2.6 or newer") from None
+    mesh = init_device_mesh(next(module.parameters()).device.type, (world(),))
+    blocks = [block for part in module.modules() if isinstance(part, nn.ModuleList) for block in part]     # of transformers and U-Nets
+    for part in (*blocks, module):                         # the module itself has what is in no block
+        fully_shard(part, mesh=mesh)
+    return module
 
 
+@contextlib.contextmanager
 def alone(module):
-    """In this context a wrapped module's gradients are its process's own."""
-    return module.no_sync() if world() > 1 else contextlib.nullcontext()
+    """In this context the gradients of a wrapped module are not averaged; with DistributedDataParallel they are its process's own."""
+    if isinstance(module, DistributedDataParallel):
+        with module.no_sync():
+            yield
+        return
+    sharded = hasattr(module, "set_requires_gradient_sync")
+    if sharded:
+        module.set_requires_gradient_sync(False)
+    yield
+    if sharded:
+        module.set_requires_gradient_sync(True)
+
+
+def whole(value):
+    """A tensor with all its shards, on the CPU if there were some; all processes must ask. What is no sharded tensor stays as it is."""
+    return value.full_tensor().cpu() if hasattr(value, "full_tensor") else value
+
+
+def like(value, other):
+    """A whole tensor, sharded as `other` is, if that is sharded."""
+    if not hasattr(other, "full_tensor"):
+        return value
+    from torch.distributed.tensor import distribute_tensor
+    return distribute_tensor(value.to(other.device), other.device_mesh, other.placements)
 
 
 def mean(values):

@@ -111,7 +111,8 @@ class Job:
         else:
             images, side = data.images, getattr(cfg, "image_size", self.config.clip.model.image_size)      # the prior's are embedded
         # Weights, gradients, AdamW's averages of these and of their squares, and the averaged weights: 4 bytes each.
-        return 5 * 4 * numbers, min(images, self.pictures.there) * 3 * side ** 2
+        cfg_train = getattr(self.config, stage).train
+        return 5 * 4 * numbers // (world() if cfg_train.shard else 1), min(images, self.pictures.there) * 3 * side ** 2
 
     def train(self, stage, indices, draw, loss_fn, *embeddings):
         """Builds and trains the model of a stage (or goes on with it): returns it with its averaged weights.
@@ -130,11 +131,18 @@ class Job:
                     "clip_signature": signature(weights) if stage == "clip" else clip_signature}
 
         torch.manual_seed(self.config.data.seed)
-        model = MODELS[stage][0](cfg.model).to(self.device, memory_format=torch.channels_last)     # much faster convolutions on a CPU
+        sharded = cfg.train.shard and world() > 1
+        model = MODELS[stage][0](cfg.model).to(self.device)
+        if not sharded:                                                    # whose weights must lie in order
+            model.to(memory_format=torch.channels_last)                    # much faster convolutions on a CPU
         if embeddings:
             model.measure(*embeddings)
         with networks(model, cfg.train):
-            return fit(stage, model, draw, loss_fn, cfg.train, self.run, header, self.resume, self.config.data.seed, indices)[0]
+            model = fit(stage, model, draw, loss_fn, cfg.train, self.run, header, self.resume, self.config.data.seed, indices)[0]
+        if sharded:                                                        # in one piece again, for those who work alone with it
+            barrier()
+            model = load_model(self.run / f"{stage}.pt", stage)[0].to(self.device)
+        return model
 
     def amend(self, stage, model):
         """Puts what a model measured after its training, in buffers, into its checkpoints."""

@@ -27,7 +27,7 @@ from torch import nn
 from tqdm import tqdm
 
 from .checks import check_choice, check_positive, check_range
-from .distributed import alone, anyone, collect, is_main, mean, rank, world, wrap
+from .distributed import alone, anyone, collect, is_main, like, mean, rank, whole, world, wrap
 from .noise import Share
 
 
@@ -50,6 +50,7 @@ class TrainConfig:
     accumulate: int = 1             # parts that a batch is computed in, one after the other: less memory for the same gradient
     recompute: bool = False         # gradient checkpointing: less memory for a third more time (transformer.run_block)
     dtype: str = "fp32"             # "bf16": matrices are multiplied in bfloat16 (autocast); weights and optimiser stay in float32
+    shard: bool = False             # several processes: each keeps a part of the weights only, for models too large for one GPU
     compile: bool = False           # torch.compile: the first steps take minutes, the others are faster on a GPU
     save_every: int = 500           # steps between checkpoints
     log_every: int = 20             # steps per line of metrics.jsonl
@@ -65,6 +66,8 @@ class TrainConfig:
             raise ValueError(f"batch_size {self.batch_size} is not divisible by accumulate {self.accumulate}")
         if self.sam_rho and self.accumulate > 1:
             raise ValueError("sam_rho needs the gradient of the whole batch at once: accumulate must be 1")
+        if self.sam_rho and self.shard:
+            raise ValueError("sam_rho needs each process's own gradient, which a sharded model does not have: shard must be false")
         for key in ("beta1", "beta2", "ema"):
             if not 0 <= getattr(self, key) < 1:
                 raise ValueError(f"{key} must be at least 0 and below 1, not {getattr(self, key)}")
@@ -363,10 +366,13 @@ def restore(path, model, optimizer, ema, streams):
     """
     saved = load_checkpoint(path)
     try:
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["optimizer"]})      # betas and the like may have changed
+        now = model.state_dict()
+        model.load_state_dict({name: like(value, now.get(name)) for name, value in saved["model"].items()})
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+        state = {i: {key: like(value, params[i]) if value.ndim else value for key, value in of.items()} for i, of in saved["optimizer"].items()}
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": state})                   # betas and the like may have changed
         for name, value in ema.shadow.items():
-            value.copy_(saved["ema"][name])
+            value.copy_(like(saved["ema"][name], value))
         processes = saved.get("processes", [saved["streams"]])
         if len(processes) == world():
             streams.load(saved["streams"] | processes[rank()])
@@ -393,19 +399,24 @@ def fit(stage, model, draw, loss_fn, cfg, run, header, resume=False, seed=0, ind
     resume:  continue STAGE.resume.pt if there is one; a finished stage takes no further step
     Raises FloatingPointError when the loss is not finite, KeyboardInterrupt after a Ctrl-C (saved), ValueError for a bad checkpoint.
     """
-    params, (step, seconds), latest = [p for p in model.parameters() if p.requires_grad], (0, 0.0), Path(run) / f"{stage}.resume.pt"
+    (step, seconds), latest = (0, 0.0), Path(run) / f"{stage}.resume.pt"
+    objective = wrap(Objective(model, loss_fn, cfg.dtype == "bf16"), cfg.shard)
+    params = [p for p in model.parameters() if p.requires_grad]
     optimizer, ema, streams = make_optimizer(model, cfg), EMA(model, cfg.ema), Streams(params[0].device, seed)
-    objective = wrap(Objective(model, loss_fn, cfg.dtype == "bf16"))
     own = functools.partial(alone, objective)              # a context: gradients stay those of this process
     if resume and latest.is_file():
         step, seconds = restore(latest, model, optimizer, ema, streams)
 
+    def together(tensors):
+        return {name: whole(value) for name, value in tensors.items()}
+
     def save():
-        processes = collect(streams.own())
+        processes, average, weights = collect(streams.own()), together(ema.shadow), together(model.state_dict())
+        moments = {i: together(of) for i, of in optimizer.state_dict()["state"].items()}
         if not is_main():
             return
-        done = header(ema.shadow) | {"stage": stage, "step": step, "steps": cfg.steps, "seconds": log.seconds(), "ema": ema.shadow}
-        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()["state"], "streams": streams.state()}
+        done = header(average) | {"stage": stage, "step": step, "steps": cfg.steps, "seconds": log.seconds(), "ema": average}
+        state = {"model": weights, "optimizer": moments, "streams": streams.state()}
         state |= {"processes": processes} if world() > 1 else {}
         save_checkpoint(done | state, latest)
         save_checkpoint(done, Path(run) / f"{stage}.pt")
@@ -424,7 +435,7 @@ def fit(stage, model, draw, loss_fn, cfg, run, header, resume=False, seed=0, ind
                 batch = draw(data, step)
                 with contextlib.nullcontext() if part == cfg.accumulate else own():        # averaged once, with the last part
                     loss += backward(params, lambda: objective(batch, noise) / cfg.accumulate, streams, cfg.sam_rho, own)
-            norm = nn.utils.clip_grad_norm_(params, cfg.grad_clip or math.inf)
+            norm = whole(nn.utils.clip_grad_norm_(params, cfg.grad_clip or math.inf)).to(loss.device)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             ema.update(step)

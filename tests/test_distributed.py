@@ -109,8 +109,49 @@ def test_as_many_processes_go_on_bit_for_bit(run, tmp_path):
     assert not torch.equal(ends[0]["processes"][0]["cpu"], ends[0]["processes"][1]["cpu"])
 
 
+HALVES = """
+import torch
+from mini_dalle2.distributed import like, processes, whole, wrap
+from mini_dalle2.transformer import Transformer
+with processes(torch.device("cpu")):
+    torch.manual_seed(0)
+    model = Transformer(2, 16, 2)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    wrap(model, shard=True)
+    for name, p in model.named_parameters():
+        assert p.to_local().numel() * 2 == p.numel() and torch.equal(whole(p), before[name])
+        assert torch.equal(like(before[name], p).to_local(), p.to_local())
+    print("halves")
+"""
+
+
+def test_each_process_keeps_half_of_the_weights(tmp_path):
+    (tmp_path / "halves.py").write_text(HALVES)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", tmp_path / "halves.py"]
+    process = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert process.returncode == 0 and process.stdout == "halves\n", process.stderr[-3000:]
+
+
+def test_sharded_weights_train_as_whole_ones(run, tmp_path):
+    """Losses and checkpoints are those of one process, and one may go on where the other stopped."""
+    folder = without(run, tmp_path / "run", STAGES[1:])
+    process = torchrun("--out", folder, "--resume", "--shard")
+    assert process.returncode == 0, process.stderr[-3000:]
+    for stage in STAGES[1:]:
+        assert losses(folder, stage) == pytest.approx(losses(run, stage), abs=1e-5) and len(losses(folder, stage)) == 3
+        a, b = (load_checkpoint(path / f"{stage}.resume.pt") for path in (run, folder))
+        assert a["ema"].keys() == b["ema"].keys() and all(torch.allclose(a["ema"][key], b["ema"][key], atol=1e-3) for key in a["ema"])
+        assert a["optimizer"].keys() == b["optimizer"].keys()
+    whole = without(run, tmp_path / "whole", [])
+    more = ["--stage=decoder", "--decoder.steps=4", "--resume"]
+    assert torchrun("--out", whole, "--decoder.shard=true", *more).returncode == 0
+    assert subprocess.run([sys.executable, "train.py", "--out", folder, "--decoder.shard=false", "--device=cpu", *more], cwd=ROOT).returncode == 0
+    assert len(losses(whole, "decoder")) == 4 and losses(whole, "decoder") == pytest.approx(losses(folder, "decoder"), abs=1e-5)
+
+
 @pytest.mark.parametrize("arguments, said", [
     (["--decoder.lrr=1"], "train.py: there is no setting --decoder.lrr; the closest is --decoder.lr"),
+    (["--clip.shard=true"], "train.py: clip.shard must be false: CLIP's temperature is a single number, which fully_shard cannot divide"),
     ([*SMALL, "--clip.batch_size=15"], "train.py: --clip.batch_size=15 cannot be divided among 2 processes, 1 parts each")])
 def test_mistakes_are_said_once(arguments, said, tmp_path):
     process = torchrun(*arguments, "--out", tmp_path / "run")
