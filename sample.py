@@ -29,7 +29,7 @@ from mini_dalle2.configs import Parser, sentence
 from mini_dalle2.data import caption_grid
 from mini_dalle2.distributed import is_main, processes
 from mini_dalle2.folder import central_square
-from mini_dalle2.pipeline import out_of_memory
+from mini_dalle2.pipeline import WEIGHTS, out_of_memory
 from mini_dalle2.pretrained import load_karlo
 from mini_dalle2.training import atomic_open, pick_device
 
@@ -42,12 +42,12 @@ def parse(argv):
     parser = Parser(prog="sample.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(dest="verb", required=True, parser_class=Parser)
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--run", default="runs/tiny", help="run folder of train.py (default: runs/tiny)")
+    common.add_argument("--run", help="run folder of train.py (default: the weights in the box, or without these runs/tiny)")
     common.add_argument("--weights", metavar="FOLDER", help="Karlo's public weights instead of a run (see README)")
     common.add_argument("--dtype", choices=DTYPES, default="fp32", help="precision of the matrices; the shorter ones are for a GPU (default: fp32)")
     common.add_argument("--offload", action="store_true", help="keep on the GPU only the model that is at work: for large models on small GPUs")
     common.add_argument("--seed", type=int, default=0)
-    common.add_argument("--out", type=Path, metavar="FILE.png", help="the grid (default: VERB.png in the run folder, or with --weights here)")
+    common.add_argument("--out", type=Path, metavar="FILE.png", help="the grid (default: VERB.png in the run folder, or here if none is named)")
     common.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     drawing = argparse.ArgumentParser(add_help=False, parents=[common])
     drawing.add_argument("--steps", type=int, help="the decoder's sampling steps (default: the run's own)")
@@ -92,7 +92,9 @@ def parse(argv):
         raise ValueError(f"--seed {args.seed}: a whole number from 0 to 2 ** 63 - 1")
     if not 0 <= getattr(args, "eta", 0) <= 1:
         raise ValueError(f"--eta {args.eta}: a number from 0 to 1")
-    folder = Path(".") if args.weights else Path(args.run)
+    if not args.run and not WEIGHTS.is_dir():
+        args.run = "runs/tiny"
+    folder = Path(args.run) if args.run and not args.weights else Path(".")
     if args.out or folder.is_dir():                                        # that there is no run is for DALLE2.load to say
         args.out = args.out or folder / ("sample.png" if args.verb == "text" else f"{args.verb}.png")
         check_out(args.out, [getattr(args, key) for key in ("image", "other", "mask") if hasattr(args, key)], getattr(args, "singles", False))

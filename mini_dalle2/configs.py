@@ -196,6 +196,13 @@ def override(config, arguments):
     return changed(config, values)
 
 
+def differences(config):
+    """What a config has changed of its preset, as one would type it: ["--decoder.lr=0.0003", ...]."""
+    base = preset(config.preset)
+    keys = [key for key in kinds(config) if FOLLOWS.get(key, key) not in LEARNED and key not in FOLLOWS]
+    return [f"--{key}={as_text(get(config, key))}" for key in keys if get(config, key) != get(base, key)]
+
+
 def as_text(value):
     """A value as one would type it after "="."""
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -36,6 +36,7 @@ from .upsampler import Upsampler, UpsamplerConfig
 MODELS = {"clip": (CLIP, CLIPConfig), "prior": (DiffusionPrior, PriorConfig), "ar_prior": (ARPrior, ARPriorConfig),
           "decoder": (Decoder, DecoderConfig),
           "upsampler1": (Upsampler, UpsamplerConfig), "upsampler2": (Upsampler, UpsamplerConfig)}
+WEIGHTS = Path(__file__).parent / "weights"                                # those in the box
 OPTIONAL = ("ar_prior", "upsampler1", "upsampler2")                        # a run can draw without them
 
 
@@ -118,13 +119,14 @@ class DALLE2:
 
     @classmethod
     def load(cls, path=None, device=None, dtype=None, offload=False):
-        """From a run folder of train.py ("runs/tiny" if none is given); device "cpu", "cuda" or None, the best there is; the rest: see above.
+        """From a run folder of train.py; device "cpu", "cuda" or None, the best there is; the rest: see above.
 
+        path None: the weights in the box (shipped.py), or where there are none, runs/tiny.
         A run whose upsamplers are not trained yet draws base pictures; one without the autoregressive prior does without. Raises
         FileNotFoundError when the folder or one of CLIP, prior and decoder is missing, ValueError for a damaged file or stages that do
         not belong together.
         """
-        run = Path(path or "runs/tiny")
+        run = Path(path or (WEIGHTS if WEIGHTS.is_dir() else "runs/tiny"))
         if not run.is_dir():
             raise FileNotFoundError(f"there is no run folder {run}: train one with `python train.py --out {run}`")
         models, signatures = {}, {}

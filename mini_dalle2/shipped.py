@@ -1,0 +1,88 @@
+"""The weights in the box: a trained run, made small enough to lie in the repository, so that a fresh clone draws at once.
+
+    python -m mini_dalle2.shipped runs/tiny --commit 1234abc          from a run that is trained and graded, into mini_dalle2/weights
+
+Of each stage only the averaged weights are kept, in half precision: 11 significant bits, of which a picture shows nothing. What was measured
+rather than learned (whitening, PCA) stays in float32. A card beside them, README.md, says what they are, with the command that makes them.
+
+Read next: pipeline.py, which loads them when no run is named.
+"""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from . import configs
+from .configs import Parser, sentence
+from .pipeline import MODELS, OPTIONAL, WEIGHTS, load_model
+from .stages import read_json
+from .training import atomic_open, save_checkpoint
+
+CARD = """# Weights in the box
+
+`DALLE2.load()` and `sample.py` use these when no run is named. Averaged weights in half precision, trained from scratch on the captioned shapes of
+`mini_dalle2/data.py` alone, which this project draws itself: no picture, text or weight of anybody else is in them. They have the licence of the code.
+
+Trained at commit {commit}, seed {seed}:
+
+```bash
+{command}
+```
+
+| stage | parameters | steps | minutes |
+|---|---|---|---|
+{stages}
+
+{figures}
+"""
+
+
+def half(tensors, learned):
+    """A state dict with what was learned in half precision."""
+    return {name: value.half() if name in learned and value.is_floating_point() else value for name, value in tensors.items()}
+
+
+def ship(run, out, commit):
+    """Writes the small checkpoints of a finished run, and their card, into `out`; returns their bytes. Raises FileNotFoundError, ValueError."""
+    run, out, lines, small = Path(run), Path(out), [], {}
+    for stage in MODELS:
+        if stage in OPTIONAL and not (run / f"{stage}.pt").is_file():
+            continue
+        model, checkpoint = load_model(run / f"{stage}.pt", stage)
+        if checkpoint["step"] < checkpoint["steps"]:
+            raise ValueError(f"{run}/{stage}.pt is not finished: {checkpoint['step']} of {checkpoint['steps']} steps")
+        small[stage] = checkpoint | {"ema": half(checkpoint["ema"], dict(model.named_parameters()))}
+        count = sum(p.numel() for p in model.parameters())
+        lines.append(f"| {stage} | {count:,} | {checkpoint['steps']:,} | {checkpoint['seconds'] / 60:.1f} |")
+    config = configs.from_dict(read_json(run / "config.json"))
+    command = shlex.join(["python", "train.py", "--preset", config.preset, *configs.differences(config), "--out", str(run)])
+    grades = read_json(run / "grade.json") if (run / "grade.json").is_file() else {}
+    found = [f"| {name} | {value['all']:.1%} |" for name, value in grades.items() if isinstance(value, dict)]
+    figures = "\n".join([f"Everything right, by `python tests/benchmarks/grade_chain.py --run {run}`:\n", "| captions, from, size | all right |",
+                         "|---|---|", *found]) if found else "Not graded."
+    out.mkdir(parents=True, exist_ok=True)
+    for stage, checkpoint in small.items():
+        save_checkpoint(checkpoint, out / f"{stage}.pt")
+    with atomic_open(out / "README.md") as file:
+        file.write(CARD.format(commit=commit, seed=config.data.seed, command=command, stages="\n".join(lines), figures=figures).encode())
+    return sum((out / f"{stage}.pt").stat().st_size for stage in small)
+
+
+def main(argv=None):
+    """The command: 0 when all went well, 2 after a mistake (one sentence on standard error)."""
+    parser = Parser(prog="shipped", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", help="run folder of train.py, finished")
+    parser.add_argument("--commit", required=True, help="the commit it was trained at")
+    parser.add_argument("--out", type=Path, default=WEIGHTS, metavar="FOLDER")
+    try:
+        args = parser.parse_args(argv)
+        print(f"{args.out}: {ship(args.run, args.out, args.commit) / 1e6:.1f} MB")
+        return 0
+    except (ValueError, OSError) as error:
+        print(f"shipped: {sentence(error)}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""The weights in the box: half as large, the same pictures, and a card that says how they were made."""
+
+import json
+import shlex
+
+import numpy as np
+import pytest
+import torch
+
+import train
+from conftest import SMALL
+from mini_dalle2 import DALLE2, configs, pipeline, shipped
+from mini_dalle2.training import load_checkpoint
+
+
+@pytest.fixture(scope="module")
+def box(run, tmp_path_factory):
+    """The micro run, packed."""
+    out = tmp_path_factory.mktemp("box") / "weights"
+    assert shipped.main([str(run), "--commit", "1234abc", "--out", str(out)]) == 0
+    return out
+
+
+def test_half_the_size(run, box):
+    for stage in configs.MODEL_CONFIGS:
+        a, b = (load_checkpoint(folder / f"{stage}.pt", stage) for folder in (run, box))
+        assert a["ema"].keys() == b["ema"].keys() and {k: v for k, v in a.items() if k != "ema"} == {k: v for k, v in b.items() if k != "ema"}
+        names = dict(pipeline.load_model(run / f"{stage}.pt")[0].named_parameters())
+        for name, value in b["ema"].items():
+            assert value.dtype == (torch.float16 if name in names else a["ema"][name].dtype)
+            assert torch.allclose(value.float(), a["ema"][name].float(), rtol=1e-3, atol=1e-7)
+
+
+def test_they_draw_nearly_the_same(run, box, monkeypatch):
+    captions, options = ["a red circle above a blue square"], {"stage": "base", "progress": False}
+    monkeypatch.setattr(pipeline, "WEIGHTS", box)
+    model = DALLE2.load()                                                  # nothing named: those in the box
+    assert all(p.dtype == torch.float32 for p in model.decoder.parameters())
+    a, b = (np.asarray(m.text_to_image(captions, **options)[0][0]).astype(int) for m in (DALLE2.load(run), model))
+    assert abs(a - b).mean() < 2
+
+
+def test_the_card_says_how_to_make_them(run, box):
+    card = (box / "README.md").read_text()
+    assert "1234abc" in card and all(f"| {stage} |" in card for stage in configs.MODEL_CONFIGS) and "Not graded" in card
+    command = shlex.split(card.split("```bash\n")[1].split("\n")[0])
+    args = train.parse(command[2:])
+    made = configs.override(configs.preset(args.preset), args.settings)
+    saved = configs.from_dict(json.loads((run / "config.json").read_text()))
+    assert configs.changed(made, {key: configs.get(saved, key) for key in configs.LEARNED}) == saved
+    assert set(configs.differences(saved)) < set(SMALL), "what the preset says anyway is not repeated"
+
+
+def test_mistakes(run, tmp_path, capsys):
+    for arguments, said in ((["nowhere"], "nowhere/clip.pt"), ([str(run)], "--commit")):
+        more = ["--commit", "x"] if said != "--commit" else []
+        assert shipped.main([*arguments, *more, "--out", str(tmp_path / "box")]) == 2 and not (tmp_path / "box").exists()
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and said in error
