@@ -92,6 +92,8 @@ def parse(argv):
         raise ValueError(f"--seed {args.seed}: a whole number from 0 to 2 ** 63 - 1")
     if not 0 <= getattr(args, "eta", 0) <= 1:
         raise ValueError(f"--eta {args.eta}: a number from 0 to 1")
+    if args.run and args.weights:
+        raise ValueError(f"--run {args.run} and --weights {args.weights}: draw with the one or with the other")
     if not args.run and not WEIGHTS.is_dir():
         args.run = "runs/tiny"
     folder = Path(args.run) if args.run and not args.weights else Path(".")

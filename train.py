@@ -20,6 +20,7 @@ import shlex
 import shutil
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -165,8 +166,12 @@ def check_files(job, stages, resume):
         if stage in configs.ON_CLIP:
             job.frozen_clip()
         latest = job.run / f"{stage}.resume.pt"
-        if resume and latest.is_file() and "optimizer" not in load_checkpoint(latest, stage):
-            raise ValueError(f"{latest} is not from training")
+        if resume and latest.is_file():
+            saved, now = load_checkpoint(latest, stage), asdict(getattr(job.config, stage).model)
+            if "optimizer" not in saved:
+                raise ValueError(f"{latest} is not from training")
+            if any(value != now.get(name) for name, value in saved["model_config"].items()):
+                raise ValueError(f"{latest} belongs to a model of other sizes")
         break
     return before
 

@@ -244,6 +244,7 @@ RUNS = {
     "a decoder of another CLIP": (sample, ["text", "a circle", *DRAW], "another CLIP", amended("run/decoder.pt", clip_signature="0" * 16)),
     "an upsampler of other sizes": (sample, ["text", "a circle", *DRAW], "upsampler1", lambda: (
         amended("run/upsampler2.pt", stage="upsampler1")(), shutil.copy("run/upsampler2.pt", "run/upsampler1.pt"), gone("run/upsampler2.pt")())),
+    "a run and public weights": (sample, ["text", "a circle", "--run=run", "--weights=run", "--out=drawn.png"], "with the one or with the other"),
     "no public weights": (sample, ["text", "a circle", "--weights=nowhere", "--out=drawn.png"], "nowhere"),
     "public weights that are none": (sample, ["text", "a circle", "--weights=run", "--out=drawn.png"], "run"),
     "nothing to go on with": (train, ["--preset=micro", "--out=new", "--resume"], "nothing to resume"),
@@ -271,6 +272,7 @@ RUNS = {
     "half of what is needed to go on": (train, MORE, "run/prior.resume.pt cannot be read", cut("run/prior.resume.pt")),
     "nothing of what is needed to go on": (train, MORE, "prior.resume.pt, which is needed to go on", gone("run/prior.resume.pt")),
     "to go on from another stage": (train, MORE, "run/prior.resume.pt", copied("run/decoder.resume.pt", "run/prior.resume.pt")),
+    "to go on with a model of other sizes": (train, MORE, "belongs to a model of other sizes", resized("run/prior.resume.pt", width=48)),
     "to go on from what is only for sampling": (train, MORE, "run/prior.resume.pt", copied("run/prior.pt", "run/prior.resume.pt")),
 }
 
