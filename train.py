@@ -49,9 +49,9 @@ def parse(argv):
     parser.add_argument("--compile", action="store_true", help="torch.compile all stages (one stage: --decoder.compile=true)")
     parser.add_argument("--shard", action="store_true", help="torchrun: each process keeps a part of the weights only, in all stages but clip")
     args, args.settings = parser.parse_known_args(argv)
-    for key, value in (("dtype", args.dtype), ("compile", "true" if args.compile else None)):
-        args.settings = [f"--{stage}.{key}={value}" for stage in configs.MODEL_CONFIGS if value] + args.settings
-    args.settings = [f"--{stage}.shard=true" for stage in configs.MODEL_CONFIGS if args.shard and stage != "clip"] + args.settings
+    flags = {"dtype": args.dtype, "compile": args.compile and "true", "shard": args.shard and "true"}
+    args.settings = [f"--{stage}.{key}={value}" for key, value in flags.items() for stage in configs.MODEL_CONFIGS
+                     if value and (stage, key) != ("clip", "shard")] + args.settings
     if args.out == "":
         raise ValueError("--out is empty: it names the run folder")
     args.run = Path(args.out or f"runs/{args.preset or 'tiny'}")

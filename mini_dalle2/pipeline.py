@@ -40,6 +40,11 @@ WEIGHTS = Path(__file__).parent / "weights"                                # tho
 OPTIONAL = ("ar_prior", "upsampler1", "upsampler2")                        # a run can draw without them
 
 
+def default_run():
+    """What is loaded when no run is named: the weights in the box (shipped.py), or where there are none, runs/tiny."""
+    return WEIGHTS if WEIGHTS.is_dir() else Path("runs/tiny")
+
+
 def load_model(path, stage=None):
     """(model with its averaged weights in eval mode, checkpoint) from a stage's file. Raises FileNotFoundError, ValueError."""
     checkpoint = load_checkpoint(path, stage)
@@ -121,12 +126,12 @@ class DALLE2:
     def load(cls, path=None, device=None, dtype=None, offload=False):
         """From a run folder of train.py; device "cpu", "cuda" or None, the best there is; the rest: see above.
 
-        path None: the weights in the box (shipped.py), or where there are none, runs/tiny.
+        path None: see `default_run`.
         A run whose upsamplers are not trained yet draws base pictures; one without the autoregressive prior does without. Raises
         FileNotFoundError when the folder or one of CLIP, prior and decoder is missing, ValueError for a damaged file or stages that do
         not belong together.
         """
-        run = Path(path or (WEIGHTS if WEIGHTS.is_dir() else "runs/tiny"))
+        run = Path(path or default_run())
         if not run.is_dir():
             raise FileNotFoundError(f"there is no run folder {run}: train one with `python train.py --out {run}`")
         models, signatures = {}, {}
@@ -408,7 +413,7 @@ class DALLE2:
         if self.prior.cfg.whiten_z:
             def expected(captions):
                 tokens = self.tokens(captions)
-                return self.prior.expectation(tokens, self.encode_text(captions))
+                return self.prior.expectation(tokens, self.clip.encode_text(tokens).float())
 
             with self.at_work(self.clip, self.prior):
                 x = self.prior.scale(z_img)

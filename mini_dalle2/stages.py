@@ -111,8 +111,8 @@ class Job:
         else:
             images, side = data.images, getattr(cfg, "image_size", self.config.clip.model.image_size)      # the prior's are embedded
         # Weights, gradients, AdamW's averages of these and of their squares, and the averaged weights: 4 bytes each.
-        cfg_train = getattr(self.config, stage).train
-        return 5 * 4 * numbers // (world() if cfg_train.shard else 1), min(images, self.pictures.there) * 3 * side ** 2
+        parts = world() if getattr(self.config, stage).train.shard else 1
+        return 5 * 4 * numbers // parts, min(images, self.pictures.there) * 3 * side ** 2
 
     def train(self, stage, indices, draw, loss_fn, *embeddings):
         """Builds and trains the model of a stage (or goes on with it): returns it with its averaged weights.
@@ -132,9 +132,9 @@ class Job:
 
         torch.manual_seed(self.config.data.seed)
         sharded = cfg.train.shard and world() > 1
-        model = MODELS[stage][0](cfg.model).to(self.device)
-        if not sharded:                                                    # whose weights must lie in order
-            model.to(memory_format=torch.channels_last)                    # much faster convolutions on a CPU
+        # Channels last: much faster convolutions on a CPU; but what is to be sharded must lie in order.
+        layout = torch.contiguous_format if sharded else torch.channels_last
+        model = MODELS[stage][0](cfg.model).to(self.device, memory_format=layout)
         if embeddings:
             model.measure(*embeddings)
         with networks(model, cfg.train):
