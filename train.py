@@ -4,6 +4,7 @@
     python train.py --preset micro --data my_pictures        your own folder (metadata.jsonl, or one .txt beside each picture)
     python train.py --stage decoder --out runs/tiny          one stage; those before it must be there
     python train.py --resume                                 go on after Ctrl-C, or after the power went
+    python train.py --from mini_dalle2/weights --data my_pictures --out runs/mine        begin with weights that have learned something already
     python train.py --out runs/slow --decoder.lr=3e-4 --decoder.steps=8000
     python train.py --dtype bf16 --compile --decoder.accumulate=4 --decoder.recompute=true       a GPU that is fast, but small
     torchrun --nproc_per_node=4 train.py                     four GPUs, or four processes on the CPU, share each batch
@@ -20,18 +21,19 @@ import shlex
 import shutil
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
 from mini_dalle2 import configs
 from mini_dalle2.configs import Parser, sentence
-from mini_dalle2.distributed import barrier, is_main, launcher, left_alone, processes, world
+from mini_dalle2.distributed import barrier, is_main, launcher, left_alone, main_first, processes, world
 from mini_dalle2.pictures import is_large, machine_memory
-from mini_dalle2.pipeline import MODELS, out_of_memory
+from mini_dalle2.pipeline import MODELS, load_model, out_of_memory
 from mini_dalle2.stages import Job, learn, read_json, show, write_json
-from mini_dalle2.training import load_checkpoint, pick_device, read_metrics
+from mini_dalle2.tokenizer import BPETokenizer
+from mini_dalle2.training import load_checkpoint, pick_device, read_metrics, save_checkpoint
 
 
 def parse(argv):
@@ -43,6 +45,8 @@ def parse(argv):
     parser.add_argument("--stage", default="all", choices=["all", *configs.STAGES], help="train this stage only")
     parser.add_argument("--data", metavar="shapes|FOLDER", help="captioned shapes (default) or your own captioned pictures")
     parser.add_argument("--out", metavar="FOLDER", help="the run folder (default: runs/PRESET)")
+    parser.add_argument("--from", dest="origin", metavar="FOLDER",
+                        help="begin with the weights of another run, or of those in the box, mini_dalle2/weights; sizes and tokenizer are theirs")
     parser.add_argument("--resume", action="store_true", help="go on with what is in the run folder")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--dtype", choices=["fp32", "bf16"], help="of the matrix products in all stages (one stage: --decoder.dtype=bf16)")
@@ -54,6 +58,8 @@ def parse(argv):
                      if value and (stage, key) != ("clip", "shard")] + args.settings
     if args.out == "":
         raise ValueError("--out is empty: it names the run folder")
+    if args.origin is not None and (args.resume or args.preset or args.stage == "tokenizer"):
+        raise ValueError("--from begins a run with the sizes and the tokenizer of another: it goes with neither --resume, --preset nor --stage tokenizer")
     args.run = Path(args.out or f"runs/{args.preset or 'tiny'}")
     args.stages = list(configs.STAGES) if args.stage == "all" else [args.stage]
     return args
@@ -65,8 +71,40 @@ def made(run, stage):
     return any((run / name).is_file() for name in names)
 
 
+def origin_config(folder):
+    """The configuration of the run that --from names: of each stage, what its checkpoint says. Raises FileNotFoundError, ValueError."""
+    config = None
+    for stage in configs.MODEL_CONFIGS:
+        path = Path(folder) / f"{stage}.pt"
+        if stage == "clip" or path.is_file():
+            checkpoint = load_model(path, stage)[1]
+            try:
+                of_stage = configs.from_dict(checkpoint.get("config"))
+                if stage == "clip":
+                    BPETokenizer.from_state_dict(checkpoint.get("tokenizer"))
+            except ValueError as error:
+                raise ValueError(f"{path} is damaged: {error}") from None
+            config = replace(config or of_stage, **{stage: getattr(of_stage, stage)})
+    return config
+
+
+def begin(job, origin, stages):
+    """Copies the stages of another run into this one; those that are to be trained stand at step 0. Raises OSError, ValueError."""
+    for stage in configs.MODEL_CONFIGS:
+        if (Path(origin) / f"{stage}.pt").is_file():
+            checkpoint = load_checkpoint(Path(origin) / f"{stage}.pt", stage)
+            if stage == "clip":
+                write_json(checkpoint.get("tokenizer"), job.run / "tokenizer.json")
+            if stage in stages:
+                checkpoint |= {"step": 0, "steps": getattr(job.config, stage).train.steps, "seconds": 0.0}
+            save_checkpoint(checkpoint, job.run / f"{stage}.pt")
+
+
 def settle(args):
-    """The run's configuration: that of the folder if it has one, else the preset, then the command line's changes. Raises ValueError."""
+    """The run's configuration: that of the folder if it has one, or of --from, else the preset, then the command line's changes.
+
+    Raises FileNotFoundError, ValueError.
+    """
     path, saved = args.run / "config.json", None
     if path.is_file():
         try:
@@ -80,6 +118,10 @@ def settle(args):
         raise FileNotFoundError(f"there is nothing to resume in {args.run}")
     if not there and not args.resume:
         saved = None                                                       # left by a call that failed before it made anything
+    if args.origin is not None:
+        if there:
+            raise ValueError(f"{args.run} already holds {', '.join(there)}: --from begins a new run, choose another folder with --out")
+        saved = origin_config(args.origin)
     if saved and args.preset not in (None, saved.preset):
         raise ValueError(f"{args.run} was begun with the preset {saved.preset}, not {args.preset}: choose another --out")
     config = saved or configs.preset(args.preset or "tiny")
@@ -87,11 +129,12 @@ def settle(args):
     if not args.resume and set(there) & set(args.stages):
         raise ValueError(f"{args.run} already holds {', '.join(s for s in there if s in args.stages)}: add --resume to go on with it, "
                          f"or choose another folder with --out")
-    for stage in there if saved else ():
-        changed = config.data.source != saved.data.source or (
+    for stage in (configs.STAGES if args.origin is not None else there) if saved else ():
+        changed = args.origin is None and config.data.source != saved.data.source or (
             config.tokenizer != saved.tokenizer if stage == "tokenizer" else getattr(config, stage).model != getattr(saved, stage).model)
         if changed:
-            raise ValueError(f"{args.run} already holds a {stage} of other sizes or from other data: choose another folder with --out")
+            raise ValueError(f"{args.origin} holds a {stage} of other sizes: with --from they cannot be changed" if args.origin is not None else
+                             f"{args.run} already holds a {stage} of other sizes or from other data: choose another folder with --out")
     for stage in configs.MODEL_CONFIGS:
         rehearse(stage, getattr(config, stage).model)
         size, parts = getattr(config, stage).train.batch_size, getattr(config, stage).train.accumulate
@@ -144,6 +187,8 @@ def finished(job, stage):
     step, steps = checkpoint["step"], getattr(job.config, stage).train.steps
     # The prior measures its analytic variance when it is trained; this may have been interrupted too, and is then done again.
     done = step >= steps and (stage != "prior" or bool(checkpoint["ema"]["cov"].any()))
+    if step == 0:                                                          # where --from begins
+        return False
     if not done and not (job.run / f"{stage}.resume.pt").is_file():
         raise ValueError(f"{path} is not finished ({step} of {steps} steps), and {stage}.resume.pt, which is needed to go on, is not there")
     if stage in configs.ON_CLIP and checkpoint["clip_signature"] != job.frozen_clip()[1]:
@@ -200,19 +245,25 @@ def summary(job, minutes):
 def work(args, device):
     """Runs the stages. Returns the exit code."""
     config = settle(args)
-    job = Job(config, args.run, device, args.resume)
+    job = Job(config, args.run, device, args.resume or args.origin is not None)
     check_memory(job, args.stages)
-    before = check_files(job, args.stages, args.resume)
     if args.run.exists() and not args.run.is_dir():
         raise ValueError(f"--out {args.run} is a file: it names the run folder")
+    if args.origin is None:
+        before = check_files(job, args.stages, args.resume)
     args.run.mkdir(parents=True, exist_ok=True)
     barrier()                                                              # until then others may still be looking at what the folder holds
+    if args.origin is not None:
+        with main_first():
+            if is_main():
+                begin(job, args.origin, args.stages)
+        before = check_files(job, args.stages, True)
     keep(config, args.run)
     minutes = {}
     try:
         for stage in args.stages:
             began = time.perf_counter()
-            if stage in before or args.resume and finished(job, stage):
+            if stage in before or job.resume and finished(job, stage):
                 print(f"{stage}: was finished before")
                 show(job, stage)
                 continue

@@ -16,7 +16,7 @@ from pathlib import Path
 from . import configs
 from .configs import Parser, sentence
 from .pipeline import MODELS, OPTIONAL, WEIGHTS, load_model
-from .stages import read_json
+from .stages import read_json, signature
 from .training import atomic_open, save_checkpoint
 
 CARD = """# Weights in the box
@@ -53,6 +53,8 @@ def ship(run, out, commit):
         if checkpoint["step"] < checkpoint["steps"]:
             raise ValueError(f"{run}/{stage}.pt is not finished: {checkpoint['step']} of {checkpoint['steps']} steps")
         small[stage] = checkpoint | {"ema": half(checkpoint["ema"], dict(model.named_parameters()))}
+        if "clip_signature" in checkpoint and checkpoint["clip_signature"]:        # that of CLIP as it now is
+            small[stage]["clip_signature"] = signature(small["clip"]["ema"])
         count = sum(p.numel() for p in model.parameters())
         lines.append(f"| {stage} | {count:,} | {checkpoint['steps']:,} | {checkpoint['seconds'] / 60:.1f} |")
     config = configs.from_dict(read_json(run / "config.json"))

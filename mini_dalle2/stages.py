@@ -137,6 +137,10 @@ class Job:
         model = MODELS[stage][0](cfg.model).to(self.device, memory_format=layout)
         if embeddings:
             model.measure(*embeddings)
+        if self.resume and (self.run / f"{stage}.pt").is_file() and not (self.run / f"{stage}.resume.pt").is_file():
+            start = load_model(self.run / f"{stage}.pt", stage)[0]         # what train.py --from has copied; but what is measured is measured anew
+            for ours, theirs in zip(model.parameters(), start.parameters()):
+                ours.data.copy_(theirs)
         with networks(model, cfg.train):
             model = fit(stage, model, draw, loss_fn, cfg.train, self.run, header, self.resume, self.config.data.seed, indices)[0]
         if sharded:                                                        # in one piece again, for those who work alone with it

@@ -18,10 +18,11 @@ from PIL import Image
 
 import train                                               # the script at the top level
 from conftest import ROOT, SMALL
-from mini_dalle2 import configs, data, pictures
+from mini_dalle2 import DALLE2, configs, data, pictures
 from mini_dalle2.data import CaptionedShapes, to_pil
 from mini_dalle2.pipeline import load_model
 from mini_dalle2.prior import DiffusionPrior
+from mini_dalle2.shipped import ship
 from mini_dalle2.stages import SHOW, Job, Pictures, signature
 from mini_dalle2.training import load_checkpoint, read_metrics
 
@@ -94,6 +95,29 @@ def test_more_steps_on_resume(run, tmp_path, capsys):
     assert call(capsys, "--out", copy, "--resume", "--stage=decoder", "--decoder.steps=5", "--decoder.lr=1e-5")[0] == 0
     assert load_checkpoint(copy / "decoder.pt")["step"] == 5 and load_checkpoint(run / "decoder.pt")["step"] == 3
     assert json.loads((copy / "config.json").read_text())["decoder"]["train"]["lr"] == 1e-5
+
+
+def weights(path):
+    """The learned tensors of a checkpoint, in one row."""
+    return torch.cat([p.float().flatten() for p in load_model(path)[0].parameters()])
+
+
+def test_from_begins_with_what_another_run_has_learned(run, tmp_path, capsys):
+    """One step at a rate of next to nothing, from the weights in the box: one stage alone, then all of them, the first of them interrupted."""
+    box, one, new = tmp_path / "box", tmp_path / "one", tmp_path / "new"
+    ship(run, box, "1234abc")
+    still = [f"--{stage}.{key}" for stage in configs.MODEL_CONFIGS for key in ("steps=1", "lr=1e-9", "warmup=0")]
+    assert call(capsys, "--from", box, "--out", one, "--stage=decoder", *still)[0] == 0
+    assert torch.allclose(weights(one / "decoder.pt"), weights(box / "decoder.pt"), rtol=0, atol=1e-6)
+    assert torch.equal(weights(one / "clip.pt"), weights(box / "clip.pt")) and load_checkpoint(one / "decoder.pt")["step"] == 1
+    assert DALLE2.load(one).tokenizer.encode("a red ring") == DALLE2.load(run).tokenizer.encode("a red ring")
+    begun = copy_of(one, new, ["decoder.resume.pt"])
+    train.begin(Job(configs.from_dict(json.loads((one / "config.json").read_text())), begun, torch.device("cpu"), True), box, configs.STAGES)
+    code, out, _ = call(capsys, "--out", begun, "--resume", *still)        # as after a Ctrl-C before anything was saved
+    assert code == 0 and "tokenizer: was finished before" in out
+    for stage in configs.MODEL_CONFIGS:
+        assert load_checkpoint(begun / f"{stage}.pt")["step"] == 1
+        assert torch.allclose(weights(begun / f"{stage}.pt"), weights(box / f"{stage}.pt"), rtol=0, atol=1e-6), stage
 
 
 def test_pictures_that_ctrl_c_prevented_are_drawn_on_resume(run, tmp_path, capsys, monkeypatch):
