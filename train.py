@@ -167,15 +167,17 @@ def check_memory(job, stages):
     """Compares what the stages need with what this machine has, before anything is trained. Raises ValueError."""
     gpu = job.device.type == "cuda"
     memory = torch.cuda.mem_get_info(job.device)[0] if gpu else machine_memory()
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))                      # torchrun's processes on this machine; a GPU holds one of them
     disk = next(shutil.disk_usage(folder).free for folder in (job.run, *job.run.absolute().parents) if folder.is_dir())
     for stage in stages:
         model, pictures = job.needs(stage) if stage != "tokenizer" else (0, 0)
         large = is_large(pictures)
-        for needed, there, where in [(model + (0 if gpu or large else pictures), memory, "the GPU" if gpu else "this machine"),
-                                     (pictures if large else 0, disk, f"the disk of {job.run}")]:
+        for needed, there, where in [((1 if gpu else here) * (model + (0 if gpu or large else pictures)), memory, "the GPU" if gpu else "this machine"),
+                                     (here * pictures if large else 0, disk, f"the disk of {job.run}")]:
             if needed > there:
+                each = f" in each of {here} processes" if here > 1 else ""
                 raise ValueError(f"{stage} needs at least {model / 1e9:,.1f} GB for its weights and {pictures / 1e9:,.1f} GB for its "
-                                 f"pictures, and {where} has {there / 1e9:,.1f} GB: lower --data.images, or take a smaller --preset")
+                                 f"pictures{each}, and {where} has {there / 1e9:,.1f} GB: lower --data.images, or take a smaller --preset")
 
 
 def finished(job, stage):

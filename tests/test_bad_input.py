@@ -137,6 +137,8 @@ FLAGS = {
     "a number of ten thousand digits": (train, [*FRESH, "--data.seed=" + "9" * 10000], "data.seed"),
     "more pictures than memory": (train, [*FRESH, "--data.images=1000000000000"], "clip needs at least"),
     "a network larger than memory": (train, [*FRESH, "--decoder.model_channels=160000"], "decoder needs at least"),
+    "more processes than memory": (train, FRESH, "in each of 1000000 processes, and this machine has",
+                                   lambda: PATCH.setenv("LOCAL_WORLD_SIZE", "1000000")),
     "a vocabulary smaller than the bytes": (train, [*FRESH, "--tokenizer.vocab_size=10"], "vocab_size must be at least 514"),
     "heads that do not divide the width": (train, [*FRESH, "--clip.text_heads=7"], "not divisible"),
     "patches larger than the picture": (train, [*FRESH, "--clip.patch_size=32"], "patch_size"),
