@@ -11,12 +11,18 @@ through the background passes closest; regions of one colour with α > ½ are th
 shape, drawn by the same code that draws the data set, at the centre and radius that fit best. Best overlap names the shape. Last, the
 scene so found is drawn and held against the picture: holes, dirt and missing parts show up as clutter.
 
+A number measured on some pictures is not the number of all pictures: `bootstrap` and `share` say how far off it may be.
+
 Shapes: N pictures, D feature width, S side of a picture. Features are (N, D) arrays or tensors; sums are done in float64.
-References: Heusel et al. 2017 (FID); Kynkäänniemi et al. 2019, arXiv 1904.06991 (precision and recall); Hessel et al. 2021 (CLIP score).
+References: Heusel et al. 2017 (FID); Kynkäänniemi et al. 2019, arXiv 1904.06991 (precision and recall); Hessel et al. 2021 (CLIP score);
+Efron 1979 (bootstrap); Wilson 1927 (the interval of a share).
 Read next: `data.py` (what is graded), `pipeline.py` (what gets graded).
 """
 
+import math
 import re
+from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -287,8 +293,8 @@ def clip_score(z_img, z_txt):
     return float(2.5 * torch.cosine_similarity(z_img, z_txt, dim=1).clamp(min=0).mean())
 
 
-def retrieval_accuracy(z_img, z_txt, captions):
-    """Share of pictures whose most similar caption embedding is their own, among all N: a float in [0, 1].
+def retrieval_hits(z_img, z_txt, captions):
+    """Of N pictures, those whose most similar caption embedding is their own, among all N: a list of N booleans.
 
     z_img, z_txt: (N, D), row i of both belongs to captions[i]. Identical captions count as one: no picture could tell them apart.
     Raises ValueError if the three differ in number.
@@ -298,4 +304,70 @@ def retrieval_accuracy(z_img, z_txt, captions):
         raise ValueError(f"retrieval needs N embeddings of each kind and N captions, got {len(z_img)}, {len(z_txt)} and {len(captions)}")
     z_img, z_txt = (z / z.norm(dim=1, keepdim=True).clamp(min=1e-12) for z in (z_img, z_txt))
     found = torch.cat([(z @ z_txt.T).argmax(1) for z in z_img.split(1024)]).tolist()       # (N,)
-    return sum(captions[i] == caption for i, caption in zip(found, captions)) / len(captions)
+    return [captions[i] == caption for i, caption in zip(found, captions)]
+
+
+def retrieval_accuracy(z_img, z_txt, captions):
+    """Share of pictures that find their own caption, a float in [0, 1]; see `retrieval_hits`."""
+    hits = retrieval_hits(z_img, z_txt, captions)
+    return sum(hits) / len(hits)
+
+
+# ---------------------------------------------------------------------------------------------------------------- how sure
+
+class Figure(NamedTuple):
+    """A measured number and the interval in which, 95 times out of 100, the true one lies."""
+    value: float
+    low: float
+    high: float
+
+
+def share(hits, level=0.95):
+    """The share of N yes-or-no answers that are yes, with Wilson's interval, which holds for few answers and near 0 and 1 too: a Figure.
+
+    (p + z²/2N ± z·√(p(1−p)/N + z²/4N²)) / (1 + z²/N), z = 1.96 for 95 %. Raises ValueError for no answers.
+    """
+    n, p = len(hits), float(np.mean(np.asarray(hits, dtype=np.float64))) if len(hits) else 0.0
+    if n == 0:
+        raise ValueError("a share of nothing")
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    middle, spread = p + z ** 2 / (2 * n), z * math.sqrt(p * (1 - p) / n + z ** 2 / (4 * n ** 2))
+    low, high = (max(0.0, min(1.0, (middle + sign * spread) / (1 + z ** 2 / n))) for sign in (-1, 1))
+    return Figure(p, min(low, p), max(high, p))                            # at 0 and 1 rounding may put them on the wrong side
+
+
+def bootstrap(statistic, *samples, times=1000, seed=0, level=0.95, halves=False):
+    """statistic(*samples) with its percentile interval, from `times` samples drawn out of the samples themselves: a Figure.
+
+    samples: arrays or tensors (N, ...); those in one tuple are drawn together, row by row (pictures and their captions, two models asked the
+    same), the others each by itself. A statistic that returns a tuple of numbers gives a list of Figures.
+    halves: for what rows drawn twice would spoil, such as distances to neighbours, and what depends on how many rows there are, such as the
+    Fréchet distance: instead of N rows with repetition, half of them without, which spread as much as N drawn anew (the variance of a mean
+    of half the rows about that of all is σ²/N), moved to where the statistic of all rows is. Raises ValueError for fewer than two rows.
+    """
+    groups = [group if isinstance(group, tuple) else (group,) for group in samples]
+    for group in groups:
+        if len(group[0]) < 2 or any(len(sample) != len(group[0]) for sample in group):
+            raise ValueError(f"bootstrap needs at least two rows, as many in all samples of a group, got {[len(sample) for sample in group]}")
+    rng = np.random.default_rng(seed)
+
+    def once():
+        drawn = []
+        for group in groups:
+            n = len(group[0])
+            rows = rng.permutation(n)[:n // 2] if halves else rng.integers(0, n, n)
+            drawn += [sample[torch.from_numpy(rows).to(sample.device)] if torch.is_tensor(sample) else np.asarray(sample)[rows] for sample in group]
+        return np.atleast_1d(statistic(*drawn)).astype(np.float64)
+
+    value = statistic(*(sample if torch.is_tensor(sample) else np.asarray(sample) for group in groups for sample in group))
+    whole, found = np.atleast_1d(value).astype(np.float64), np.stack([once() for _ in range(times)])       # (K,), (times, K)
+    if halves:
+        found = found - found.mean(0) + whole
+    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    figures = [Figure(*map(float, numbers)) for numbers in zip(whole, low, high)]
+    return figures if isinstance(value, tuple) else figures[0]
+
+
+def agrees(difference):
+    """Whether a difference is above zero, as a claim says: "yes" or "no" if its interval lies on one side, else "cannot tell"."""
+    return "yes" if difference.low > 0 else "no" if difference.high < 0 else "cannot tell"
