@@ -164,19 +164,24 @@ def table_of(table):
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def claims_of(all_findings):
-    """All claims as Markdown: {name: findings}."""
-    lines = ["| experiment | the paper | here: this difference, and its interval | agrees |", "|---|---|---|---|"]
-    lines += [f"| {name} | {claim['paper']} | {claim['here']}: {text_of(claim['difference'], claim['unit'])} | "
-              f"{agrees(Figure(*claim['difference']))} |" for name, findings in all_findings.items() for claim in findings["claims"]]
-    return "\n".join(lines)
+def claims_of(all_findings, named=True):
+    """All claims of {name: findings} as Markdown; named: with the name of each one's experiment."""
+    lines = [["experiment", "the paper", "here: this difference, and its interval", "agrees"], ["---"] * 4]
+    lines += [[name, claim["paper"], f"{claim['here']}: {text_of(claim['difference'], claim['unit'])}", agrees(Figure(*claim["difference"]))]
+              for name, findings in all_findings.items() for claim in findings["claims"]]
+    return "\n".join(f"| {' | '.join(line if named else line[1:])} |" for line in lines)
 
 
 def plot(spec, path):
     """Draws a plot of findings: its panels beside each other, each line with its intervals, dark on white whatever is behind the picture."""
     panels = spec["panels"]
-    figure = Sheet(figsize=(3.6 * len(panels) + 1, 3.6), layout="constrained", facecolor="white")
-    for axes, (name, (unit, lines)) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items()):
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Sheet(figsize=(max(5, 3.4 * columns), 3.2 * rows), layout="constrained", facecolor="white")
+    grid = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes in grid[len(panels):]:
+        axes.axis("off")
+    for axes, (name, (unit, lines)) in zip(grid, panels.items()):
         scale = 100 if unit == "%" else 1
         for i, (line, figures) in enumerate(lines.items()):
             value, low, high = scale * np.array(figures, dtype=float).T
@@ -188,7 +193,8 @@ def plot(spec, path):
         axes.set_xticks(spec["values"], [f"{value:g}" for value in spec["values"]])
         axes.minorticks_off()
         axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+        if len(lines) > 1:
+            axes.legend(fontsize=8)
     save_figure(figure, path)
 
 
@@ -203,7 +209,7 @@ def write_report(lab, all_findings):
             files[f"{one.name}_plot{i if i > 1 else ''}.png"] = f"{one.title}: by {spec['x']}"
             plot(spec, lab.folder / list(files)[-1])
         plots |= files
-        claims = [claims_of({one.name: found})] if found["claims"] else []
+        claims = [claims_of({one.name: found}, named=False)] if found["claims"] else []
         images = [f"![{title}](evaluate/{file})" for file, title in (files | {grid: one.title for grid in found["grids"]}).items()]
         parts.append("\n\n".join([f"## {one.title}", f"`{one.name}`, {found['seconds'] / 60:.1f} minutes. {one.find.__doc__}", *map(table_of, found["tables"]),
                                   *claims, *found["notes"], *images]))

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from .ar_prior import Codes
 from .lab import EDITS, EFFICIENTNET, Draw, Embed, Seen, edited, efficientnet
-from .metrics import bootstrap, clip_score, frechet_distance, parse_caption, precision_recall, retrieval_hits, share
+from .metrics import Figure, bootstrap, clip_score, frechet_distance, parse_caption, precision_recall, retrieval_hits, share, share_gap, wilson
 
 TIMES = 200                                                                # bootstrap samples of what is slow to compute
 GUIDANCE = (1.0, 2.0, 3.0, 4.0)                                            # Fig. 9
@@ -78,7 +78,9 @@ CROWD = {"right": "%", "CLIP score": "", "Fréchet distance": "", "precision": "
 
 
 def gap(a, b):
-    """mean(a) − mean(b) of two rows of answers to the same questions: a Figure."""
+    """mean(a) − mean(b) of two rows of numbers, or of yes and no, for the same captions: a Figure."""
+    if np.asarray(a).dtype == np.asarray(b).dtype == bool:
+        return share_gap(a, b)
     return bootstrap(lambda x, y: x.mean() - y.mean(), (np.asarray(a, dtype=float), np.asarray(b, dtype=float)))
 
 
@@ -89,20 +91,23 @@ def mean(values):
 
 def frechet(lab, seen, reference=None):
     """Fréchet distance from true pictures, in the judge's eyes: a Figure."""
-    return bootstrap(frechet_distance, seen.z, lab.reference if reference is None else reference, times=TIMES, halves=True)
+    found = bootstrap(frechet_distance, seen.features, lab.reference if reference is None else reference, times=TIMES, halves=True)
+    return found._replace(low=max(0.0, found.low))
 
 
 def frechet_gap(lab, worse, better):
     """How much farther one crowd is from true pictures than another one of the same captions: a Figure."""
-    return bootstrap(lambda a, b, real: frechet_distance(a, real) - frechet_distance(b, real), (worse.z, better.z), lab.reference,
+    return bootstrap(lambda a, b, real: frechet_distance(a, real) - frechet_distance(b, real), (worse.features, better.features), lab.reference,
                      times=TIMES, halves=True)
 
 
 def crowd(lab, seen, reference=None):
     """The figures of CROWD; precision and recall against as many true pictures."""
-    like = lab.true(len(seen.z)).z
-    return [share(seen.right), bootstrap(clip_score, (seen.z, seen.z_txt)), frechet(lab, seen, reference),
-            *bootstrap(precision_recall, like, seen.z, times=TIMES, halves=True)]
+    n = len(seen.captions)
+    both = bootstrap(precision_recall, lab.true(n).features, seen.features, times=TIMES, halves=True)
+    # The bootstrap knows that the territories are a sample too, but believes a share of 0 or 1 at once, which Wilson's interval does not.
+    both = [Figure(f.value, max(0.0, min(f.low, w.low)), min(1.0, max(f.high, w.high))) for f in both for w in [wilson(f.value, n)]]
+    return [share(seen.right), bootstrap(clip_score, (seen.z, seen.z_txt)), frechet(lab, seen, reference), *both]
 
 
 def apart(a, b):
@@ -117,8 +122,8 @@ def cosine(a, b):
 
 def sheet(lab, found, name, rows, count=8):
     """A sheet of the first pictures of each crowd, {name: Seen}, with what is wrong with them."""
-    found.grids.append(lab.grid(name, [seen.images[:count] for seen in rows.values()],
-                                [[f"[{row}] {text}" for text in seen.notes()[:count]] for row, seen in rows.items()]))
+    labels = [[f"{row.upper()}: " * (i == 0) + text for i, text in enumerate(seen.notes()[:count])] for row, seen in rows.items()]
+    found.grids.append(lab.grid(name, [seen.images[:count] for seen in rows.values()], labels))
 
 
 # ---------------------------------------------------------------------------------------------------------------- what the prior is for
@@ -129,8 +134,9 @@ def present(lab, recipes):
 
 
 def fig8_needs(lab):
-    return present(lab, {"nothing": Draw(lab.n, z=None), "z_txt as z_img": Draw(lab.n, z="z_txt"), "z_img from the AR prior": Draw(lab.n, z="ar"),
-                         "z_img from the prior": Draw(lab.n), "true z_img": Draw(lab.n, z="true")})
+    whitened = {"z_txt, centred": Draw(lab.n, z="z_txt", move=("centre", 1))} if lab.model.prior.cfg.whiten_z else {}
+    return present(lab, {"nothing": Draw(lab.n, z=None), "z_txt as z_img": Draw(lab.n, z="z_txt"), **whitened, "z_img from the AR prior": Draw(
+        lab.n, z="ar"), "z_img from the prior": Draw(lab.n), "true z_img": Draw(lab.n, z="true")})
 
 
 @experiment("What the prior is for (Fig. 8, §5.1)", fig8_needs)
@@ -142,9 +148,9 @@ def fig8(lab, found, made):
     found.claim("z_txt in place of z_img does better than the caption alone", "right: z_txt − caption alone", gap(text.right, caption.right), "%")
     found.claim("a prior does better than z_txt", "right: prior − z_txt", gap(prior.right, text.right), "%")
     found.claim("a prior does better than z_txt (FID 7.99 against 16.55)", "Fréchet distance: z_txt − prior", frechet_gap(lab, text, prior))
-    if lab.model.decoder.cfg.whiten_z:
-        found.notes.append("This decoder sees z_img whitened, by the spread of pictures' embeddings. That of captions is not alike, so that z_txt in "
-                           "its place is worse off than in the paper.")
+    if "z_txt, centred" in made:
+        found.notes.append("This decoder sees z_img whitened, by mean and spread of pictures' embeddings. Captions have a mean of their own, far away, so that "
+                           "z_txt in z_img's place is worse off than in the paper. Centred is z_txt when the two means are laid upon each other.")
     sheet(lab, found, "fig8", made)
 
 
@@ -198,13 +204,13 @@ def guidance(lab, found, made):
         column: (unit, {model: [lines[model, scale][i] for scale in GUIDANCE] for model in ("unCLIP", "GLIDE")})
         for i, (column, unit) in enumerate(columns.items()) if column != "CLIP score"})
     low, high = GUIDANCE[0], GUIDANCE[-1]
-    corners = tuple(made[model, scale, False].z for model in ("unCLIP", "GLIDE") for scale in (low, high))
+    corners = tuple(made[model, scale, False].features for model in ("unCLIP", "GLIDE") for scale in (low, high))
     found.claim("guidance costs unCLIP far less FID than GLIDE (Fig. 11)", f"what Fréchet distance grows by from scale {low:g} to {high:g}: GLIDE − unCLIP",
                 bootstrap(lambda u1, u4, g1, g4, real: frechet_distance(g4, real) - frechet_distance(g1, real) - frechet_distance(u4, real)
                           + frechet_distance(u1, real), corners, lab.reference, times=TIMES, halves=True))
     found.claim("and no recall, where GLIDE loses it (Fig. 13)", f"recall that is lost from scale {low:g} to {high:g}: GLIDE − unCLIP",
                 bootstrap(lambda u1, u4, g1, g4, real: precision_recall(real, g1)[1] - precision_recall(real, g4)[1] - precision_recall(real, u1)[1]
-                          + precision_recall(real, u4)[1], corners, lab.true(lab.n).z, times=TIMES, halves=True), "%")
+                          + precision_recall(real, u4)[1], corners, lab.true(lab.n).features, times=TIMES, halves=True), "%")
     found.claim("GLIDE's pictures of a caption become alike, unCLIP's do not (Fig. 9)",
                 f"share of the diversity that is kept from scale {low:g} to {high:g}: unCLIP − GLIDE",
                 bootstrap(lambda u1, u4, g1, g4: u4.mean() / u1.mean() - g4.mean() / g1.mean(),
@@ -272,7 +278,7 @@ def sam(lab, found, made):
     clips = {"the run's own": lab.model.clip, "the judge": lab.judge} | {
         name.replace("_", " ").replace("sam", "SAM"): lab.beside(name, *models[:2])[0] for name, models in settings.items()}
     z = {name: lab.judged(table, clip) for name, clip in clips.items()}
-    hits = {name: np.array(retrieval_hits(z[name], lab.judged_text(captions, clip), captions), dtype=float) for name, clip in clips.items()}
+    hits = {name: np.array(retrieval_hits(z[name], lab.judged_text(captions, clip), captions)) for name, clip in clips.items()}
 
     def rank(x):
         return float(Codes(x.shape[1], 2).fit(x, 0.01)[0])
@@ -377,7 +383,7 @@ def binding(lab, found, made):
         name: [share(made[name, "val"].right), share(made[name, "held_out"].right)] for name in names})
     found.claim("unCLIP is worse than GLIDE at binding colours to things (Fig. 14)", "colours swapped: unCLIP − GLIDE", gap(swaps["unCLIP"], swaps["GLIDE"]), "%")
     found.claim("even from the picture's own z_img colours come out exchanged (Fig. 15)", "colours swapped, from true z_img alone",
-                mean(swaps["unCLIP, from true z_img alone"]), "%")
+                share(swaps["unCLIP, from true z_img alone"]), "%")
     found.notes.append("Counting, and combinations that were never seen, the paper does not measure.")
     sheet(lab, found, "binding_pairs", {name: made[name, "pairs"] for name in names})
     sheet(lab, found, "binding_held_out", {name: made[name, "held_out"] for name in names})
@@ -400,13 +406,16 @@ def steps(lab, found, made):
     found.table("decoder, steps", {"right": "%", "Fréchet distance": ""}, {f"{rule}, {count}": figures[rule, count] for rule, count in figures})
     rules, used = list(dict.fromkeys(rule for rule, _ in figures)), sorted({count for _, count in figures})
     true = lab.make(Embed(len(next(iter(prior.values()))), prior="true"))
-    distance = {key: bootstrap(frechet_distance, z, true, times=TIMES, halves=True) for key, z in prior.items()}
+    spaces = {"Fréchet distance to true z_img": lambda z: z}
+    if lab.model.prior.cfg.whiten_z:
+        spaces["the same of whitened z_img"] = lambda z: lab.model.prior.whitening(z.to(lab.model.device)).cpu()
+    distance = {key: [bootstrap(frechet_distance, space(z), space(true), times=TIMES, halves=True) for space in spaces.values()] for key, z in prior.items()}
     prior_rules, prior_used = list(dict.fromkeys(rule for rule, _ in prior)), sorted({count for _, count in prior})
-    found.table("prior, steps", {"Fréchet distance to true z_img": ""}, {f"{rule}, {count}": [figure] for (rule, count), figure in distance.items()})
+    found.table("prior, steps", dict.fromkeys(spaces, ""), {f"{rule}, {count}": figures for (rule, count), figures in distance.items()})
     found.plot("sampling steps of the decoder", used, {column: (unit, {rule: [figures[rule, count][i] for count in used] for rule in rules})
                                                        for i, (column, unit) in enumerate((("right", "%"), ("Fréchet distance", "")))}, log=True)
-    found.plot("sampling steps of the prior", prior_used, {"Fréchet distance to true z_img": ("", {
-        rule: [distance[rule, count] for count in prior_used] for rule in prior_rules})}, log=True)
+    found.plot("sampling steps of the prior", prior_used, {space: ("", {
+        rule: [distance[rule, count][i] for count in prior_used] for rule in prior_rules}) for i, space in enumerate(spaces)}, log=True)
     few = prior_used[min(1, len(prior_used) - 1)]
     found.claim("the prior is sampled with Analytic-DPM's variance, made for few steps", f"Fréchet distance to true z_img, {few} steps: β̃ − analytic",
                 bootstrap(lambda a, b, z: frechet_distance(a, z) - frechet_distance(b, z), (prior["ancestral, β̃", few], prior["analytic", few]), true,

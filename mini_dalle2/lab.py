@@ -74,7 +74,7 @@ class Draw:
     n: int
     of: str = "val"                     # whose captions, and true pictures: see Lab.real
     z: str | None = "diffusion"         # where z_img comes from, see Embed; None: it is not given, only the caption
-    move: tuple = ()                    # what is done to it: ("components", K) kept, ("between", θ) it and the next one's, ("text", θ)
+    move: tuple = ()                    # what is done to it: ("components", K) kept, ("between", θ) it and the next one's, ("text", θ), ("centre", 1)
     told: bool = True                   # is the decoder told the caption too?
     glide: bool = False                 # by the baseline, which has no way in for z_img
     x_T: str = "own"                    # noise: "own", of each picture; "one" for all; "inverted", that of the true pictures
@@ -104,6 +104,11 @@ class Seen:
     def z(self):
         """The judge's embeddings of the pictures (N, D)."""
         return self.lab.judged(self.pictures)
+
+    @functools.cached_property
+    def features(self):
+        """What the judge sees in the pictures before it compares them with captions (N, W): what crowds are compared by."""
+        return self.lab.features(self.pictures)
 
     @functools.cached_property
     def z_txt(self):
@@ -242,8 +247,8 @@ class Lab:
 
     @property
     def reference(self):
-        """The judge's embeddings of all true pictures (N, D): what the Fréchet distance is measured to."""
-        return self.true(len(self.real()[1])).z
+        """The judge's features of all true pictures (N, W): what the Fréchet distance is measured to."""
+        return self.true(len(self.real()[1])).features
 
     # ------------------------------------------------------------------ who judges, and whom unCLIP is compared with
 
@@ -329,6 +334,14 @@ class Lab:
         size = clip.cfg.image_size
         parts = (to_float(part) if part.shape[-1] == size else self.model.pixels([to_pil(p) for p in part], size) for part in pictures.split(256))
         return torch.cat([clip.encode_image(part.to(self.model.device)) for part in parts]).cpu()
+
+    def features(self, pictures):
+        """What the judge's last layer holds (N, W), before the projection into CLIP's space, which is for captions and drops the rest."""
+        seen = []
+        hook = self.judge.visual.projection.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].cpu()))
+        self.judged(pictures)
+        hook.remove()
+        return torch.cat(seen)
 
     @torch.no_grad()
     def judged_text(self, captions, clip=None):
@@ -452,6 +465,8 @@ class Lab:
         move, amount = recipe.move or (None, None)
         if move == "components":
             z = model.ar_prior.codes.project(z, amount)
+        elif move == "centre":                                             # z_txt, as far from the mean of pictures as it was from that of captions
+            z = F.normalize(z - model.prior.whitening_txt.mean + model.prior.whitening.mean, dim=-1)
         elif move == "between":                                            # each picture and the next
             z, x_T = (slerp(x, x.roll(-1, 0), amount) for x in (z, x_T))
         elif move == "text":

@@ -15,7 +15,7 @@ A number measured on some pictures is not the number of all pictures: `bootstrap
 
 Shapes: N pictures, D feature width, S side of a picture. Features are (N, D) arrays or tensors; sums are done in float64.
 References: Heusel et al. 2017 (FID); Kynkäänniemi et al. 2019, arXiv 1904.06991 (precision and recall); Hessel et al. 2021 (CLIP score);
-Efron 1979 (bootstrap); Wilson 1927 (the interval of a share).
+Efron 1979 (bootstrap); Wilson 1927 and Agresti and Min 2005 (intervals of a share, and of the difference of two).
 Read next: `data.py` (what is graded), `pipeline.py` (what gets graded).
 """
 
@@ -322,18 +322,42 @@ class Figure(NamedTuple):
     high: float
 
 
-def share(hits, level=0.95):
-    """The share of N yes-or-no answers that are yes, with Wilson's interval, which holds for few answers and near 0 and 1 too: a Figure.
+def deviations(level):
+    """How many standard deviations to either side hold this share of a normal distribution: 1.96 for 95 %."""
+    return NormalDist().inv_cdf((1 + level) / 2)
 
-    (p + z²/2N ± z·√(p(1−p)/N + z²/4N²)) / (1 + z²/N), z = 1.96 for 95 %. Raises ValueError for no answers.
+
+def wilson(p, n, level=0.95):
+    """A share p of n answers with Wilson's interval, which holds for few answers and near 0 and 1 too: a Figure.
+
+    (p + z²/2n ± z·√(p(1−p)/n + z²/4n²)) / (1 + z²/n). Raises ValueError for no answers.
     """
-    n, p = len(hits), float(np.mean(np.asarray(hits, dtype=np.float64))) if len(hits) else 0.0
-    if n == 0:
+    if n < 1:
         raise ValueError("a share of nothing")
-    z = NormalDist().inv_cdf((1 + level) / 2)
+    z = deviations(level)
     middle, spread = p + z ** 2 / (2 * n), z * math.sqrt(p * (1 - p) / n + z ** 2 / (4 * n ** 2))
-    low, high = (max(0.0, min(1.0, (middle + sign * spread) / (1 + z ** 2 / n))) for sign in (-1, 1))
-    return Figure(p, min(low, p), max(high, p))                            # at 0 and 1 rounding may put them on the wrong side
+    low, high = ((middle + sign * spread) / (1 + z ** 2 / n) for sign in (-1, 1))
+    return Figure(p, max(0.0, min(low, p)), min(1.0, max(high, p)))        # at 0 and 1 rounding may put them on the wrong side
+
+
+def share(hits, level=0.95):
+    """The share of yes-or-no answers (N,) that are yes, with Wilson's interval: a Figure. Raises ValueError for no answers."""
+    return wilson(sum(map(bool, hits)) / max(1, len(hits)), len(hits), level)
+
+
+def share_gap(a, b, level=0.95):
+    """The share of yes in a minus that in b, answers (N,) to the same N questions, with the interval of Agresti and Min: a Figure.
+
+    Half an answer is added to each of the four kinds (both yes, only a, only b, neither), so that few answers that agree give no certainty;
+    then d ± z·√((p_only_a + p_only_b − d²) / (N + 2)), d = p_only_a − p_only_b. Raises ValueError.
+    """
+    a, b = (np.asarray(x, dtype=bool) for x in (a, b))
+    if a.shape != b.shape or a.ndim != 1 or len(a) == 0:
+        raise ValueError(f"share_gap needs two answers to each question, got {a.shape} and {b.shape}")
+    n, only_a, only_b = len(a) + 2, (a & ~b).sum() + 0.5, (b & ~a).sum() + 0.5
+    middle = (only_a - only_b) / n
+    spread = deviations(level) * math.sqrt(((only_a + only_b) / n - middle ** 2) / n)
+    return Figure(float(a.mean() - b.mean()), float(max(-1, middle - spread)), float(min(1, middle + spread)))
 
 
 def bootstrap(statistic, *samples, times=1000, seed=0, level=0.95, halves=False):
