@@ -50,7 +50,8 @@ def parse(argv):
     parser.add_argument("--only", nargs="+", metavar="NAME", help="only these experiments")
     parser.add_argument("--n", type=int, default=256, help="captions that pictures are drawn for (default: 256)")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    parser.add_argument("--readme", nargs="?", type=Path, const=README, metavar="FILE", help="put the main table and the plots there (default: README.md)")
+    parser.add_argument("--readme", nargs="?", type=Path, const=README, metavar="FILE",
+                        help="put the main table and the plots there (default: README.md)")
     args = parser.parse_args(argv)
     for name in args.only or ():
         if name not in EXPERIMENTS:
@@ -143,7 +144,8 @@ def fitting(lab, only):
     kind = "shapes" if lab.shapes else "folder"
     for name in only or ():
         if EXPERIMENTS[name].data not in ("any", kind):
-            raise ValueError(f"{name} needs {'captioned shapes' if kind == 'folder' else 'a folder of real pictures'}, which {lab.run} did not learn from")
+            needed = "a folder of real pictures" if lab.shapes else "captioned shapes"
+            raise ValueError(f"{name} needs {needed}, which {lab.run} did not learn from")
     return [one for one in EXPERIMENTS.values() if (one.name in only if only else one.data in ("any", kind))]
 
 
@@ -209,10 +211,10 @@ def write_report(lab, all_findings):
             files[f"{one.name}_plot{i if i > 1 else ''}.png"] = f"{one.title}: by {spec['x']}"
             plot(spec, lab.folder / list(files)[-1])
         plots |= files
-        claims = [claims_of({one.name: found}, named=False)] if found["claims"] else []
         images = [f"![{title}](evaluate/{file})" for file, title in (files | {grid: one.title for grid in found["grids"]}).items()]
-        parts.append("\n\n".join([f"## {one.title}", f"`{one.name}`, {found['seconds'] / 60:.1f} minutes. {one.find.__doc__}", *map(table_of, found["tables"]),
-                                  *claims, *found["notes"], *images]))
+        claims = [claims_of({one.name: found}, named=False)] if found["claims"] else []
+        words = f"`{one.name}`, {found['seconds'] / 60:.1f} minutes. {one.find.__doc__}"
+        parts.append("\n\n".join([f"## {one.title}", words, *map(table_of, found["tables"]), *claims, *found["notes"], *images]))
     missing = [one.name for one in fitting(lab, None) if one.name not in all_findings]
     head = [f"# What {lab.run} shows of the paper's findings", about(lab), claims_of(all_findings)]
     head += [f"Not done yet: {', '.join(missing)}."] if missing else []
@@ -226,13 +228,13 @@ def about(lab):
     judge, cfg = load_checkpoint(lab.folder / "judge.pt", "clip"), lab.judge.cfg
     true = lab.true(len(lab.real()[1]))
     found = metrics.share(metrics.retrieval_hits(true.z, true.z_txt, true.captions))
-    lines = [f"Preset {lab.job.config.preset}, {lab.n} captions of `val` for each crowd of pictures, at {lab.size} pixels, unless something else is said. "
-             "In brackets: 95 % intervals, from a bootstrap over captions (shares: Wilson's). A claim of the paper agrees if the interval of the "
-             "difference that it is about lies above zero, does not if it lies below, and otherwise nothing can be told.",
+    right = "the grader's verdict on everything in a picture" if lab.shapes else "a picture whose own caption the judge finds among the crowd's"
+    lines = [f"Preset {lab.job.config.preset}, {lab.n} captions of `val` for each crowd of pictures, at {lab.size} pixels, unless something else is "
+             "said. In brackets: 95 % intervals, from a bootstrap over captions (shares: in closed form). A claim of the paper agrees if the interval of "
+             "the difference that it is about lies above zero, does not if it lies below; otherwise nothing can be told.",
              f"The judge is a CLIP with {cfg.vision_width} channels instead of {lab.model.clip.cfg.vision_width} and a seed of its own, trained for "
-             f"{judge['steps']:,} steps ({judge['seconds'] / 60:.1f} minutes); it finds the caption of a true picture among {len(true.captions):,} for "
-             f"{text_of(found, '%')}. *Right* is " + ("the grader's verdict on everything in a picture." if lab.shapes else
-                                                      "a picture whose own caption the judge finds among those of the crowd.")]
+             f"{judge['steps']:,} steps ({judge['seconds'] / 60:.1f} minutes); it finds the caption of a true picture among {len(true.captions):,} "
+             f"for {text_of(found, '%')}. *Right* is {right}."]
     if lab.glide_signature():
         glide = load_checkpoint(lab.folder / "glide.pt", "decoder")
         lines.append(f"GLIDE is the decoder once more, {glide['steps']:,} steps ({glide['seconds'] / 60:.1f} minutes), which never sees z_img.")

