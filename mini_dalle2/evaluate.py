@@ -66,10 +66,14 @@ def parse(argv):
 
 # ---------------------------------------------------------------------------------------------------------------- doing them
 
+def models_of(lab, one):
+    """{name: (stage, settings, what it is)} of all models that are trained for an experiment: the judge is needed by each."""
+    return {"judge": lab.side_models()["judge"]} | one.models(lab)
+
+
 def key(lab, one):
     """What the findings of an experiment depend on, as text; None while a model that they need has yet to be trained."""
-    models = {"judge": lab.side_models()["judge"]} | one.models(lab)
-    trained = [lab.trained(name, *model[:2]) for name, model in models.items()]
+    trained = [lab.trained(name, *model[:2]) for name, model in models_of(lab, one).items()]
     if None in trained:
         return None
     sources = "".join(inspect.getsource(module) for module in (experiments, lab_module, metrics))
@@ -87,18 +91,13 @@ def known(lab, one):
         return None
 
 
-def train_models(lab, models):
-    """Trains those of the side models, {name: (stage, settings, what it is)}, that are not there."""
-    for name, (stage, settings, what) in models.items():
+def perform(lab, one, place):
+    """Does an experiment: trains and draws what it needs, looks at it, keeps what it finds."""
+    for name, (stage, settings, what) in models_of(lab, one).items():
         if lab.trained(name, stage, settings) is None:
             print(f"{name}: {what}, is trained once and kept in {lab.folder}", flush=True)
             lab.beside(name, stage, settings)
-
-
-def perform(lab, one, place):
-    """Does an experiment: draws what it needs, looks at it, keeps what it finds."""
     began, needs = time.perf_counter(), one.needs(lab)
-    train_models(lab, {"judge": lab.side_models()["judge"]} | one.models(lab))
     missing = lab.missing(needs.values())
     graded = lab.speed("grader") if lab.shapes else 0.0
     total = sum(map(lab.seconds, missing)) + graded * sum(recipe.n for recipe in needs.values() if isinstance(recipe, Draw))
@@ -111,7 +110,6 @@ def perform(lab, one, place):
                 made[name].right                                           # the grader's work belongs to the bar too
                 lab.spent(graded * recipe.n)
     lab.bar, found = None, Findings()
-    print(f"{one.name}: looking at it …", end="\r", flush=True)
     one.find(lab, found, made)
     findings = vars(found) | {"seconds": time.perf_counter() - began}
     write_json({"key": key(lab, one), "findings": findings}, lab.folder / f"{one.name}.json")
@@ -122,10 +120,8 @@ def perform(lab, one, place):
 def plan(lab, chosen):
     """Prints what is to be done and how long each part will take, about."""
     print(f"{lab.run}: {len(chosen)} experiments on {lab.n} captions")
-    models, recipes, lines = {"judge": lab.side_models()["judge"]}, set(), []
-    for one in chosen:
-        models |= one.models(lab)
-    for name, (stage, settings, what) in models.items():
+    recipes, lines = set(), []
+    for name, (stage, settings, what) in {name: model for one in chosen for name, model in models_of(lab, one).items()}.items():
         if seconds := lab.training_seconds(name, stage, settings):
             lines.append((f"{name}, {what}", seconds))
     for one in chosen:

@@ -284,7 +284,8 @@ class Lab:
             (work / f"{stage}.pt").replace(path)
         shutil.rmtree(work, ignore_errors=True)
         model, saved = load_model(path, stage)
-        return model.to(self.model.device, memory_format=torch.channels_last), signature(saved["ema"])
+        self.memory["signature", name] = signature(saved["ema"])
+        return model.to(self.model.device, memory_format=torch.channels_last), self.memory["signature", name]
 
     def trained(self, name, stage, values):
         """The signature of a model that `beside` need not train any more, or None."""
@@ -319,7 +320,7 @@ class Lab:
     def glide(self):
         """A DALLE2 whose decoder is the baseline."""
         model = copy.copy(self.model)
-        model.decoder, self.memory["glide"] = self.beside("glide", "decoder", self.GLIDE)
+        model.decoder, _ = self.beside("glide", "decoder", self.GLIDE)
         return model
 
     def side_models(self):
@@ -384,7 +385,7 @@ class Lab:
 
     def glide_signature(self):
         """The signature of the baseline's weights, None before it is trained."""
-        return self.remembered("glide", lambda: self.trained("glide", "decoder", self.GLIDE))
+        return self.remembered(("signature", "glide"), lambda: self.trained("glide", "decoder", self.GLIDE))
 
     def key(self, recipe):
         """Sixteen hexadecimal digits that change when what a recipe makes does; of the run's own weights the cache's name says it."""
