@@ -89,10 +89,15 @@ def mean(values):
     return bootstrap(np.mean, np.asarray(values, dtype=float))
 
 
+def distance(a, b):
+    """Fréchet distance of two crowds (N, D), (M, D): a Figure."""
+    found = bootstrap(frechet_distance, a, b, times=TIMES, halves=True)
+    return found._replace(low=max(0.0, found.low))
+
+
 def frechet(lab, seen, reference=None):
     """Fréchet distance from true pictures, in the judge's eyes: a Figure."""
-    found = bootstrap(frechet_distance, seen.features, lab.reference if reference is None else reference, times=TIMES, halves=True)
-    return found._replace(low=max(0.0, found.low))
+    return distance(seen.features, lab.reference if reference is None else reference)
 
 
 def frechet_gap(lab, worse, better):
@@ -412,13 +417,18 @@ def binding(lab, found, made):
     sheet(lab, found, "binding_held_out", {name: made[name, "held_out"] for name in names})
 
 
+LEARNED, SMALL = "ancestral, learned variance", "ancestral, β̃"
+
+
 def steps_needs(lab):
-    """Of the decoder: ancestral steps with the learned variance, with β̃ (which is DDIM with η = 1), and DDIM; of the prior: see Embed."""
-    n, T, prior_T = lab.part(2), lab.model.decoder.cfg.num_timesteps, lab.model.prior.cfg.num_timesteps
-    decoder = {("decoder", name, steps): Draw(n, rule=rule, steps=steps) for name, rule in (
-        ("ancestral, learned variance", "ancestral"), ("ancestral, β̃", 1.0), ("DDIM", 0.0)) for steps in STEPS if steps <= T}
-    return decoder | {("prior", name, steps): Embed(min(2 * lab.n, len(lab.real()[1])), rule=rule, steps=steps) for name, rule in (
-        ("analytic", "analytic"), ("ancestral, β̃", "β̃"), ("ancestral, β", "β"), ("DDIM", "DDIM")) for steps in PRIOR_STEPS if steps <= prior_T}
+    """Of the decoder: ancestral steps with the learned variance, if it is sampled so, or with β̃ (DDIM with η = 1); DDIM. Of the prior: see Embed."""
+    n, decoder, prior = lab.part(2), lab.model.decoder.cfg, lab.model.prior.cfg
+    rules = ({LEARNED: "ancestral"} if decoder.sampler == "ddpm" else {}) | {SMALL: 1.0, "DDIM": 0.0}
+    needs = {("decoder", name, steps): Draw(n, rule=rule, steps=steps)
+             for name, rule in rules.items() for steps in STEPS if steps <= decoder.num_timesteps}
+    rules = {"analytic": "analytic", SMALL: "β̃", "ancestral, β": "β", "DDIM": "DDIM"}
+    return needs | {("prior", name, steps): Embed(min(2 * lab.n, len(lab.real()[1])), rule=rule, steps=steps)
+                    for name, rule in rules.items() for steps in PRIOR_STEPS if steps <= prior.num_timesteps}
 
 
 def ordered(made):
@@ -441,20 +451,21 @@ def steps(lab, found, made):
     spaces = {"Fréchet distance to true z_img": lambda z: z}
     if lab.model.prior.cfg.whiten_z:
         spaces["the same of whitened z_img"] = lambda z: lab.model.prior.whitening(z.to(lab.model.device)).cpu()
-    figures = {key: [bootstrap(frechet_distance, space(z), space(true), times=TIMES, halves=True) for space in spaces.values()]
-               for key, z in prior.items()}
+    figures = {key: [distance(space(z), space(true)) for space in spaces.values()] for key, z in prior.items()}
     found.table("prior, steps", dict.fromkeys(spaces, ""), {f"{rule}, {count}": row for (rule, count), row in figures.items()})
     found.plot("sampling steps of the prior", prior_used, {space: ("", {
         rule: [figures[rule, count][i] for count in prior_used] for rule in rules}) for i, space in enumerate(spaces)}, log=True)
     few = prior_used[min(1, len(prior_used) - 1)]
     found.claim("the prior is sampled with Analytic-DPM's variance, made for few steps",
                 f"Fréchet distance to true z_img, {few} steps: β̃ − analytic", bootstrap(lambda a, b, z: frechet_distance(a, z) - frechet_distance(b, z), (
-                    prior["ancestral, β̃", few], prior["analytic", few]), true, times=TIMES, halves=True))
-    learned, few = "ancestral, learned variance", used[min(1, len(used) - 1)]
-    found.claim("where steps are few (upsamplers), DDIM is used and not ancestral steps", f"right, {few} steps: DDIM − {learned}",
-                gap(decoder["DDIM", few].right, decoder[learned, few].right), "%")
-    found.claim("the decoder takes many ancestral steps (250)", f"right, {learned}: {used[-1]} − {used[0]} steps",
-                gap(decoder[learned, used[-1]].right, decoder[learned, used[0]].right), "%")
+                    prior[SMALL, few], prior["analytic", few]), true, times=TIMES, halves=True))
+    ancestral, few = next(rule for rule, _ in decoder), used[min(1, len(used) - 1)]
+    found.claim("where steps are few (upsamplers), DDIM is used and not ancestral steps", f"right, {few} steps: DDIM − {ancestral}",
+                gap(decoder["DDIM", few].right, decoder[ancestral, few].right), "%")
+    found.claim("the decoder takes many ancestral steps (250)", f"right, {ancestral}: {used[-1]} − {used[0]} steps",
+                gap(decoder[ancestral, used[-1]].right, decoder[ancestral, used[0]].right), "%")
+    if ancestral != LEARNED:
+        found.notes.append("This preset hardly trains the decoder's variance, and does not draw with it: its ancestral steps have β̃.")
     found.notes.append("Fréchet distances to true z_img are taken in the run's own CLIP, of one sample for each caption, without choosing the better "
                        "of two.")
 
