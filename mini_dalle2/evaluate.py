@@ -15,6 +15,7 @@ stands its 95 % interval. Read next: lab.py, experiments.py.
 
 import argparse
 import difflib
+import functools
 import hashlib
 import inspect
 import re
@@ -71,14 +72,19 @@ def models_of(lab, one):
     return {"judge": lab.side_models()["judge"]} | one.models(lab)
 
 
+@functools.cache
+def version():
+    """The text of what finds things: what it found is out of date when it changes."""
+    return "".join(inspect.getsource(module) for module in (experiments, lab_module, metrics))
+
+
 def key(lab, one):
     """What the findings of an experiment depend on, as text; None while a model that they need has yet to be trained."""
     trained = [lab.trained(name, *model[:2]) for name, model in models_of(lab, one).items()]
     if None in trained:
         return None
-    sources = "".join(inspect.getsource(module) for module in (experiments, lab_module, metrics))
     recipes = [lab.key(lab.settled(recipe)) for recipe in one.needs(lab).values()]
-    return hashlib.sha256(repr((lab.cache.name, lab.n, trained, recipes, sources, has_efficientnet())).encode()).hexdigest()
+    return hashlib.sha256(repr((lab.cache.name, lab.n, trained, recipes, version(), has_efficientnet())).encode()).hexdigest()
 
 
 def known(lab, one):
