@@ -11,12 +11,18 @@ through the background passes closest; regions of one colour with α > ½ are th
 shape, drawn by the same code that draws the data set, at the centre and radius that fit best. Best overlap names the shape. Last, the
 scene so found is drawn and held against the picture: holes, dirt and missing parts show up as clutter.
 
+A number measured on some pictures is not the number of all pictures: `bootstrap` and `share` say how far off it may be.
+
 Shapes: N pictures, D feature width, S side of a picture. Features are (N, D) arrays or tensors; sums are done in float64.
-References: Heusel et al. 2017 (FID); Kynkäänniemi et al. 2019, arXiv 1904.06991 (precision and recall); Hessel et al. 2021 (CLIP score).
+References: Heusel et al. 2017 (FID); Kynkäänniemi et al. 2019, arXiv 1904.06991 (precision and recall); Hessel et al. 2021 (CLIP score);
+Efron 1979 (bootstrap); Wilson 1927 and Agresti and Min 2005 (intervals of a share, and of the difference of two).
 Read next: `data.py` (what is graded), `pipeline.py` (what gets graded).
 """
 
+import math
 import re
+from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -287,8 +293,8 @@ def clip_score(z_img, z_txt):
     return float(2.5 * torch.cosine_similarity(z_img, z_txt, dim=1).clamp(min=0).mean())
 
 
-def retrieval_accuracy(z_img, z_txt, captions):
-    """Share of pictures whose most similar caption embedding is their own, among all N: a float in [0, 1].
+def retrieval_hits(z_img, z_txt, captions):
+    """Of N pictures, those whose most similar caption embedding is their own, among all N: a list of N booleans.
 
     z_img, z_txt: (N, D), row i of both belongs to captions[i]. Identical captions count as one: no picture could tell them apart.
     Raises ValueError if the three differ in number.
@@ -298,4 +304,94 @@ def retrieval_accuracy(z_img, z_txt, captions):
         raise ValueError(f"retrieval needs N embeddings of each kind and N captions, got {len(z_img)}, {len(z_txt)} and {len(captions)}")
     z_img, z_txt = (z / z.norm(dim=1, keepdim=True).clamp(min=1e-12) for z in (z_img, z_txt))
     found = torch.cat([(z @ z_txt.T).argmax(1) for z in z_img.split(1024)]).tolist()       # (N,)
-    return sum(captions[i] == caption for i, caption in zip(found, captions)) / len(captions)
+    return [captions[i] == caption for i, caption in zip(found, captions)]
+
+
+def retrieval_accuracy(z_img, z_txt, captions):
+    """Share of pictures that find their own caption, a float in [0, 1]; see `retrieval_hits`."""
+    hits = retrieval_hits(z_img, z_txt, captions)
+    return sum(hits) / len(hits)
+
+
+# ---------------------------------------------------------------------------------------------------------------- how sure
+
+class Figure(NamedTuple):
+    """A measured number and the interval in which, 95 times out of 100, the true one lies."""
+    value: float
+    low: float
+    high: float
+
+
+def deviations(level):
+    """How many standard deviations to either side hold this share of a normal distribution: 1.96 for 95 %."""
+    return NormalDist().inv_cdf((1 + level) / 2)
+
+
+def wilson(p, n, level=0.95):
+    """A share p of n answers with Wilson's interval, which holds for few answers and near 0 and 1 too: a Figure.
+
+    (p + z²/2n ± z·√(p(1−p)/n + z²/4n²)) / (1 + z²/n). Raises ValueError for no answers.
+    """
+    if n < 1:
+        raise ValueError("a share of nothing")
+    z = deviations(level)
+    middle, spread = p + z ** 2 / (2 * n), z * math.sqrt(p * (1 - p) / n + z ** 2 / (4 * n ** 2))
+    low, high = ((middle + sign * spread) / (1 + z ** 2 / n) for sign in (-1, 1))
+    return Figure(p, max(0.0, min(low, p)), min(1.0, max(high, p)))        # at 0 and 1 rounding may put them on the wrong side
+
+
+def share(hits, level=0.95):
+    """The share of yes-or-no answers (N,) that are yes, with Wilson's interval: a Figure. Raises ValueError for no answers."""
+    return wilson(sum(map(bool, hits)) / max(1, len(hits)), len(hits), level)
+
+
+def share_gap(a, b, level=0.95):
+    """The share of yes in a minus that in b, answers (N,) to the same N questions, with the interval of Agresti and Min: a Figure.
+
+    Half an answer is added to each of the four kinds (both yes, only a, only b, neither), so that few answers that agree give no certainty;
+    then d ± z·√((p_only_a + p_only_b − d²) / (N + 2)), d = p_only_a − p_only_b. Raises ValueError.
+    """
+    a, b = (np.asarray(x, dtype=bool) for x in (a, b))
+    if a.shape != b.shape or a.ndim != 1 or len(a) == 0:
+        raise ValueError(f"share_gap needs two answers to each question, got {a.shape} and {b.shape}")
+    n, only_a, only_b = len(a) + 2, (a & ~b).sum() + 0.5, (b & ~a).sum() + 0.5
+    middle = (only_a - only_b) / n
+    spread = deviations(level) * math.sqrt(((only_a + only_b) / n - middle ** 2) / n)
+    return Figure(float(a.mean() - b.mean()), float(max(-1, middle - spread)), float(min(1, middle + spread)))
+
+
+def bootstrap(statistic, *samples, times=1000, seed=0, level=0.95, halves=False):
+    """statistic(*samples) with its percentile interval, from `times` samples drawn out of the samples themselves: a Figure.
+
+    samples: arrays or tensors (N, ...); those in one tuple are drawn together, row by row (pictures and their captions, two models asked the
+    same), the others each by itself. A statistic that returns a tuple of numbers gives a list of Figures.
+    halves: for what rows drawn twice would spoil, such as distances to neighbours, and what depends on how many rows there are, such as the
+    Fréchet distance: instead of N rows with repetition, half of them without, which spread as much as N drawn anew (the variance of a mean
+    of half the rows about that of all is σ²/N), moved to where the statistic of all rows is. Raises ValueError for fewer than two rows.
+    """
+    groups = [group if isinstance(group, tuple) else (group,) for group in samples]
+    for group in groups:
+        if len(group[0]) < 2 or any(len(sample) != len(group[0]) for sample in group):
+            raise ValueError(f"bootstrap needs at least two rows, as many in all samples of a group, got {[len(sample) for sample in group]}")
+    rng = np.random.default_rng(seed)
+
+    def once():
+        drawn = []
+        for group in groups:
+            n = len(group[0])
+            rows = rng.permutation(n)[:n // 2] if halves else rng.integers(0, n, n)
+            drawn += [sample[torch.from_numpy(rows).to(sample.device)] if torch.is_tensor(sample) else np.asarray(sample)[rows] for sample in group]
+        return np.atleast_1d(statistic(*drawn)).astype(np.float64)
+
+    value = statistic(*(sample if torch.is_tensor(sample) else np.asarray(sample) for group in groups for sample in group))
+    whole, found = np.atleast_1d(value).astype(np.float64), np.stack([once() for _ in range(times)])       # (K,), (times, K)
+    if halves:
+        found = found - found.mean(0) + whole
+    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    figures = [Figure(*map(float, numbers)) for numbers in zip(whole, low, high)]
+    return figures if isinstance(value, tuple) else figures[0]
+
+
+def agrees(difference):
+    """Whether a difference is above zero, as a claim says: "yes" or "no" if its interval lies on one side, else "cannot tell"."""
+    return "yes" if difference.low > 0 else "no" if difference.high < 0 else "cannot tell"

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw
 import sample
 import train
 from conftest import SMALL
+from mini_dalle2 import evaluate
 from mini_dalle2.training import load_checkpoint, read_metrics, save_checkpoint
 
 FRESH = [*SMALL, "--out=new"]
@@ -302,7 +303,26 @@ OUTPUTS = {
     "a picture where none may be": (sample, ["text", "a circle", *DRAW[:3], "--out=/proc/a.png"], "cannot be written"),
 }
 
-CASES = FLAGS | DATA | CAPTIONS | PICTURES | RUNS | OUTPUTS
+EVALUATION = {
+    "an unknown experiment": (evaluate, ["--run=run", "--only", "fig9"], "the closest is fig8"),
+    "no experiment": (evaluate, ["--run=run", "--only"], "expected at least one argument"),
+    "an experiment for other pictures": (evaluate, ["--run=run", "--device=cpu", "--only", "pictures"], "needs a folder of real pictures"),
+    "too few captions": (evaluate, ["--run=run", "--n=3"], "--n 3: from 16"),
+    "a number of captions that is none": (evaluate, ["--run=run", "--n=many"], "invalid int value"),
+    "an unknown flag of the evaluation": (evaluate, ["--run=run", "--steps=3"], "unrecognized arguments: --steps"),
+    "no run to evaluate": (evaluate, ["--run=nowhere"], "no run folder nowhere"),
+    "a picture to evaluate": (evaluate, ["--run=cat.png"], "no run folder cat.png"),
+    "a run without a decoder": (evaluate, ["--run=run", "--device=cpu"], "run has no decoder.pt", gone("run/decoder.pt")),
+    "a run that is not finished": (evaluate, ["--run=run", "--device=cpu"], "run/decoder.pt is not finished: 2 of 3 steps", amended("run/decoder.pt", step=2)),
+    "a run that has lost its config.json": (evaluate, ["--run=run", "--device=cpu"], "run/config.json cannot be used", gone("run/config.json")),
+    "a run with another's config.json": (evaluate, ["--run=run", "--device=cpu"], "describes other models", configured("decoder.model", guidance=1.5)),
+    "a README that is not there": (evaluate, ["--run=run", "--readme=nowhere.md"], "there is no nowhere.md"),
+    "a README without a place for the table": (evaluate, ["--run=run", "--readme=README.md"], "does not say where the table goes", file("README.md", "# a")),
+    "a README that ends before it begins": (evaluate, ["--run=run", "--readme=README.md"], "does not say where the table goes",
+                                            file("README.md", "<!-- evaluate: end -->\n<!-- evaluate: begin -->\n")),
+}
+
+CASES = EVALUATION | FLAGS | DATA | CAPTIONS | PICTURES | RUNS | OUTPUTS
 
 
 @pytest.fixture
@@ -329,7 +349,8 @@ def test_a_mistake_is_one_sentence_and_changes_nothing(box, capsys, script, argu
     capsys.readouterr()
     code = script.main(arguments)
     error = capsys.readouterr().err.split("\r")[-1]                         # bars that were drawn until then wipe themselves away
-    assert code == 2 and said in error and error.startswith(f"{script.__name__}.py: ") and error.count("\n") == 1, error
+    name = script.__name__.split(".")[-1]
+    assert code == 2 and said in error and error.startswith((f"{name}.py: ", f"{name}: ")) and error.count("\n") == 1, error
     assert len(error) < 1000 and "Traceback" not in error and "[Errno" not in error, error
     assert contents(box) == before
 

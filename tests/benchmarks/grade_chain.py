@@ -17,6 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mini_dalle2 import DALLE2                                             # noqa: E402
 from mini_dalle2.data import CaptionedShapes, caption_grid, load_table, to_float   # noqa: E402
+from mini_dalle2.lab import note                                           # noqa: E402
 from mini_dalle2.metrics import grade, parse_caption, retrieval_accuracy           # noqa: E402
 
 ASPECTS = ("all", "colours", "shapes", "layout")
@@ -40,8 +41,7 @@ def report(name, result, results):
 
 def picture_of(run, name, pictures, grades, captions):
     """Writes a grid of the first 32 pictures, each with its caption and what is wrong with it."""
-    wrong = [", ".join(a for a in ASPECTS[1:] if not g[a]) or "blots or gaps" for g in grades]             # see metrics.MAX_CLUTTER
-    notes = [caption + ("" if g["all"] else f"\nWRONG: {w}") for caption, g, w in zip(captions, grades, wrong)]
+    notes = [note(caption, g) for caption, g in zip(captions, grades)]
     rows = [range(i, min(i + 8, len(pictures), 32)) for i in range(0, min(32, len(pictures)), 8)]
     caption_grid([[pictures[i] for i in row] for row in rows], [[notes[i] for i in row] for row in rows], run / f"grade_{name}.png")
 

@@ -1,9 +1,10 @@
-"""What one can do with the latents, in figures: both priors, Analytic-DPM, inversion, variations, text diffs, inpainting, a sticker.
+"""What the evaluation command leaves out of the latents: the prior's cache, inversion, inpainting, a sticker.
 
-    python tests/benchmarks/latents.py [--run runs/tiny] [--n 64] [--only priors analytic cache inversion ...]
+    python tests/benchmarks/latents.py [--run runs/tiny] [--n 64] [--only cache inversion ...]
 
 All on unseen pictures (`val`) of the captioned shapes, judged by metrics.grade. Figures go to RUN/latents.json, pictures to
-RUN/latents_NAME.png. unCLIP §2.2 (priors), §3 (what is done with the latents), §4 (the sticker, after the apple of Fig. 6).
+RUN/latents_NAME.png. unCLIP §3 (what is done with the latents), §4 (the sticker, after the apple of Fig. 6). Both priors, the analytic
+variance, variations, interpolations and text diffs: `python -m mini_dalle2.evaluate`.
 """
 
 import argparse
@@ -19,13 +20,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mini_dalle2 import DALLE2                                             # noqa: E402
 from mini_dalle2.data import CaptionedShapes, Scene, Thing, caption_grid, relation_caption, render      # noqa: E402
-from mini_dalle2.metrics import frechet_distance, grade, parse_caption, read_objects         # noqa: E402
-from mini_dalle2.sampling import analytic_step, ddpm_step, sample_loop, strided_timesteps      # noqa: E402
-
-# Ten edits, chosen before any was tried. (what the caption says, what it is to say instead)
-EDITS = [("red circle", "blue circle"), ("yellow star", "cyan star"), ("black cross", "orange cross"), ("green triangle", "purple triangle"),
-         ("blue circle", "blue square"), ("red triangle", "red ring"), ("orange square", "orange star"),
-         ("above", "below"), ("left of", "right of"), ("small", "large")]
+from mini_dalle2.metrics import grade, parse_caption, read_objects         # noqa: E402
 
 
 class Bench:
@@ -50,42 +45,6 @@ class Bench:
     def grid(self, name, rows, labels):
         """Writes a picture for people to look at."""
         caption_grid(rows, labels, self.run / f"latents_{name}.png")
-
-
-def right(pictures, captions):
-    """Share of pictures in which the grader finds all that their captions say."""
-    return float(np.mean([grade(picture, caption)["all"] for picture, caption in zip(pictures, captions)]))
-
-
-def priors(bench):
-    """The whole chain by either prior, and the upper rows of Fig. 8."""
-    _, captions = bench.pictures()
-    for prior in bench.model.PRIORS:
-        if prior == "ar" and bench.model.ar_prior is None:
-            continue
-        drawn = [row[0] for row in bench.model.text_to_image(captions, prior=prior, stage="base", progress=False)]
-        bench.say(f"priors: all right, {prior}", right(drawn, captions))
-
-
-@torch.no_grad()
-def analytic(bench, N=1000):
-    """Fréchet distance to the true z_img of N captions, 16 steps with each variance."""
-    model, prior = bench.model, bench.model.prior
-    scenes = [bench.data.scene(i) for i in range(N)]
-    z_img, tokens = model.encode_image(bench.pictures(scenes)[0]), model.tokens([scene.text for scene in scenes])
-    z_txt = model.clip.encode_text(tokens)
-
-    def large(diffusion, out, x_t, t, noise):                              # β_t itself: a learned variance that always says 1
-        return ddpm_step(diffusion, out._replace(frac=torch.ones_like(x_t)), x_t, t, noise)
-
-    for name, step in (("analytic", analytic_step(prior.cov)), ("β̃ (fixed, small)", ddpm_step), ("β (fixed, large)", large)):
-        x_T = torch.randn(N, model.clip.cfg.clip_dim, generator=torch.Generator().manual_seed(0)).to(model.device)
-        x_0 = sample_loop(prior.diffusion, prior.denoiser(tokens, z_txt), x_T, step, strided_timesteps(prior.cfg.num_timesteps, 16),
-                          torch.Generator().manual_seed(1))
-        sampled = prior.unscale(x_0)
-        bench.say(f"analytic: Fréchet distance, 16 steps, {name}", frechet_distance(sampled, z_img))
-        bench.say(f"analytic: the same of whitened embeddings, {name}",
-                  frechet_distance(prior.whitening(sampled), prior.whitening(z_img)))
 
 
 def cache(bench, N=64):
@@ -114,65 +73,6 @@ def inversion(bench, steps=100):
     bench.say("inversion: mean and deviation of x_T", f"{x_T.mean():.3f}, {x_T.std():.3f}")
     drawn = bench.model.enlarge(again[:8], [0] * 8, "base")
     bench.grid("inversion", [pictures[:8], drawn], [captions[:8], [f"{value:.0f} dB" for value in psnr[:8]]])
-
-
-def variations(bench, etas=(0.0, 0.5, 1.0)):
-    """Does the caption still hold, and how much moves, at each η?"""
-    pictures, captions = bench.pictures()
-    z_img, x_T = bench.model.invert(pictures)
-    true, rows = bench.model.pixels(pictures, bench.size), [pictures[:8]]
-    for eta in etas:
-        drawn = bench.model.base(z_img, None, list(range(len(pictures))), x_T=x_T, guidance=1.0, eta=eta)
-        images = bench.model.enlarge(drawn, [0] * len(drawn), "base")
-        rows.append(images[:8])
-        bench.say(f"variations: caption still holds, η = {eta:g}", right(images, captions))
-        bench.say(f"variations: difference in grey levels (rms), η = {eta:g}", (drawn - true).square().mean().sqrt().item() * 127.5)
-        corner = (drawn[:, :, 0, 0] - true[:, :, 0, 0]).abs().mean().item() * 127.5
-        bench.say(f"variations: difference of the background in grey levels, η = {eta:g}", corner)
-    bench.grid("variations", rows, [captions[:8]] + [[f"η = {eta:g}"] * 8 for eta in etas])
-
-
-def edited(caption, old, new):
-    """The caption with the edit made, or None where the grammar has no such caption or nothing to edit."""
-    if f" {old} " not in f" {caption} ":
-        return None
-    text = f" {caption} ".replace(f" {old} ", f" {new} ", 1).strip()
-    for wrong, better in (("a orange", "an orange"), ("an blue", "a blue"), ("an cyan", "a cyan"), ("an purple", "a purple")):
-        text = text.replace(wrong, better)
-    try:
-        kind, _, things = parse_caption(text)
-    except ValueError:
-        return None
-    return None if kind == "relation" and things[0][0] == things[1][0] else text
-
-
-@torch.no_grad()
-def textdiff(bench, theta=(0.0, 0.25, 0.5, 0.625, 0.75, 1.0), guidance=2.0):
-    """Ten edits, n pictures together: does the edit happen, and does the rest stay, at the θ that is best for all of them?
-
-    As DALLE2.textdiff does it, between whole captions; but all pictures at once, because inversion in batches is much faster.
-    """
-    model, share, jobs = bench.model, -(-bench.n // len(EDITS)), []
-    for old, new in EDITS:
-        scenes = [s for s in map(bench.data.scene, range(6000)) if edited(s.text, old, new)][:share]
-        jobs += [(f"{old} → {new}", scene, edited(scene.text, old, new)) for scene in scenes]
-    names, scenes, wanted = zip(*jobs)
-    pictures, captions = bench.pictures(scenes)
-    z_img, x_T = (torch.cat(parts) for parts in zip(*(model.invert(pictures[i:i + 64]) for i in range(0, len(pictures), 64))))
-    drawn = []                                                             # (θ) of lists of pictures
-    for t in theta:
-        z = model.follow(z_img, captions, wanted, torch.full((len(z_img),), t, device=z_img.device))
-        drawn.append(model.enlarge(model.base(z, None, [0] * len(z), x_T=x_T, guidance=guidance, eta=0.0), [0] * len(z), "base"))
-    made = np.array([[grade(picture, caption)["all"] for picture, caption in zip(row, wanted)] for row in drawn], dtype=float)
-    best = int(made.mean(1).argmax())
-    for t, row in zip(theta, made):
-        bench.say(f"textdiff: edit made and rest kept, all {len(jobs)} pictures, θ = {t:g}", float(row.mean()))
-    bench.say("textdiff: at the best θ of each picture", float(made.max(0).mean()))
-    firsts = [names.index(name) for name in dict.fromkeys(names)]
-    for first in firsts:
-        bench.say(f"textdiff: {names[first]}, θ = {theta[best]:g}", float(made[best][[name == names[first] for name in names]].mean()))
-    bench.grid("textdiff", [[pictures[i], *(row[i] for row in drawn)] for i in firsts],
-               [[captions[i], *(f"θ = {t:g}: {wanted[i]}" for t in theta)] for i in firsts])
 
 
 def inpainting(bench):
@@ -232,7 +132,7 @@ def sticker(bench):
     bench.grid("sticker", rows, labels)
 
 
-PARTS = {f.__name__: f for f in (priors, analytic, cache, inversion, variations, textdiff, inpainting, sticker)}
+PARTS = {f.__name__: f for f in (cache, inversion, inpainting, sticker)}
 
 
 def main():

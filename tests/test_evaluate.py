@@ -1,0 +1,419 @@
+"""The evaluation: intervals that hold, verdicts read off them, nothing stale, nothing done twice, and a report without bare figures."""
+
+import json
+import math
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+import train
+from conftest import SMALL
+from mini_dalle2 import evaluate, lab as lab_module, training
+from mini_dalle2.data import Scene, Thing, from_pil, render
+from mini_dalle2.decoder import Decoder
+from mini_dalle2.evaluate import BEGIN, END, known, main, split_readme
+from mini_dalle2.experiments import EXPERIMENTS, concept_of, concepts_found, nearest, swapped
+from mini_dalle2.lab import EDITS, Draw, Embed, Lab, Seen, edited
+from mini_dalle2.metrics import Figure, agrees, bootstrap, frechet_distance, share, share_gap, wilson
+from mini_dalle2.pipeline import load_model
+
+SHAPES = [name for name, one in EXPERIMENTS.items() if one.data != "folder"]
+
+
+@pytest.fixture(scope="module")
+def evaluated(run, tmp_path_factory):
+    """A micro run with all its experiments done, by the command. Not to be written into."""
+    folder = tmp_path_factory.mktemp("evaluated") / "run"
+    shutil.copytree(run, folder)
+    assert main([f"--run={folder}", "--n=16", "--device=cpu"]) == 0
+    return folder
+
+
+@pytest.fixture
+def copied(evaluated, tmp_path):
+    """A copy of it, to be written into."""
+    return shutil.copytree(evaluated, tmp_path / "run")
+
+
+# ---------------------------------------------------------------------------------------------------------------- intervals
+
+def coverage(trials, inside):
+    """Does an interval of 95 % hold the truth in about 95 % of the trials? Within four standard deviations of that binomial."""
+    spread = math.sqrt(trials * 0.95 * 0.05)
+    assert abs(inside - 0.95 * trials) <= 4 * spread + 0.01 * trials, inside / trials
+
+
+@pytest.mark.parametrize("halves", [False, True])
+def test_bootstrap_holds_the_mean_as_often_as_it_says(halves):
+    rng, trials, inside = np.random.default_rng(0), 300, 0
+    for trial in range(trials):
+        x = rng.exponential(size=120)                                      # mean 1, and not symmetric
+        value, low, high = bootstrap(np.mean, x, times=200, seed=trial, halves=halves)
+        assert value == pytest.approx(x.mean())
+        inside += low <= 1 <= high
+    coverage(trials, inside)
+
+
+@pytest.mark.parametrize("halves", [False, True])
+def test_bootstrap_is_as_wide_as_the_closed_form(halves):
+    x = np.random.default_rng(1).normal(size=400)
+    value, low, high = bootstrap(np.mean, x, times=4000, halves=halves)
+    assert high - low == pytest.approx(2 * 1.96 * x.std() / math.sqrt(400), rel=0.06)
+    assert bootstrap(np.mean, x) == bootstrap(np.mean, x) != bootstrap(np.mean, x, seed=1)
+
+
+def test_bootstrap_of_a_distance_stays_where_the_distance_is():
+    """Rows that are drawn twice, or are fewer, move a Fréchet distance; the interval must be about the number that is given."""
+    rng, trials, inside = np.random.default_rng(2), 60, 0
+    truth = np.mean([frechet_distance(rng.normal(size=(60, 6)), 0.5 + rng.normal(size=(200, 6))) for _ in range(300)])
+    for trial in range(trials):
+        a, b = rng.normal(size=(60, 6)), 0.5 + rng.normal(size=(200, 6))
+        value, low, high = bootstrap(frechet_distance, a, torch.from_numpy(b), times=60, seed=trial, halves=True)
+        assert low < value < high
+        inside += low <= truth <= high
+    assert inside >= 0.85 * trials
+    off = [(low + high) / 2 - value for value, low, high in (bootstrap(frechet_distance, a, b, times=200, halves=halves) for halves in (True, False))]
+    assert abs(off[0]) < off[1] / 2, "and this is why halves are there: rows drawn twice make crowds narrower than they are"
+
+
+def test_rows_of_one_tuple_are_drawn_together():
+    x = np.random.default_rng(3).normal(size=200)
+    assert bootstrap(lambda a, b: (a - b).mean(), (x, x + 1), times=50)[1:] == pytest.approx((-1, -1))
+    several = bootstrap(lambda a: (a.min(), a.max()), x, times=50)
+    assert [f.value for f in several] == [x.min(), x.max()] and all(isinstance(f, Figure) for f in several)
+    for wrong in ((x[:1],), ((x, x[:5]),)):
+        with pytest.raises(ValueError, match="at least two rows"):
+            bootstrap(np.mean, *wrong)
+
+
+@pytest.mark.parametrize("p", [0.02, 0.3, 1.0])
+def test_share_against_the_binomial(p):
+    rng, n = np.random.default_rng(4), 60
+    inside = sum(low <= p <= high for _, low, high in (share(rng.random(n) < p) for _ in range(500)))
+    exact = sum(math.comb(n, k) * p ** k * (1 - p) ** (n - k) for k in range(n + 1) if wilson(k / n, n).low <= p <= wilson(k / n, n).high)
+    assert exact > 0.92 and abs(inside / 500 - exact) < 0.05
+    assert share([True] * 10).low == pytest.approx(10 / (10 + 1.96 ** 2), rel=1e-3)        # the closed form at p = 1
+    with pytest.raises(ValueError):
+        share([])
+
+
+def test_share_gap_against_many_samples():
+    rng, n, inside = np.random.default_rng(5), 80, 0
+    for _ in range(500):
+        u = rng.random(n)
+        a, b = u < 0.4, (u < 0.25) | (rng.random(n) < 0.1)                 # answers to the same questions, not independent
+        inside += share_gap(a, b).low <= 0.4 - (0.25 + 0.75 * 0.1) <= share_gap(a, b).high
+    coverage(500, inside)
+    none = share_gap([False] * 16, [False] * 16)
+    assert none.value == 0 and none.low < -0.05 and none.high > 0.05, "sixteen answers that agree are no certainty"
+    with pytest.raises(ValueError):
+        share_gap([True], [True, False])
+
+
+def test_a_verdict_is_read_off_the_interval():
+    cases = {(0.1, 0.01, 0.2): "yes", (-0.1, -0.2, -0.01): "no", (0.1, -0.1, 0.3): "cannot tell", (0, 0, 0): "cannot tell"}
+    assert {numbers: agrees(Figure(*numbers)) for numbers in cases} == cases
+
+
+# ---------------------------------------------------------------------------------------------------------------- the report
+
+def test_the_report_holds_every_experiment(evaluated):
+    text = (evaluated / "report.md").read_text()
+    for name in SHAPES:
+        found = json.loads((evaluated / "evaluate" / f"{name}.json").read_text())["findings"]
+        assert f"## {EXPERIMENTS[name].title}\n" in text and f"`{name}`" in text
+        assert found["tables"] and found["claims"]
+    assert set(re.findall(r"^\| (\w+) \| .* \| (?:yes|no|cannot tell) \|$", text, re.M)) == set(SHAPES)
+    for file in re.findall(r"!\[.*?\]\((.*?)\)", text):
+        assert (evaluated / file).stat().st_size > 1000, file
+    assert len(re.findall(r"_plot\d?\.png\)", text)) >= 6
+
+
+def test_no_figure_stands_without_its_interval(evaluated):
+    lines = (evaluated / "report.md").read_text().splitlines()
+    rows = [line.strip("| ").split(" | ") for line, behind in zip(lines, [*lines[1:], ""])
+            if line.startswith("| ") and "| --- |" not in line + behind]             # no heads of tables
+    number = r"-?[\d.]+(?:e[-+]\d+)?"
+    figures = 0
+    for row in rows:
+        claim = row[-1] in ("yes", "no", "cannot tell")
+        for cell in [row[-2].rsplit(": ", 1)[1]] if claim else row[1:]:
+            figures += 1
+            found = re.fullmatch(rf"({number})(?: %)? \(({number}) to ({number})\)", cell)
+            assert found or cell == "–", cell
+            if found:
+                value, low, high = map(float, found.groups())
+                assert low <= value <= high or math.isclose(low, value, abs_tol=0.11) or math.isclose(high, value, abs_tol=0.11), cell
+    assert figures > 200
+
+
+def test_verdicts_in_the_report_follow_from_their_intervals(evaluated):
+    for line in (evaluated / "report.md").read_text().splitlines():
+        if found := re.search(r"\((-?[\d.e+-]+) to (-?[\d.e+-]+)\) \| (yes|no|cannot tell) \|$", line):
+            low, high = float(found[1]), float(found[2])
+            if found[3] == "yes":
+                assert low >= 0
+            elif found[3] == "no":
+                assert high <= 0
+            else:
+                assert low <= 0 <= high
+
+
+# ---------------------------------------------------------------------------------------------------------------- the models beside the run
+
+def test_the_judge_is_another_clip(evaluated):
+    judge, own = (load_model(path, "clip")[0] for path in (evaluated / "evaluate" / "judge.pt", evaluated / "clip.pt"))
+    assert judge.cfg.vision_width < own.cfg.vision_width and judge.cfg.clip_dim < own.cfg.clip_dim
+    saved, config = torch.load(evaluated / "evaluate" / "judge.pt", weights_only=True), json.loads((evaluated / "config.json").read_text())
+    assert saved["config"]["data"]["seed"] != config["data"]["seed"] and saved["step"] == saved["steps"]
+    assert not (evaluated / "evaluate" / "judge").exists(), "what it was trained in is gone"
+
+
+def test_glide_never_saw_z_img(evaluated):
+    """Its way in for z_img is what it was before training, to the bit, while that of the run's decoder has learned."""
+    weights = {}
+    for path in (evaluated / "evaluate" / "glide.pt", evaluated / "decoder.pt"):
+        model, saved = load_model(path, "decoder")
+        torch.manual_seed(saved["config"]["data"]["seed"])
+        fresh = Decoder(model.cfg)
+        weights[path.stem] = [torch.equal(getattr(model, name).weight, getattr(fresh, name).weight) for name in ("z_to_emb", "z_to_tokens")]
+        assert not all(map(torch.equal, model.unet.parameters(), fresh.unet.parameters()))
+    assert weights == {"glide": [True, True], "decoder": [False, False]}
+
+
+def test_glide_draws_the_same_whatever_z_img_is(evaluated):
+    lab = Lab(evaluated, 16, "cpu")
+    assert lab.settled(Draw(16, z="diffusion", glide=True)) == lab.settled(Draw(16, z="ar", glide=True)) == lab.settled(Draw(16, z=None, glide=True))
+    same = [lab.draw(lab.settled(Draw(4, z=z, glide=True))) for z in ("diffusion", "true")]
+    other = lab.draw(lab.settled(Draw(4, z=None)))
+    assert torch.equal(*same) and not torch.equal(same[0], other)
+    a, b = (getattr(lab.glide.decoder.cfg, key) for key in ("z_drop", "caption_drop"))
+    own = lab.model.decoder.cfg
+    assert (a, b) == (1.0, 0.2) and replace(own, z_drop=a, caption_drop=b) == lab.glide.decoder.cfg, "as large, and drawn with as many steps"
+
+
+# ---------------------------------------------------------------------------------------------------------------- nothing twice, nothing stale
+
+def forbidden(*arguments, **options):
+    raise AssertionError("this was done before")
+
+
+def test_what_is_done_is_not_done_again(copied, monkeypatch):
+    before = {path: path.read_bytes() for path in copied.rglob("*.json")} | {copied / "report.md": (copied / "report.md").read_bytes()}
+    monkeypatch.setattr(Lab, "draw", forbidden)
+    monkeypatch.setattr(Lab, "embed", forbidden)
+    monkeypatch.setattr(lab_module, "TRAIN", {"clip": forbidden, "decoder": forbidden})
+    monkeypatch.setattr(evaluate, "perform", forbidden)
+    (copied / "report.md").unlink()
+    assert main([f"--run={copied}", "--n=16", "--device=cpu"]) == 0
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_what_is_out_of_date_is_not_shown(copied, monkeypatch):
+    one = EXPERIMENTS["fig8"]
+    assert known(Lab(copied, 16, "cpu"), one) is not None
+    assert known(Lab(copied, 17, "cpu"), one) is None, "other captions"
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "version", lambda: "another one")
+        assert known(Lab(copied, 16, "cpu"), one) is None
+    (copied / "evaluate" / "fig8.png").rename(copied / "evaluate" / "elsewhere.png")
+    assert known(Lab(copied, 16, "cpu"), one) is None, "its sheet is gone"
+    (copied / "evaluate" / "elsewhere.png").rename(copied / "evaluate" / "fig8.png")
+    path = copied / "evaluate" / "fig8.json"
+    whole = path.read_text()
+    path.write_text(whole[:50])
+    assert known(Lab(copied, 16, "cpu"), one) is None, "damaged"
+    path.write_text(whole)
+    # One weight of the prior is another one: what does not depend on it is thrown away too, for it lies in the same cache.
+    saved = torch.load(copied / "prior.pt", weights_only=True)
+    saved["ema"]["query"] += 1e-3
+    torch.save(saved, copied / "prior.pt")
+    lab = Lab(copied, 16, "cpu")
+    assert known(lab, one) is None and not lab.cache.exists() and lab.trained("judge", *lab.side_models()["judge"][:2])
+    lab.sweep()
+    assert not list((copied / "evaluate").glob("cache-*"))
+
+
+def test_a_judge_of_other_settings_is_trained_again(copied):
+    settings = json.loads((copied / "config.json").read_text())
+    settings["clip"]["train"]["steps"] = 8
+    (copied / "config.json").write_text(json.dumps(settings))
+    lab = Lab(copied, 16, "cpu")
+    assert lab.trained("judge", *lab.side_models()["judge"][:2]) is None
+    assert lab.trained("glide", *lab.side_models()["glide"][:2]) is not None
+    lab.judge
+    assert torch.load(copied / "evaluate" / "judge.pt", weights_only=True)["steps"] == 4
+
+
+def test_after_a_kill_it_goes_on_where_it_was(copied, monkeypatch, capsys):
+    """While the third crowd of an experiment is drawn, the process ends. What was drawn by then is not drawn again."""
+    whole = (copied / "evaluate" / "fig8.json").read_text()
+    for path in ((copied / "evaluate").glob("cache-*")):
+        shutil.rmtree(path)
+    (copied / "evaluate" / "fig8.json").unlink()
+    drawn, draw = [], Lab.draw
+
+    def killed(lab, recipe):
+        if len(drawn) == 2:
+            raise KeyboardInterrupt
+        drawn.append(recipe)
+        return draw(lab, recipe)
+
+    monkeypatch.setattr(Lab, "draw", killed)
+    command = [f"--run={copied}", "--n=16", "--device=cpu", "--only", "fig8"]
+    assert main(command) == 130 and "goes on" in capsys.readouterr().err
+    first = list(drawn)
+    drawn.clear()
+    monkeypatch.setattr(Lab, "draw", lambda lab, recipe: drawn.append(recipe) or draw(lab, recipe))
+    assert main(command) == 0
+    assert len(first) == 2 and drawn and not set(first) & set(drawn)
+    now = json.loads((copied / "evaluate" / "fig8.json").read_text())["findings"]
+    before = json.loads(whole)["findings"]
+    assert {k: v for k, v in now.items() if k != "seconds"} == {k: v for k, v in before.items() if k != "seconds"}, "as if nothing had happened"
+
+
+def test_a_side_model_goes_on_where_it_was_stopped(run, tmp_path, monkeypatch):
+    folder = shutil.copytree(run, tmp_path / "run")
+    whole, stopped = Lab(folder, 16, "cpu"), Lab(folder, 16, "cpu")
+    settings = {"decoder.z_drop": 1.0, "decoder.steps": 4}
+    expected = whole.beside("one", "decoder", settings)[1]
+    add = training.Log.add
+
+    def kill(log, step, *rest):
+        add(log, step, *rest)
+        if step == 3:                                                      # the checkpoint of step 2 is there
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training.Log, "add", kill)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.beside("two", "decoder", settings)
+    assert (folder / "evaluate" / "two" / "decoder.resume.pt").is_file() and not (folder / "evaluate" / "two.pt").exists()
+    steps = []
+    monkeypatch.setattr(training.Log, "add", lambda log, step, *rest: steps.append(step) or add(log, step, *rest))
+    assert stopped.beside("two", "decoder", settings)[1] == expected and steps == [3, 4]
+
+
+# ---------------------------------------------------------------------------------------------------------------- recipes
+
+def test_recipes_say_what_is_needed_before_it_is_drawn(evaluated):
+    lab = Lab(evaluated, 16, "cpu")
+    for name in SHAPES:
+        needs = EXPERIMENTS[name].needs(lab)
+        assert lab.missing(needs.values()) == [], name
+        assert all(lab.seconds(lab.settled(recipe)) >= 0 for recipe in needs.values())
+    assert [type(one).__name__ for one in lab.ingredients(Draw(4, z="diffusion", x_T="inverted"))] == ["Embed", "Inverted", "Draw"]
+    cfg = lab.model.decoder.cfg
+    assert lab.settled(Draw(16)) == lab.settled(Draw(16, guidance=cfg.guidance, steps=cfg.sampling_steps)), "said or not, it is the same"
+
+
+def test_each_picture_of_a_crowd_has_noise_of_its_own_and_keeps_it(evaluated):
+    lab = Lab(evaluated, 16, "cpu")
+    a, b, other = (lab.draw(lab.settled(Draw(n, seed=seed))) for n, seed in ((4, 0), (6, 0), (4, 1)))
+    assert (a.int() - b[:4].int()).abs().max() <= 1 and not torch.equal(a, other)
+    ancestral = lab.draw(lab.settled(Draw(4, rule="ancestral")))
+    assert not torch.equal(lab.draw(lab.settled(Draw(4, rule=0.0))), ancestral)
+
+
+def test_inversion_and_moves(evaluated):
+    lab = Lab(evaluated, 16, "cpu")
+    n = 4
+    true = lab.real()[0][:n].float()
+    back = lab.draw(lab.settled(Draw(n, z="true", told=False, guidance=1.0, rule=0.0, x_T="inverted"))).float()
+    ends = [lab.draw(lab.settled(Draw(n, z="true", told=False, guidance=1.0, rule=0.0, x_T="inverted", move=("between", theta)))).float() for theta in (0, 1)]
+    assert (ends[0] - back).abs().max() <= 1 and (ends[1] - back.roll(-1, 0)).abs().max() <= 1
+    assert (back - true).abs().mean() < (back.roll(1, 0) - true).abs().mean()
+    full = lab.make(Embed(n, prior="true"))
+    assert torch.allclose(lab.model.ar_prior.codes.project(full, lab.model.clip.cfg.clip_dim), full, atol=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------------------------- what is looked for
+
+def test_edits_change_what_they_say():
+    assert edited("a red circle above a blue square", "above", "below") == "a red circle below a blue square"
+    assert edited("an orange square left of a red ring", "orange square", "orange star") == "an orange star left of a red ring"
+    assert edited("a black cross above a red ring", "black cross", "orange cross") == "an orange cross above a red ring"
+    assert edited("a red circle above a blue square", "red circle", "blue circle") is None, "two things of one colour: no such caption"
+    assert edited("two cyan rings", "above", "below") is None and len(EDITS) == 10
+
+
+def test_swapped_colours_are_found(evaluated):
+    caption = "a red circle above a blue square"
+    scenes = {"right": ("red", "blue"), "swapped": ("blue", "red"), "one wrong": ("red", "green"), "both red": ("red", "red")}
+    pictures = torch.stack([from_pil(render(Scene("", 210, (Thing(a, "circle", 0.5, 0.27, 0.17), Thing(b, "square", 0.5, 0.73, 0.17))), 32))
+                            for a, b in scenes.values()])
+    seen = Seen(Lab(evaluated, 16, "cpu"), pictures, [caption] * 4)
+    assert swapped(seen).tolist() == [False, True, False, False] and seen.right.tolist() == [True, False, False, False]
+    assert seen.notes()[0] == caption and "WRONG: colours" in seen.notes()[1]
+
+
+def test_concepts_are_told_apart_within_their_style():
+    assert concept_of("tiger, noto style") == ("tiger", ", noto style") and concept_of("a cat, asleep") == ("a cat, asleep", "")
+
+    class Judge:
+        memory = {}
+
+        def remembered(self, key, make):
+            return make()
+
+        def judged_text(self, captions):
+            return torch.eye(2)[[int("dog" in caption) for caption in captions]]
+
+    z = torch.tensor([[1.0, 0], [0, 1], [0, 1]])
+    assert concepts_found(Judge(), z, ["cat, a style", "cat, b style", "dog, a style"], ["cat", "dog"]).tolist() == [True, False, True]
+
+
+def test_the_nearest_training_picture():
+    table = torch.randint(0, 256, (50, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pictures = table[[7, 31]].clone()
+    pictures[1, 0, 0, 0] ^= 8
+    index, far = nearest(pictures, table)
+    assert index.tolist() == [7, 31] and far[0] == 0 and far[1] == pytest.approx(math.sqrt(64 / 192))
+
+
+def test_a_folder_of_real_pictures(tmp_path, capsys):
+    """Two styles of eight things; the held-out ones lie in a folder of their own. All that real pictures can have runs."""
+    for split, things in (("train", 24), ("val", 16), ("held_out", 16)):
+        (tmp_path / "set" / split).mkdir(parents=True)
+        lines = []
+        for i in range(things):
+            picture = Image.new("RGB", (32, 32), "white")
+            ImageDraw.Draw(picture).ellipse((4 + i % 8, 4, 20, 28 - i % 5), fill=(30 * (i % 8), 90, 200 - 20 * (i % 3)))
+            picture.save(tmp_path / "set" / split / f"{i}.png")
+            lines.append(json.dumps({"file_name": f"{i}.png", "text": f"thing {'abcdefgh'[i % 8]}, {('flat', 'round')[i // 8 % 2]} style"}))
+        (tmp_path / "set" / split / "metadata.jsonl").write_text("\n".join(lines))
+    folder = tmp_path / "run"
+    assert train.main([*SMALL, f"--data={tmp_path / 'set'}", f"--out={folder}", "--data.val_images=16"]) == 0
+    assert main([f"--run={folder}", "--n=16", "--device=cpu", "--only", "pictures", "fig8"]) == 0
+    text = (folder / "report.md").read_text()
+    assert "among 8 concepts" in text and "one in 8" in text and "efficientnet" in text.lower()
+    assert (folder / "evaluate" / "pictures.png").is_file() and (folder / "evaluate" / "pictures_nearest.png").is_file()
+    assert "Not done yet: priors" in text and "textdiff" not in text
+    capsys.readouterr()
+    assert main([f"--run={folder}", "--n=16", "--device=cpu", "--only", "textdiff"]) == 2
+    assert "captioned shapes" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------------------------- the README
+
+def test_the_readme_holds_the_table_once(copied, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text(f"# before\n\n{BEGIN}\nSTALE\n{END}\n\n# behind\n")
+    command = [f"--run={copied}", "--n=16", "--device=cpu", "--readme", str(readme)]
+    assert main(command) == 0
+    first = readme.read_text()
+    assert main(command) == 0 and readme.read_text() == first
+    assert first.startswith("# before\n") and first.endswith("# behind\n") and "STALE" not in first and first.count(BEGIN) == first.count(END) == 1
+    assert f"--run {copied}" in first and all(f"| {name} |" in first for name in SHAPES)
+    images = re.findall(r"\]\((.*?)\)", first)
+    assert len(images) >= 6 and all(0 < (tmp_path / image).stat().st_size < 150_000 for image in images)
+
+
+def test_our_own_readme_has_the_place_for_it():
+    before, behind = split_readme(evaluate.README)
+    assert len(before) > 1000 and len(behind) > 1000 and Path(evaluate.README).name == "README.md"
