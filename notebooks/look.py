@@ -18,7 +18,7 @@ warnings.filterwarnings("ignore", message="IProgress not found")           # tqd
 
 plt.rcParams.update({
     "figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white", "text.color": "black",
-    "figure.dpi": 100, "figure.constrained_layout.use": True, "font.size": 10, "axes.titlesize": 10, "legend.fontsize": 9,
+    "figure.dpi": 90, "figure.constrained_layout.use": True, "font.size": 10, "axes.titlesize": 10, "legend.fontsize": 9,
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
     "image.interpolation": "nearest",
 })
@@ -39,8 +39,10 @@ def pictures(rows, above=None, left=None, beneath=None, title=None, side=1.15):
     rows = [list(row) for row in rows]
     columns = max(map(len, rows))
     lines = max((str(text).count("\n") + 1 for row in beneath or [] for text in row if text), default=0)
-    figure, axes = plt.subplots(len(rows), columns, squeeze=False,
-                                figsize=(columns * (side + 0.08) + (1.1 if left else 0), len(rows) * (side + 0.08 + 0.16 * lines) + (0.45 if above else 0.15)))
+    letters = max((len(line) for text in left or [] for line in text.split("\n")), default=-4)
+    width = columns * (side + 0.08) + 0.07 * letters + 0.28
+    height = len(rows) * (side + 0.08 + 0.15 * lines) + (0.22 if above else 0) + (0.25 if title else 0)
+    figure, axes = plt.subplots(len(rows), columns, squeeze=False, figsize=(width, height))
     for i, row in enumerate(rows):
         for j, ax in enumerate(axes[i]):
             ax.set(xticks=[], yticks=[])
