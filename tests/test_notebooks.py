@@ -2,8 +2,8 @@
 
 How a notebook is built:
 - Its first cell is text: a title, and the paragraphs "**Question.** …", "**Paper.** …" (with the section, §) and "**Code.** …" (with links).
-- Three cells of text at least begin with "**Predict.**": a question before the cell that answers it; the answer follows, in <details>.
-- Three cells at least begin with "### Exercise": what to do; the next cell of code begins with "# Solution" and asserts that it is right.
+- Three cells of text at least hold "**Predict.**": a question before the cell that answers it; the answer follows, in <details>.
+- Three cells at least have a heading "Exercise 1", "2", …: what to do; the next cell of code begins with "# Solution" and asserts that it is right.
 - Cells that draw end with plt.show(), or call look.pictures.
 """
 
@@ -80,7 +80,7 @@ def test_formula_questions_and_exercises(path):
         answer = next((j for j, cell in enumerate(following) if "<details>" in cell.source), None)
         assert answer is not None, f"no answer follows: {cells[i].source[:80]}"
         assert any(cell.cell_type == "code" for cell in following[:answer]), f"nothing is run before the answer: {cells[i].source[:80]}"
-    exercises = [i for i, cell in enumerate(cells) if cell.cell_type == "markdown" and re.match(r"#+ Exercise \d", cell.source)]
+    exercises = [i for i, cell in enumerate(cells) if cell.cell_type == "markdown" and re.search(r"^#+ Exercise \d", cell.source, re.M)]
     assert len(exercises) >= 3
     for i in exercises:
         solution = next(cell.source for cell in cells[i + 1:] if cell.cell_type == "code")
