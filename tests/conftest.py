@@ -18,6 +18,11 @@ SMALL += [f"--{stage}.{key}" for stage in configs.MODEL_CONFIGS for key in ("ste
 SMALL += ["--prior.sampling_steps=2", "--decoder.sampling_steps=2", "--upsampler1.sampling_steps=2", "--upsampler2.sampling_steps=2"]
 
 
+def pytest_addoption(parser):
+    """--notebooks: what takes minutes is left out otherwise."""
+    parser.addoption("--notebooks", action="store_true", help="also execute the notebooks, from top to bottom")
+
+
 def lively(model, amount):
     """The model with every parameter moved by noise, so that no zero or small start hides a path."""
     with torch.no_grad():

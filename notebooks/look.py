@@ -1,0 +1,61 @@
+"""What all notebooks share: where the package lies, and one look for their figures.
+
+    from look import pictures, plt
+
+Figures have an opaque white ground, so that they can be read on a dark page and in print. No model and no formula is in here.
+"""
+
+import sys
+import warnings
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))            # the package, without installing it
+warnings.filterwarnings("ignore", message="IProgress not found")           # tqdm's hint that bars could be widgets; none are shown here
+
+plt.rcParams.update({
+    "figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white", "text.color": "black",
+    "figure.dpi": 90, "figure.constrained_layout.use": True, "font.size": 10, "axes.titlesize": 10, "legend.fontsize": 9,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
+    "image.interpolation": "nearest",
+})
+
+
+def to_array(image):
+    """A PIL image, or a tensor (3, S, S) in [-1, 1], as something that matplotlib draws: uint8 (S, S, 3)."""
+    if torch.is_tensor(image):
+        return ((image.detach().float() + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+    return np.asarray(image.convert("RGB"))
+
+
+def pictures(rows, above=None, left=None, beneath=None, title=None, side=1.15):
+    """Draws rows of pictures (PIL, tensors (3, S, S) in [-1, 1], or None for a gap), each `side` inches wide.
+
+    above: one text per column. left: one per row. beneath: rows of texts, one per picture.
+    """
+    rows = [list(row) for row in rows]
+    columns = max(map(len, rows))
+    lines = max((str(text).count("\n") + 1 for row in beneath or [] for text in row if text), default=0)
+    letters = max((len(line) for text in left or [] for line in text.split("\n")), default=-4)
+    width = columns * (side + 0.08) + 0.07 * letters + 0.28
+    height = len(rows) * (side + 0.08 + 0.15 * lines) + (0.22 if above else 0) + (0.25 if title else 0)
+    figure, axes = plt.subplots(len(rows), columns, squeeze=False, figsize=(width, height))
+    for i, row in enumerate(rows):
+        for j, ax in enumerate(axes[i]):
+            ax.set(xticks=[], yticks=[])
+            ax.grid(False)
+            ax.spines[:].set_visible(False)
+            if j < len(row) and row[j] is not None:
+                ax.imshow(to_array(row[j]))
+            if beneath and j < len(beneath[i]) and beneath[i][j]:
+                ax.set_xlabel(beneath[i][j], fontsize=8, labelpad=3)
+            if above and i == 0 and j < len(above):
+                ax.set_title(above[j], fontsize=9)
+        if left and left[i]:
+            axes[i, 0].set_ylabel(left[i], rotation=0, ha="right", va="center", fontsize=9)
+    if title:
+        figure.suptitle(title, fontsize=10)
+    plt.show()
