@@ -1,18 +1,44 @@
-"""The README says what is so: its line numbers, its list of deviations, its files."""
+"""The README says what is so: its line numbers, its list of deviations, its files, its commands; and no part of the paper is left out of the map."""
 
+import ast
+import importlib
 import re
+import shlex
 from pathlib import Path
 
+import pytest
+from PIL import Image
+
+from mini_dalle2 import configs
+
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+MAP = ROOT / "notebooks" / "paper_to_code.md"
+PAGES = {page.name: page for page in (ROOT / "README.md", MAP)}
+README, MAPPED = (page.read_text(encoding="utf-8") for page in PAGES.values())
+pages = pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
 
 
-def test_line_numbers_lead_to_what_they_name():
-    links = re.findall(r"\[`([\w.]+)`\]\((\w+/\w+\.py)#L(\d+)\)", README)
-    assert len(links) > 20
+def is_home(line, name):
+    """Whether a name is made in this line of code: as a function, a class, a variable, a field or a buffer."""
+    return bool(re.search(rf'\b(def|class) {name}\b|^\s*(self\.)?{name}(: [\w.\[\], |]+)? = |buffer\("{name}"', line))
+
+
+@pages
+def test_line_numbers_lead_to_what_they_name(page):
+    text = page.read_text(encoding="utf-8")
+    links = re.findall(r"\[`([\w.]+)`\]\(([\w./]+\.py)#L(\d+)\)", text)
+    assert len(links) > 20 and len(links) == len(re.findall(r"#L\d", text)), "a line number stands behind [`name`](file.py#L…), and nowhere else"
     for name, file, line in links:
-        text = (ROOT / file).read_text(encoding="utf-8").splitlines()[int(line) - 1]
-        assert re.search(rf"(def|class) {name.split('.')[-1]}\b", text), f"{file}:{line} is not {name}, but: {text}"
+        lines = (page.parent / file).read_text(encoding="utf-8").splitlines()
+        there = [i for i, code in enumerate(lines, 1) if is_home(code, name.split(".")[-1])]
+        assert int(line) in there, f"{file}:{line} is not {name}, which is made in line {there}"
+
+
+def test_home():
+    assert is_home("def guide(cond, null):", "guide") and is_home("class Codes(nn.Module):", "Codes") and is_home("    Z_TOKENS = 4", "Z_TOKENS")
+    assert is_home("    z_drop: float = 0.1              # §2.1", "z_drop") and is_home('        buffer("betas", betas)', "betas")
+    assert is_home("        self.logit_scale = nn.Parameter(x)", "logit_scale") and is_home("    steps: int | None = None", "steps")
+    assert not is_home("    x = guide(cond, null)", "guide") and not is_home("def guided(x):", "guide") and not is_home("if x == betas:", "betas")
 
 
 def test_every_deviation_is_listed():
@@ -22,11 +48,134 @@ def test_every_deviation_is_listed():
     assert listed == {file: count for file, count in marks.items() if count}
 
 
-def test_links_to_files_are_not_dead():
-    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", README):
-        assert (ROOT / target).exists(), target
+@pages
+def test_links_to_files_are_not_dead(page):
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
+
+
+@pages
+def test_links_to_headings_are_not_dead(page):
+    for target, heading in re.findall(r"\]\(([^)#:]*)#([a-z][^)]*)\)", page.read_text(encoding="utf-8")):
+        text = (page.parent / target if target else page).read_text(encoding="utf-8")
+        headings = [re.sub(r"[^\w\- ]", "", line.lstrip("#").strip().lower()).replace(" ", "-") for line in text.splitlines() if line.startswith("#")]
+        assert heading in headings, heading
+
+
+def test_pictures_can_be_seen():
+    shown = re.findall(r"!\[([^]]*)\]\(([^)]+)\)", README)
+    assert shown
+    for text, file in shown:
+        assert text, f"{file} has no description"
+        with Image.open(ROOT / file) as image:
+            image.load()
 
 
 def test_two_setup_commands_each_on_one_line():
     setups = [line for line in README.splitlines() if line.startswith("pip install -r requirements.txt")]
     assert len(setups) == 2 and setups[0].endswith("python train.py") and setups[1].endswith("python -m pytest")
+
+
+# ---------------------------------------------------------------------------------------------------------------- commands
+
+def commands(text):
+    """The command lines of all ```bash blocks: list of lists of words, without comments, what && joins apart."""
+    found = []
+    for block in re.findall(r"```bash\n(.*?)```", text, re.S):
+        for line in block.splitlines():
+            words = shlex.split(line, comments=True)
+            while "&&" in words:
+                found.append(words[:words.index("&&")])
+                words = words[words.index("&&") + 1:]
+            found += [words] if words else []
+    return found
+
+
+COMMANDS = commands(README)
+
+
+def check(words):
+    """Raises AssertionError or ValueError unless a command names files and flags that there are."""
+    if words[0] == "torchrun":                                             # its own flags, perhaps "--", then a script
+        script = next(i for i, word in enumerate(words) if word.endswith(".py"))
+        assert all(word.startswith("--nproc_per_node=") or word == "--" for word in words[1:script]), words
+        words = ["python", *words[script:]]
+    if words[0] == "pip":
+        assert words[1] == "install"
+        for file in [words[i + 1] for i, word in enumerate(words) if word == "-r"]:
+            assert (ROOT / file).is_file(), file
+        return
+    assert words[0] == "python", words
+    if words[1:3] == ["-m", "pytest"]:
+        return
+    if words[1] == "-m":
+        file, argv = ROOT / (words[2].replace(".", "/") + ".py"), words[3:]
+    else:
+        file, argv = ROOT / words[1], words[2:]
+    assert file.is_file(), file
+    if file.parent == ROOT:                                                # train.py, sample.py: their own parsers
+        args = importlib.import_module(file.stem).parse(argv)
+        if file.stem == "train":
+            configs.override(configs.preset(args.preset or "tiny"), args.settings)
+    elif file.stem == "configs":
+        configs.preset(*argv)
+    elif argv[:1] == ["emoji"]:                                            # data.py hands the rest to emoji.py
+        file = file.with_name("emoji.py")
+    for flag in [word.split("=")[0] for word in argv if re.fullmatch(r"--\w+(=.*)?", word)] if file.parent != ROOT else []:
+        assert f'"{flag}"' in file.read_text(encoding="utf-8"), f"{file.name} has no {flag}"
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_commands_can_be_read(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    check(words)
+
+
+@pytest.mark.parametrize("line", ["python train.py --reset tiny", "python train.py --decoder.setps=3", "python sample.py text", "python sample.py draw x",
+                                  "python nowhere.py", "python -m mini_dalle2.configs papre", "python tests/benchmarks/kills.py --sparks 3",
+                                  "torchrun --nprocs=2 train.py", "pip install -r nowhere.txt", "make all"])
+def test_wrong_commands_are_found(line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((AssertionError, ValueError, SystemExit)):
+        check(shlex.split(line))
+
+
+def test_there_are_commands():
+    assert len(COMMANDS) > 20 and commands("```bash\na b && c  # d\n\ne\n```") == [["a", "b"], ["c"], ["e"]]
+
+
+def test_python_can_be_read():
+    blocks = re.findall(r"```python\n(.*?)```", README, re.S)
+    assert blocks
+    for block in blocks:
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom):
+                module = importlib.import_module(node.module)
+                assert all(hasattr(module, alias.name) for alias in node.names)
+
+
+# ---------------------------------------------------------------------------------------------------------------- glossary, and map of the paper
+
+def test_glossary():
+    table = README.split("## Glossary", 1)[1].split("\n## ", 1)[0]
+    rows = re.findall(r"^\| ([^|]+) \| ([^|]+) \| (\[`[\w.]+`\]\(mini_dalle2/\w+\.py#L\d+\)) \|$", table, re.M)
+    terms = [term for term, _, _ in rows]
+    assert len(terms) >= 30 and terms == list(dict.fromkeys(terms)) and len(rows) == table.count("#L")
+
+
+# What the paper has, as far as this project goes by it, and the methods that it rests on.
+SECTIONS = "§2, §2.1, §2.2, §3, §3.1, §3.2, §3.3, §4, §5.1, §5.2, §5.3, §5.4, §5.5, §7, App. A, App. B, App. C".split(", ")
+FIGURES = [f"Fig. {i}" for i in (2, 4, 6, 7, 8, 9, 10, 11, 13, 14, 15, 16, 17)] + ["Table 1", "Table 2", "Table 3"]
+EQUATIONS = ["L_prior", "CLIP's loss", "SAM", "attention", "sinusoids", "AdaGN", "linear and cosine schedule", "forward process", "posterior", "x_0, ε and v",
+             "learned range", "L_simple, L_vlb, L_hybrid", "discretised Gaussian", "Gaussian KL", "importance sampling of t", "strided sampling", "ancestral step",
+             "DDIM", "DDIM inversion", "analytic variance", "classifier-free guidance", "CLIP guidance", "slerp", "text difference", "blur and BSR",
+             "27 steps by hand", "Fréchet distance", "precision and recall"]
+
+
+def test_nothing_of_the_paper_is_left_out():
+    rows = [re.split(r" (?<!\\)\| ", line.strip("| \n")) for line in MAPPED.splitlines() if line.startswith("| ")]
+    rows = [row for row in rows if row != ["in the paper", "what", "here"]]
+    assert [row[0] for row in rows] == SECTIONS + FIGURES + EQUATIONS
+    for name, what, here in rows:
+        assert what.strip(), name
+        assert re.match(r"\[.+\]\(.+\)", here) or re.fullmatch(r"Not here[:,] ?.+\.|Not here but .+\.", here), f"{name}: neither a link nor a sentence: {here}"
