@@ -1,0 +1,100 @@
+"""The benchmarks' own arithmetic: FLOPs against counts by hand, ratios, kinds of operators; and that ours runs, at micro size. Nothing is timed."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "benchmarks"))
+import decoder_step                                                        # noqa: E402
+import peer_models                                                         # noqa: E402
+import peers                                                               # noqa: E402
+import quality_time                                                        # noqa: E402
+from measuring import Timing, flops, kind_of, ratio, seconds              # noqa: E402
+from mini_dalle2.transformer import Attention                              # noqa: E402
+
+MICRO = peer_models.SIZES["micro"]
+
+
+def test_flops_are_those_of_a_count_by_hand():
+    B, S, c_in, c_out = 2, 16, 3, 8
+    conv, x = nn.Conv2d(c_in, c_out, 3, padding=1), torch.randn(B, c_in, S, S)
+    forward = 2 * B * S * S * c_out * c_in * 9
+    assert flops(lambda: conv(x)) == forward
+    assert flops(lambda: conv(x).sum().backward()) == 2 * forward         # x itself wants no gradient
+    assert flops(lambda: conv(x.requires_grad_()).sum().backward()) == 3 * forward
+
+    L, D = 10, 32                                                          # attention: four D × D layers, Q Kᵀ, and its product with V
+    attention, x = Attention(D, 4), torch.randn(B, L, D, requires_grad=True)
+    forward = 2 * B * L * 4 * D * D + 2 * (2 * B * L * L * D)
+    assert flops(lambda: attention(x)) == forward
+    assert flops(lambda: attention(x).sum().backward()) == 3 * forward
+
+
+def test_flops_of_a_training_step_grow_with_the_batch_alone():
+    def count(n):
+        contender = peer_models.BUILDERS["decoder"]["ours"](MICRO, peer_models.Data(MICRO, n))
+        return flops(lambda: contender.loss().backward())
+    assert count(3) == 3 * count(1) == 3 * peers.flops_of_one("decoder", "ours", MICRO, {})
+
+
+@pytest.mark.parametrize("subject, who", [("decoder", "diffusers"), ("prior", "diffusers"), ("upsampler", "diffusers"), ("clip", "transformers")])
+def test_peers_take_as_many_flops_as_ours(subject, who):
+    target = peers.flops_of_one(subject, "ours", MICRO, {})
+    change, count = peers.equalised(subject, who, MICRO, target)
+    assert change == {} and abs(count / target - 1) <= MICRO.tolerance
+
+
+def test_sizes_near_ours_come_first():
+    near = peer_models.near(64, (2, 2))
+    assert near[0] == (64, (2, 2)) and len(near) == len(set(near))
+    assert near.index((64, (2, 3))) < near.index((64, (3, 3))) < near.index((128, (2, 2)))
+
+
+def test_a_ratio_is_the_median_of_those_of_rounds():
+    ours, theirs = [[Timing(s, 0, 0) for s in row] for row in ([1, 2, 9], [2, 8, 10])]
+    assert ratio(ours, theirs) == 0.5 and seconds(ours) == 2
+    with pytest.raises(ValueError):
+        ratio(ours, theirs[:2])
+
+
+@pytest.mark.parametrize("name, kind", [
+    ("aten::mkldnn_convolution", "convolution"), ("aten::convolution_backward", "convolution"), ("aten::addmm", "matrix product"),
+    ("aten::bmm", "matrix product"), ("aten::mm", "matrix product"), ("aten::native_group_norm_backward", "norm"),
+    ("aten::_scaled_dot_product_flash_attention_for_cpu", "attention"), ("aten::silu_backward", "elementwise"), ("aten::mul", "elementwise"),
+    ("aten::add_", "elementwise"), ("aten::copy_", "copy, layout"), ("aten::cat", "copy, layout"), ("aten::_fused_adamw_", "optimiser"),
+    ("aten::upsample_nearest2d", "resampling"), ("aten::avg_pool2d", "resampling"), ("aten::randn", "other")])
+def test_kinds_of_operators(name, kind):
+    assert kind_of(name) == kind
+
+
+def test_ours_runs_alone(tmp_path, capsys):
+    out = tmp_path / "new" / "peers.json"
+    assert peers.main(["--size=micro", "--rounds=1", "--no-memory", f"--out={out}", "--peers"]) == 0
+    results = json.loads(out.read_text())
+    tables = [value for key, value in results.items() if ", " in key]
+    assert len(tables) == 8                                                # four models, training and sampling
+    for row in (table["ours"] for table in tables):
+        assert row["ratio"] == 1 and row["flops"] > 0 and row["share"] == pytest.approx(row["flops"] / row["seconds"] / max(results["matmul FLOP/s"].values()), rel=0.5)
+    assert "missed" in capsys.readouterr().out                             # nothing so small comes near a matrix product's rate
+
+
+def test_a_preset_s_decoder_takes_a_step(capsys):
+    assert decoder_step.main(["--preset=micro", "--device=cpu", "--steps=1", "--batch=2", "--recompute"]) == 0
+    assert "2 pictures a step" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("main, arguments, said", [
+    (peers.main, ["--rounds=0"], "--rounds must be at least 1"), (peers.main, ["--peers", "keras"], "invalid choice"),
+    (peers.main, ["--peers", "dalle2-pytorch"], "dalle2-pytorch is not installed: pip install"), (peers.main, ["--out=."], "is a folder"),
+    (decoder_step.main, ["--preset=micro", "--batch=0"], "must be at least 1"), (decoder_step.main, ["--preset=karlo"], "choose another"),
+    (quality_time.main, ["--every=0"], "--every must be above 0"), (quality_time.main, ["--preset=micro"], "too small to be graded"),
+    (quality_time.main, ["--decoder.stpes=3"], "the closest is --decoder.steps")])
+def test_mistakes_are_one_sentence(main, arguments, said, monkeypatch, capsys):
+    monkeypatch.setattr(peers, "installed", lambda who: False)
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
