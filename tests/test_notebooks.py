@@ -51,7 +51,7 @@ def assert_pictures(notebook):
     assert drawn, "there is not a single picture in it"
 
 
-MACHINE = r"(?<![\w.])/(home|root|tmp|work|opt|usr|Users|mnt|content|workspace)/\w|[A-Za-z]:\\\\?\w|object at 0x| at 0x[0-9a-f]{6}"
+MACHINE = r"(?<![\w.])/(home|root|tmp|work|opt|usr|Users|mnt|content|workspace)/\w|(?<!\w)[A-Za-z]:\\\\?\w|object at 0x| at 0x[0-9a-f]{6}"
 
 
 def test_they_are_numbered_without_a_gap():
