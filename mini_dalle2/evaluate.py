@@ -49,7 +49,7 @@ def parse(argv):
                     epilog="experiments: " + ", ".join(EXPERIMENTS))
     parser.add_argument("--run", type=Path, default=Path("runs/tiny"), help="run folder of train.py, finished (default: runs/tiny)")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="only these experiments")
-    parser.add_argument("--n", type=int, default=256, help="captions that pictures are drawn for (default: 256)")
+    parser.add_argument("--n", type=int, default=160, help="captions that pictures are drawn for (default: 160)")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--readme", nargs="?", type=Path, const=README, metavar="FILE",
                         help="put the main table and the plots there (default: README.md)")
@@ -101,7 +101,7 @@ def perform(lab, one, place):
     """Does an experiment: trains and draws what it needs, looks at it, keeps what it finds."""
     for name, (stage, settings, what) in models_of(lab, one).items():
         if lab.trained(name, stage, settings) is None:
-            print(f"{name}: {what}, is trained once and kept in {lab.folder}", flush=True)
+            print(f"{what}: is trained once and kept in {lab.folder}", flush=True)
             lab.beside(name, stage, settings)
     began, needs = time.perf_counter(), one.needs(lab)
     missing = lab.missing(needs.values())
@@ -129,7 +129,7 @@ def plan(lab, chosen):
     recipes, lines = set(), []
     for name, (stage, settings, what) in {name: model for one in chosen for name, model in models_of(lab, one).items()}.items():
         if seconds := lab.training_seconds(name, stage, settings):
-            lines.append((f"{name}, {what}", seconds))
+            lines.append((what, seconds))
     for one in chosen:
         if known(lab, one) is None:
             needs = list(one.needs(lab).values())

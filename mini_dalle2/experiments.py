@@ -426,7 +426,7 @@ def steps_needs(lab):
     rules = ({LEARNED: "ancestral"} if decoder.sampler == "ddpm" else {}) | {SMALL: 1.0, "DDIM": 0.0}
     needs = {("decoder", name, steps): Draw(n, rule=rule, steps=steps)
              for name, rule in rules.items() for steps in STEPS if steps <= decoder.num_timesteps}
-    rules = {"analytic": "analytic", SMALL: "β̃", "ancestral, β": "β", "DDIM": "DDIM"}
+    rules = {"analytic": "analytic", SMALL: "β̃", "DDIM": "DDIM"}
     return needs | {("prior", name, steps): Embed(min(2 * lab.n, len(lab.real()[1])), rule=rule, steps=steps)
                     for name, rule in rules.items() for steps in PRIOR_STEPS if steps <= prior.num_timesteps}
 

@@ -205,7 +205,8 @@ def forbidden(*arguments, **options):
 
 
 def test_what_is_done_is_not_done_again(copied, monkeypatch):
-    before = {path: path.read_bytes() for path in copied.rglob("*.json")} | {copied / "report.md": (copied / "report.md").read_bytes()}
+    before = {path: path.read_bytes() for path in copied.rglob("*.json")}
+    report = (copied / "report.md").read_text().splitlines()
     monkeypatch.setattr(Lab, "draw", forbidden)
     monkeypatch.setattr(Lab, "embed", forbidden)
     monkeypatch.setattr(lab_module, "TRAIN", {"clip": forbidden, "decoder": forbidden})
@@ -213,6 +214,7 @@ def test_what_is_done_is_not_done_again(copied, monkeypatch):
     (copied / "report.md").unlink()
     assert main([f"--run={copied}", "--n=16", "--device=cpu"]) == 0
     assert {path: path.read_bytes() for path in before} == before
+    assert (copied / "report.md").read_text().splitlines()[1:] == report[1:], "but for the name of the folder"
 
 
 def test_what_is_out_of_date_is_not_shown(copied, monkeypatch):
