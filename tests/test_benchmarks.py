@@ -78,7 +78,7 @@ def test_ours_runs_alone(tmp_path, capsys):
     tables = [value for key, value in results.items() if ", " in key]
     assert len(tables) == 8                                                # four models, training and sampling
     for row in (table["ours"] for table in tables):
-        assert row["ratio"] == 1 and row["flops"] > 0 and row["share"] == pytest.approx(row["flops"] / row["seconds"] / max(results["matmul FLOP/s"].values()), rel=0.5)
+        assert row["ratio"] == 1 and row["flops"] > 0 and 0 < row["share"] and row["seconds"] > 0       # how fast, no test may ask
     assert "missed" in capsys.readouterr().out                             # nothing so small comes near a matrix product's rate
 
 
