@@ -76,9 +76,9 @@ def merged(outputs):
 
 
 def kinds(cell):
-    """What a code cell has put out, in kind: ("stream stdout", "display_data image/png text/plain", …)."""
+    """What a code cell has put out, in kind: ("stream stdout", "display_data image/png text/plain", …). Warnings, on stderr, are not counted."""
     return tuple(" ".join([output.output_type, *([output.name] if "name" in output else sorted(output.get("data", {})))])
-                 for output in merged(nbformat.from_dict(cell.outputs)))
+                 for output in merged(nbformat.from_dict(cell.outputs)) if output.get("name") != "stderr")
 
 
 def differences(before, after):
