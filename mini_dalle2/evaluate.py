@@ -19,6 +19,7 @@ import functools
 import hashlib
 import inspect
 import re
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -38,6 +39,7 @@ from .stages import read_json, write_json
 from .training import atomic_open, load_checkpoint, pick_device
 
 README = Path(__file__).resolve().parent.parent / "README.md"
+N = 160                                                                    # captions: `tiny` then takes less than forty minutes on two cores
 BEGIN, END = "<!-- evaluate: begin -->", "<!-- evaluate: end -->"
 COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:purple")
 MARKERS = "osD^"
@@ -49,7 +51,7 @@ def parse(argv):
                     epilog="experiments: " + ", ".join(EXPERIMENTS))
     parser.add_argument("--run", type=Path, default=Path("runs/tiny"), help="run folder of train.py, finished (default: runs/tiny)")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="only these experiments")
-    parser.add_argument("--n", type=int, default=160, help="captions that pictures are drawn for (default: 160)")
+    parser.add_argument("--n", type=int, default=N, help=f"captions that pictures are drawn for (default: {N})")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--readme", nargs="?", type=Path, const=README, metavar="FILE",
                         help="put the main table and the plots there (default: README.md)")
@@ -286,7 +288,8 @@ def work(args):
     plots = write_report(lab, all_findings)
     print(f"the report: {lab.run / 'report.md'}")
     if args.readme is not None:
-        write_readme(lab, args.readme, all_findings, plots, f"python -m mini_dalle2.evaluate --run {args.run} --readme")
+        n = f" --n {args.n}" if args.n != N else ""
+        write_readme(lab, args.readme, all_findings, plots, f"python -m mini_dalle2.evaluate --run {shlex.quote(str(args.run))}{n} --readme")
 
 
 def main(argv=None):

@@ -220,6 +220,7 @@ def guidance(lab, found, made):
     found.plot("guidance scale of the decoder", list(GUIDANCE), panels)
     low, high = GUIDANCE[0], GUIDANCE[-1]
     corners = tuple(made[model, scale, False].features for model in ("unCLIP", "GLIDE") for scale in (low, high))
+
     def more_distance(u1, u4, g1, g4, real):                               # guidance moves GLIDE farther away than unCLIP, by
         return frechet_distance(g4, real) - frechet_distance(g1, real) - frechet_distance(u4, real) + frechet_distance(u1, real)
 

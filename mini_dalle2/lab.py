@@ -169,7 +169,7 @@ def edits_of(texts, edit):
 class Lab:
     """A finished run with its judge and its baseline. Raises FileNotFoundError, ValueError for a run that cannot be evaluated."""
 
-    def __init__(self, run, n=160, device=None):
+    def __init__(self, run, n, device=None):
         self.run, self.folder = Path(run), Path(run) / "evaluate"
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=".* is not finished")
