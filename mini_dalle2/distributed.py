@@ -63,6 +63,8 @@ def processes(device):
             if not is_main():
                 silence.enter_context(contextlib.redirect_stdout(silence.enter_context(open(os.devnull, "w"))))
             yield device
+        # gloo's threads may still hold the last tensors; one that they free when Python has shut down ends the process with SIGABRT.
+        barrier()
     finally:
         sys.stdout.flush()
         dist.destroy_process_group()
