@@ -1,7 +1,7 @@
 """The README says what is so: its line numbers, its list of deviations, its files, its commands; and no part of the paper is left out of the map."""
 
 import ast
-import importlib
+import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -161,6 +161,20 @@ def test_glossary():
     rows = re.findall(r"^\| ([^|]+) \| ([^|]+) \| (\[`[\w.]+`\]\(mini_dalle2/\w+\.py#L\d+\)) \|$", table, re.M)
     terms = [term for term, _, _ in rows]
     assert len(terms) >= 30 and terms == list(dict.fromkeys(terms)) and len(rows) == table.count("#L")
+
+
+@pytest.mark.parametrize("package, column", [("dalle2_pytorch", 2), ("diffusers", 4)])
+def test_other_projects_have_what_is_said_of_them(package, column):
+    """The names in their columns stand in their code. DALLE2-pytorch is none of the tests' packages, so that it is looked at only where it is."""
+    if not (found := importlib.util.find_spec(package)):
+        pytest.skip(f"{package} is not installed")
+    table = README.split("## Beside other public projects", 1)[1].split("\n## ", 1)[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line.startswith("|")][2:]
+    names = [name for row in rows for name in re.findall(r"`(\w+)`", row[column])]
+    code = "\n".join(file.read_text(encoding="utf-8") for file in Path(found.submodule_search_locations[0]).rglob("*.py"))
+    assert len(rows) > 10 and all(len(row) == 5 for row in rows) and len(names) > 3
+    assert [name for name in names if not re.search(rf"\b{name}\b", code)] == []
+    assert column != 2 or not re.search(r"analytic|slerp|\binvert|autoregressive prior", code)                # its "–"
 
 
 # What the paper has, as far as this project goes by it, and the methods that it rests on.
