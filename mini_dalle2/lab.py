@@ -3,8 +3,9 @@
     recipe (Embed, Inverted, Draw)  ->  the lab makes it, once, and keeps it  ->  Seen: pictures, with all that is found in them
 
 An experiment (experiments.py) says by recipes which pictures it needs, so that what they will cost is known before the first is drawn, and
-pictures that several experiments need are drawn once. What was made lies in RUN/evaluate/cache-…, whose name follows from the weights of the
-run: other weights, other pictures. An evaluation that was interrupted goes on with what is there.
+pictures that several experiments need are drawn once. What was made lies in RUN/evaluate/cache-…, whose name follows from all that it could
+depend on: the run's weights, its tokenizer, the true pictures and the code (see `code`). An evaluation that was interrupted goes on with what
+is there.
 
 Two models are trained for the lab, by the code of the stages themselves, and kept in RUN/evaluate. Both go on where they were interrupted.
 judge.pt is a CLIP of another seed and width than the run's: what the run's own CLIP likes the prior has learned to please, so it may not be
@@ -14,6 +15,7 @@ Shapes: N pictures, S side, D = clip_dim; pictures lie in tables, uint8 (N, 3, S
 References: unCLIP (2204.06125) §5; GLIDE (2112.10741). Read next: experiments.py.
 """
 
+import ast
 import contextlib
 import copy
 import functools
@@ -49,6 +51,30 @@ EDITS = [("red circle", "blue circle"), ("yellow star", "cyan star"), ("black cr
          ("above", "below"), ("left of", "right of"), ("small", "large")]
 
 
+# Who imports these? Neither training nor drawing does, so that what was trained and drawn outlives a change of theirs.
+BESIDES = ("evaluate", "experiments", "pretrained", "shipped")
+
+
+# ---------------------------------------------------------------------------------------------------------------- what things depend on
+
+def digest(*things):
+    """Sixteen hexadecimal digits that change when anything does that can be seen in how the things print."""
+    return hashlib.sha256(repr(things).encode()).hexdigest()[:16]
+
+
+@functools.cache
+def code(*without):
+    """A digest of the package's code, comments apart, but for the modules `without`: what other code has made may be out of date."""
+    return digest([ast.dump(ast.parse(path.read_text(encoding="utf-8"))) for path in sorted(Path(__file__).parent.glob("*.py"))
+                   if path.stem not in without])
+
+
+def files_of(source):
+    """What lies in a folder of captioned pictures, train, val and held_out alike: names, sizes, times of change. Shapes are code."""
+    files = sorted(path for path in Path(source).rglob("*") if path.is_file()) if source != "shapes" else []
+    return [(str(path), stat.st_size, stat.st_mtime_ns) for path in files for stat in [path.stat()]]
+
+
 # ---------------------------------------------------------------------------------------------------------------- recipes
 
 @dataclass(frozen=True)
@@ -75,7 +101,8 @@ class Draw:
     n: int
     of: str = "val"                     # whose captions, and true pictures: see Lab.real
     z: str | None = "diffusion"         # where z_img comes from, see Embed; None: it is not given, only the caption
-    move: tuple = ()                    # what is done to it: ("components", K) kept, ("between", θ) it and the next one's, ("text", θ), ("centre", 1)
+    move: tuple = ()                    # what is done to it: ("components", K) kept; ("between", θ) it and the one n places on; ("text", θ), as
+                                        # DALLE2.textdiff; ("slerp", θ), by the paper's formula; ("centre", 1)
     told: bool = True                   # is the decoder told the caption too?
     glide: bool = False                 # by the baseline, which has no way in for z_img
     x_T: str = "own"                    # noise: "own", of each picture; "one" for all; "inverted", that of the true pictures
@@ -83,6 +110,11 @@ class Draw:
     steps: int | None = None
     rule: str | float | None = None     # "ancestral", with the learned variance, or DDIM's η
     seed: int = 0
+
+    @property
+    def starts(self):
+        """How many true pictures or captions the n pictures start from: twice as many if each lies between two."""
+        return 2 * self.n if self.move[:1] == ("between",) else self.n
 
 
 class Seen:
@@ -185,14 +217,15 @@ class Lab:
             raise ValueError(f"{run}/config.json describes other models than those that lie beside it")
         self.shapes = config.data.source == "shapes"
         self.job = Job(config, self.run, self.model.device, resume=True)
-        self.size, self.memory, self.bar = config.decoder.model.image_size, {}, None
-        there = n if self.shapes else len(self.job.pictures.dataset("val", 1, n))
+        self.size, self.memory, self.bar, self.took = config.decoder.model.image_size, {}, None, {}
+        there = 2 * n if self.shapes else len(self.job.pictures.dataset("val", 1, 2 * n))
         if there < LEAST:
             raise ValueError(f"{there} captions are too few to evaluate a run: at least {LEAST}")
-        self.n = min(n, there)
-        digest = hashlib.sha256(repr((config.data, [(type(m).__name__, m.cfg, signature(m.state_dict())) for m in (
-            self.model.clip, self.model.prior, self.model.ar_prior, self.model.decoder) if m])).encode())
-        self.cache = self.folder / f"cache-{digest.hexdigest()[:16]}"
+        self.n = min(n, there // 2)                                        # the others are those that crowds are compared with
+        self.data = digest(files_of(config.data.source), self.job.tokenizer().state_dict())
+        self.weights = [(type(m).__name__, m.cfg, signature(m.state_dict())) for m in (
+            self.model.clip, self.model.prior, self.model.ar_prior, self.model.decoder) if m]
+        self.cache = self.folder / f"cache-{digest(config.data, self.data, self.weights, code(*BESIDES))}"
 
     # ------------------------------------------------------------------ true pictures
 
@@ -205,7 +238,7 @@ class Lab:
     def of_shapes(self, of):
         """Captioned shapes: (data set, which of its scenes, wanted captions) of a crowd; see `real`."""
         def make():
-            data = CaptionedShapes("held_out" if of == "held_out" else "val", 1, self.job.config.data.seed, 20_000)
+            data = CaptionedShapes("held_out" if of == "held_out" else "val", 1, self.job.config.data.seed, max(20_000, 4 * self.n))
             texts = ((i, data.scene(i).text) for i in range(len(data)))
             if of == "edits":
                 few, each = list(islice(texts, 6000)), -(-self.part(4) // len(EDITS))
@@ -256,9 +289,9 @@ class Lab:
         return self.remembered(("true", n, of, first), lambda: Seen(self, table[first:first + n], captions[first:first + n]))
 
     @property
-    def reference(self):
-        """The judge's features of all true pictures (N, W): what the Fréchet distance is measured to."""
-        return self.true(len(self.real()[1])).features
+    def others(self):
+        """The true pictures whose captions are not asked for, `Seen`: compared with those that are, a model that knows them would look too good."""
+        return self.true(len(self.real()[1]) - self.n, first=self.n)
 
     # ------------------------------------------------------------------ who judges, and whom unCLIP is compared with
 
@@ -266,35 +299,41 @@ class Lab:
         """A model of a stage, trained once more with other settings, {"section.key": value}, by the stage's own code: (model, signature).
 
         It is trained in RUN/evaluate/NAME, a run folder, and lies in RUN/evaluate/NAME.pt when it is finished. One that is there is taken,
-        if it is of these settings.
+        if it is up to date (see `made_from`).
         """
         config, path, work = configs.changed(self.job.config, values), self.folder / f"{name}.pt", self.folder / name
         if self.trained(name, stage, values) is None:
-            before = None
+            wanted, before = self.made_from(stage, values), None
             with contextlib.suppress(FileNotFoundError, ValueError):
-                before = configs.from_dict(read_json(work / "config.json"))
-            if before != config:                                           # begun with other settings
+                before = read_json(work / "made_from.json")
+            if before != wanted:                                           # begun with something else
                 shutil.rmtree(work, ignore_errors=True)
             work.mkdir(parents=True, exist_ok=True)
-            write_json(configs.to_dict(config), work / "config.json")
+            write_json(wanted, work / "made_from.json")
             job = copy.copy(self.job)                                      # the same pictures, tokens and embeddings
             job.config, job.run = config, work
             job.tokenizer, job.frozen_clip, job.embeddings = self.job.tokenizer, self.job.frozen_clip, self.job.embeddings
             TRAIN[stage](job)
-            (work / f"{stage}.pt").replace(path)
+            save_checkpoint(load_checkpoint(work / f"{stage}.pt") | {"made_from": wanted}, path)
         shutil.rmtree(work, ignore_errors=True)
         model, saved = load_model(path, stage)
         self.memory["signature", name] = signature(saved["ema"])
         return model.to(self.model.device, memory_format=torch.channels_last), self.memory["signature", name]
 
+    def made_from(self, stage, values):
+        """A digest of what a side model depends on: its settings, pictures and tokens, the CLIP it learned with, and all code of training.
+
+        They take minutes to train, so that what only looks at them or draws with them does not count: `code` without those modules.
+        """
+        config = configs.to_dict(configs.changed(self.job.config, values))
+        clip = self.weights[0] if stage in configs.ON_CLIP else None
+        return digest(config["data"], config[stage], self.data, clip, code(*BESIDES, "lab"))
+
     def trained(self, name, stage, values):
         """The signature of a model that `beside` need not train any more, or None."""
-        wanted = configs.to_dict(configs.changed(self.job.config, values))
         with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
             saved = load_checkpoint(self.folder / f"{name}.pt", stage)
-            same = all(saved["config"][key] == wanted[key] for key in ("data", stage)) and saved["step"] >= saved["steps"]
-            if same and saved["tokenizer"] == self.job.tokenizer().state_dict():
-                return signature(saved["ema"])
+            return signature(saved["ema"]) if saved["made_from"] == self.made_from(stage, values) and saved["step"] >= saved["steps"] else None
         return None
 
     def judge_settings(self, steps=2, **more):
@@ -378,9 +417,9 @@ class Lab:
         recipe = self.settled(recipe)
         if isinstance(recipe, Draw):
             if recipe.z in ("diffusion", "ar"):
-                yield Embed(recipe.n, recipe.of, recipe.z, recipe.seed)
+                yield Embed(recipe.starts, recipe.of, recipe.z, recipe.seed)
             if recipe.x_T == "inverted":
-                yield Inverted(recipe.n, recipe.of)
+                yield Inverted(recipe.starts, recipe.of)
         yield recipe
 
     def glide_signature(self):
@@ -388,9 +427,8 @@ class Lab:
         return self.remembered(("signature", "glide"), lambda: self.trained("glide", "decoder", self.GLIDE))
 
     def key(self, recipe):
-        """Sixteen hexadecimal digits that change when what a recipe makes does; of the run's own weights the cache's name says it."""
-        known = repr((recipe, self.n if getattr(recipe, "of", "") == "edits" else None))
-        return hashlib.sha256((known + (str(self.glide_signature()) if getattr(recipe, "glide", False) else "")).encode()).hexdigest()[:16]
+        """Sixteen hexadecimal digits that change when what a recipe makes does, for another reason than those in the cache's name."""
+        return digest(recipe, self.n if getattr(recipe, "of", "") == "edits" else None, getattr(recipe, "glide", False) and self.glide_signature())
 
     def place(self, recipe):
         """The file that holds what a settled recipe makes."""
@@ -405,10 +443,14 @@ class Lab:
                 self.glide                                                 # trained before anything is named after it
             path = self.place(recipe)
             with contextlib.suppress(FileNotFoundError, ValueError, KeyError):        # a damaged one is made again
-                return load_checkpoint(path, "cache")["made"]
+                saved = load_checkpoint(path, "cache")
+                self.took[recipe] = saved["seconds"]
+                return saved["made"]
+            began = time.perf_counter()
             made = {Embed: self.embed, Inverted: self.invert, Draw: self.draw}[type(recipe)](recipe).cpu()
             self.cache.mkdir(parents=True, exist_ok=True)
-            save_checkpoint({"stage": "cache", "made": made, "recipe": repr(recipe)}, path)
+            self.took[recipe] = time.perf_counter() - began
+            save_checkpoint({"stage": "cache", "made": made, "recipe": repr(recipe), "seconds": self.took[recipe]}, path)
             return made
 
         return self.remembered(recipe, load_or_make)
@@ -466,18 +508,21 @@ class Lab:
         """The table of pictures of a Draw."""
         n, model, captions = recipe.n, self.glide if recipe.glide else self.model, self.real(recipe.of)[1][:recipe.n]
         tokens = self.job.tokens(captions) if recipe.told or recipe.z is None else None
-        z = None if recipe.z is None else self.make(Embed(n, recipe.of, recipe.z, recipe.seed)).to(model.device)
+        z = None if recipe.z is None else self.make(Embed(recipe.starts, recipe.of, recipe.z, recipe.seed)).to(model.device)
         x_T = {"own": lambda: None, "one": lambda: model.start(recipe.seed).expand(n, -1, -1, -1),
-               "inverted": lambda: self.make(Inverted(n, recipe.of)).to(model.device)}[recipe.x_T]()
+               "inverted": lambda: self.make(Inverted(recipe.starts, recipe.of)).to(model.device)}[recipe.x_T]()
         move, amount = recipe.move or (None, None)
         if move == "components":
             z = model.ar_prior.codes.project(z, amount)
         elif move == "centre":                                             # z_txt, as far from the mean of pictures as it was from that of captions
             z = F.normalize(z - model.prior.whitening_txt.mean + model.prior.whitening.mean, dim=-1)
-        elif move == "between":                                            # each picture and the next
-            z, x_T = (slerp(x, x.roll(-1, 0), amount) for x in (z, x_T))
+        elif move == "between":                                            # the first n, and n others: no picture is in two pairs
+            z, x_T = (slerp(x[:n], x[n:], amount) for x in (z, x_T))
         elif move == "text":
             z = model.follow(z, self.shown(recipe.of)[:n], captions, torch.full((n,), float(amount), device=z.device))
+        elif move == "slerp":                                              # the paper's own formula, whatever the decoder sees of z_img
+            z_d = F.normalize(model.encode_text(captions) - model.encode_text(self.shown(recipe.of)[:n]), dim=-1)
+            z = slerp(z, z_d, amount)
         eta = None if recipe.rule == "ancestral" else float(recipe.rule)
         if recipe.rule == "ancestral" and model.decoder.cfg.sampler != "ddpm":
             model = copy.copy(model)
@@ -537,7 +582,7 @@ class Lab:
     # ------------------------------------------------------------------ what is kept
 
     def sweep(self):
-        """Throws away what was made with other weights."""
+        """Throws away what is out of date."""
         for folder in self.folder.glob("cache-*"):
             if folder != self.cache:
                 shutil.rmtree(folder, ignore_errors=True)

@@ -11,11 +11,13 @@ through the background passes closest; regions of one colour with α > ½ are th
 shape, drawn by the same code that draws the data set, at the centre and radius that fit best. Best overlap names the shape. Last, the
 scene so found is drawn and held against the picture: holes, dirt and missing parts show up as clutter.
 
-A number measured on some pictures is not the number of all pictures: `bootstrap` and `share` say how far off it may be.
+A number measured on some pictures is not the number of all pictures: `bootstrap` and `share` say how far off it may be. The Fréchet distance
+is worse: of few pictures it comes out far too large, of two crowds of the same kind too. `bootstrap` can take most of that away.
 
 Shapes: N pictures, D feature width, S side of a picture. Features are (N, D) arrays or tensors; sums are done in float64.
 References: Heusel et al. 2017 (FID); Kynkäänniemi et al. 2019, arXiv 1904.06991 (precision and recall); Hessel et al. 2021 (CLIP score);
-Efron 1979 (bootstrap); Wilson 1927 and Agresti and Min 2005 (intervals of a share, and of the difference of two).
+Chong and Forsyth 2020, arXiv 1911.07023 (extrapolated FID); Efron 1979 (bootstrap); Wilson 1927, Agresti and Min 2005, and Newcombe 1998
+(intervals of a share, and of the difference of two, to the same questions and to different ones).
 Read next: `data.py` (what is graded), `pipeline.py` (what gets graded).
 """
 
@@ -243,17 +245,21 @@ def frechet_distance(a, b):
     """Squared Fréchet distance of the Gaussians fitted to two feature sets (N_a, D), (N_b, D): a float, 0 for equal mean and covariance.
 
     |μ_a − μ_b|² + Tr(Σ_a + Σ_b − 2·(Σ_a·Σ_b)^½) (Heusel et al., Eq. 6), covariances over N − 1. It is "FID" only with Inception features,
-    and small sets overstate it. Σ_a·Σ_b is not symmetric, but it has the eigenvalues of Σ_a^½·Σ_b·Σ_a^½, which is: no complex roots.
+    and small sets overstate it: see `bootstrap`. Σ_a·Σ_b is not symmetric, but it has the eigenvalues of Σ_a^½·Σ_b·Σ_a^½, which is: no
+    complex roots. With fewer rows than columns it is quicker, and the same, to sum up the singular values of A·Bᵀ, of centred A and B.
     Raises ValueError for fewer than two rows, different widths or values that are not finite.
     """
     a, b = features(a, "a", 2), features(b, "b", 2)
     same_width(a, b)
-    mean_a, mean_b = a.mean(0), b.mean(0)
-    cov_a, cov_b = (((x - m).T @ (x - m)) / (len(x) - 1) for x, m in ((a, mean_a), (b, mean_b)))   # (D, D)
-    values, vectors = torch.linalg.eigh(cov_a)
-    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T                              # Σ_a^½
-    cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum()           # Tr (Σ_a·Σ_b)^½
-    return max(0.0, float(((mean_a - mean_b) ** 2).sum() + cov_a.trace() + cov_b.trace() - 2 * cross))
+    gap = (a.mean(0) - b.mean(0)).square().sum()
+    a, b = ((x - x.mean(0)) / (len(x) - 1) ** 0.5 for x in (a, b))                         # Σ = xᵀ·x
+    if max(len(a), len(b)) < a.shape[1]:
+        cross = torch.linalg.svdvals(a @ b.T).sum()                                        # Tr (Σ_a·Σ_b)^½
+    else:
+        values, vectors = torch.linalg.eigh(a.T @ a)
+        root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T                          # Σ_a^½
+        cross = torch.linalg.eigvalsh(root @ (b.T @ b) @ root).clamp(min=0).sqrt().sum()
+    return max(0.0, float(gap + a.square().sum() + b.square().sum() - 2 * cross))
 
 
 def distances(a, b):
@@ -261,11 +267,11 @@ def distances(a, b):
     return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def covered(points, centres, k):
-    """Share of points that lie within some ball around a centre, whose radius is the distance to its k-th nearest fellow centre."""
+def covered(points, centres, k=3):
+    """Which points (N, D) lie within some ball around a centre (M, D), its radius the distance to its k-th nearest fellow centre: (N,) bool."""
     chunks = centres.split(1024)
     radii = torch.cat([distances(c, centres).topk(k + 1, largest=False).values[:, -1] for c in chunks])   # the nearest of all is itself
-    return float(torch.cat([(distances(p, centres) <= radii).any(1) for p in points.split(1024)]).double().mean())
+    return torch.cat([(distances(p, centres) <= radii).any(1) for p in points.split(1024)])
 
 
 def precision_recall(real, fake, k=3):
@@ -279,7 +285,7 @@ def precision_recall(real, fake, k=3):
         raise ValueError(f"k must be at least 1, got {k}")
     real, fake = features(real, "real", k + 1), features(fake, "fake", k + 1)
     same_width(real, fake)
-    return covered(fake, real, k), covered(real, fake, k)
+    return tuple(float(covered(points, centres, k).double().mean()) for points, centres in ((fake, real), (real, fake)))
 
 
 def clip_score(z_img, z_txt):
@@ -346,28 +352,53 @@ def share(hits, level=0.95):
 
 
 def share_gap(a, b, level=0.95):
-    """The share of yes in a minus that in b, answers (N,) to the same N questions, with the interval of Agresti and Min: a Figure.
-
-    Half an answer is added to each of the four kinds (both yes, only a, only b, neither), so that few answers that agree give no certainty;
-    then d ± z·√((p_only_a + p_only_b − d²) / (N + 2)), d = p_only_a − p_only_b. Raises ValueError.
-    """
+    """The share of yes in a minus that in b, answers (N,) to the same N questions: a Figure, with `mean_change`'s interval. Raises ValueError."""
     a, b = (np.asarray(x, dtype=bool) for x in (a, b))
     if a.shape != b.shape or a.ndim != 1 or len(a) == 0:
         raise ValueError(f"share_gap needs two answers to each question, got {a.shape} and {b.shape}")
-    n, only_a, only_b = len(a) + 2, (a & ~b).sum() + 0.5, (b & ~a).sum() + 0.5
-    middle = (only_a - only_b) / n
-    spread = deviations(level) * math.sqrt(((only_a + only_b) / n - middle ** 2) / n)
-    return Figure(float(a.mean() - b.mean()), float(max(-1, middle - spread)), float(min(1, middle + spread)))
+    value, low, high = mean_change(a.astype(int) - b, level)
+    return Figure(value, max(-1.0, low), min(1.0, high))
 
 
-def bootstrap(statistic, *samples, times=1000, seed=0, level=0.95, halves=False):
+def mean_change(d, level=0.95):
+    """The mean of what answers to N questions changed by, d (N,) of −1, 0, 1 (or sums of such), with the interval of Agresti and Min: a Figure.
+
+    One more change of half a question each way, and one question more without a change, keep few answers that agree from being a certainty:
+    m ± z·√((Σd² + 1)/(N + 2) − m²)/√(N + 2), m = Σd/(N + 2).
+    """
+    n, d = len(d) + 2, np.asarray(d, dtype=float)
+    middle = d.sum() / n
+    spread = deviations(level) * math.sqrt((((d ** 2).sum() + 1) / n - middle ** 2) / n)
+    return Figure(float(d.mean()), float(middle - spread), float(middle + spread))
+
+
+def share_apart(a, b, level=0.95):
+    """The share of yes in a (N,) minus that in b (M,), answers to different questions, with Newcombe's interval, out of both Wilson's: a Figure."""
+    p, q = share(a, level), share(b, level)
+    d = p.value - q.value
+    return Figure(d, d - math.hypot(p.value - p.low, q.high - q.value), d + math.hypot(p.high - p.value, q.value - q.low))
+
+
+def wider(figure, *others):
+    """A Figure with an interval that also holds those of others. A bootstrap believes a share near 0 or 1 at once; closed forms do not."""
+    return Figure(figure.value, min(f.low for f in (figure, *others)), max(f.high for f in (figure, *others)))
+
+
+def bootstrap(statistic, *samples, times=1000, seed=0, level=0.95, halves=False, extrapolate=False):
     """statistic(*samples) with its percentile interval, from `times` samples drawn out of the samples themselves: a Figure.
 
     samples: arrays or tensors (N, ...); those in one tuple are drawn together, row by row (pictures and their captions, two models asked the
     same), the others each by itself. A statistic that returns a tuple of numbers gives a list of Figures.
     halves: for what rows drawn twice would spoil, such as distances to neighbours, and what depends on how many rows there are, such as the
     Fréchet distance: instead of N rows with repetition, half of them without, which spread as much as N drawn anew (the variance of a mean
-    of half the rows about that of all is σ²/N), moved to where the statistic of all rows is. Raises ValueError for fewer than two rows.
+    of half the rows about that of all is σ²/N), moved to where the statistic of all rows is.
+    extrapolate: with halves, the statistic of infinitely many rows (Chong and Forsyth). A Fréchet distance F(N) is too large by about c/N, for
+    the spread of N rows, and their mean, are off by chance, and being off in any direction is a distance. F(N/2) is then too large by 2c/N, and
+
+        F(∞) = 2·F(N) − F(N/2),   F(N/2) the mean of all halves.
+
+    About 1/10 of the error stays (more with fewer rows than columns), and a true distance near zero may come out below it. To first order
+    each row moves F(∞) as much as F(N), so that it has the same interval. Raises ValueError for fewer than two rows.
     """
     groups = [group if isinstance(group, tuple) else (group,) for group in samples]
     for group in groups:
@@ -386,7 +417,8 @@ def bootstrap(statistic, *samples, times=1000, seed=0, level=0.95, halves=False)
     value = statistic(*(sample if torch.is_tensor(sample) else np.asarray(sample) for group in groups for sample in group))
     whole, found = np.atleast_1d(value).astype(np.float64), np.stack([once() for _ in range(times)])       # (K,), (times, K)
     if halves:
-        found = found - found.mean(0) + whole
+        whole, found = 2 * whole - found.mean(0) if extrapolate else whole, found - found.mean(0)
+        found = found + whole
     low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2], axis=0)
     figures = [Figure(*map(float, numbers)) for numbers in zip(whole, low, high)]
     return figures if isinstance(value, tuple) else figures[0]

@@ -1,7 +1,9 @@
 """The evaluation: intervals that hold, verdicts read off them, nothing stale, nothing done twice, and a report without bare figures."""
 
+import ast
 import json
 import math
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -13,15 +15,16 @@ import torch
 from PIL import Image, ImageDraw
 
 import train
-from conftest import SMALL
+from conftest import ROOT, SMALL
 from mini_dalle2 import evaluate, lab as lab_module, training
 from mini_dalle2.data import Scene, Thing, from_pil, render
 from mini_dalle2.decoder import Decoder
-from mini_dalle2.evaluate import BEGIN, END, known, main, split_readme
-from mini_dalle2.experiments import EXPERIMENTS, concept_of, concepts_found, nearest, swapped
-from mini_dalle2.lab import EDITS, Draw, Embed, Lab, Seen, edited
-from mini_dalle2.metrics import Figure, agrees, bootstrap, frechet_distance, share, share_gap, wilson
+from mini_dalle2.evaluate import IN_README, known, main, split_readme, verdict
+from mini_dalle2.experiments import EXPERIMENTS, GUIDANCE, THETAS, Findings, concept_of, concepts_found, nearest, ranks, swapped
+from mini_dalle2.lab import BESIDES, EDITS, Draw, Embed, Lab, Seen, edited
+from mini_dalle2.metrics import Figure, agrees, bootstrap, frechet_distance, mean_change, share, share_apart, share_gap, wider, wilson
 from mini_dalle2.pipeline import load_model
+from test_graph import package_graph
 
 SHAPES = [name for name, one in EXPERIMENTS.items() if one.data != "folder"]
 
@@ -82,6 +85,21 @@ def test_bootstrap_of_a_distance_stays_where_the_distance_is():
     assert abs(off[0]) < off[1] / 2, "and this is why halves are there: rows drawn twice make crowds narrower than they are"
 
 
+def test_an_extrapolated_distance_is_nearly_unbiased_and_its_interval_holds():
+    """80 rows of 32 columns, as wide as a trained network's: some directions far wider than others."""
+    rng, trials, inside, plain, found = np.random.default_rng(6), 80, 0, [], []
+    spread, shift = np.linspace(1.5, 0.1, 32), 0.15
+    truth = 32 * shift ** 2 + ((0.2 * spread) ** 2).sum()                  # |μ_a − μ_b|² + Σ (σ_a − σ_b)²
+    for trial in range(trials):
+        a, b = spread * rng.normal(size=(80, 32)), 0.8 * spread * rng.normal(size=(160, 32)) + shift
+        value, low, high = bootstrap(frechet_distance, a, b, times=40, seed=trial, halves=True, extrapolate=True)
+        plain.append(frechet_distance(a, b) - truth)
+        found.append(value - truth)
+        inside += low <= truth <= high
+    assert abs(np.mean(found)) < np.mean(plain) / 7, (np.mean(found), np.mean(plain))
+    assert inside >= 0.9 * trials, inside
+
+
 def test_rows_of_one_tuple_are_drawn_together():
     x = np.random.default_rng(3).normal(size=200)
     assert bootstrap(lambda a, b: (a - b).mean(), (x, x + 1), times=50)[1:] == pytest.approx((-1, -1))
@@ -114,6 +132,17 @@ def test_share_gap_against_many_samples():
     assert none.value == 0 and none.low < -0.05 and none.high > 0.05, "sixteen answers that agree are no certainty"
     with pytest.raises(ValueError):
         share_gap([True], [True, False])
+    assert none == mean_change(np.zeros(16)), "and no more when changes are added up"
+
+
+def test_share_apart_against_many_samples():
+    rng, inside = np.random.default_rng(7), 0
+    for _ in range(500):
+        value, low, high = share_apart(rng.random(60) < 0.1, rng.random(40) < 0.3)
+        inside += low <= -0.2 <= high
+    coverage(500, inside)
+    assert share_apart([True] * 20, [True] * 20).low < -0.1, "twenty answers are no certainty"
+    assert wider(Figure(0.5, 0.4, 0.6), Figure(0.5, 0.3, 0.55)) == (0.5, 0.3, 0.6)
 
 
 def test_a_verdict_is_read_off_the_interval():
@@ -133,6 +162,10 @@ def test_the_report_holds_every_experiment(evaluated):
     for file in re.findall(r"!\[.*?\]\((.*?)\)", text):
         assert (evaluated / file).stat().st_size > 1000, file
     assert len(re.findall(r"_plot\d?\.png\)", text)) >= 6
+    parts = {re.search("`(\\w+)`", part)[1]: part for part in text.split("\n## ")[1:]}
+    assert "n = 4 and 16," in parts["guidance"] and "true pictures" in parts["fig8"] and "true z_img |" in parts["steps"]
+    assert "check of the method" in parts["variations"] and "check of the method" not in text.split("\n## ")[0]
+    assert re.search(r"\nTogether \d+ minutes", text) and "Fréchet distance ↓" in parts["fig8"]
 
 
 def test_no_figure_stands_without_its_interval(evaluated):
@@ -217,13 +250,34 @@ def test_what_is_done_is_not_done_again(copied, monkeypatch):
     assert (copied / "report.md").read_text().splitlines()[1:] == report[1:], "but for the name of the folder"
 
 
-def test_what_is_out_of_date_is_not_shown(copied, monkeypatch):
+def test_other_code_makes_all_out_of_date(copied, monkeypatch):
+    one, own = EXPERIMENTS["fig8"], lab_module.code
+    for changed, still in (("experiments", ("pictures", "models")), ("lab", ("models",)), ("decoder", ())):
+        monkeypatch.setattr(lab_module, "code", lambda *without: own(*without) + ("" if changed in without else "another one"))
+        lab = Lab(copied, 16, "cpu")
+        assert known(lab, one) is None
+        assert (lab.missing(one.needs(lab).values()) == []) == ("pictures" in still)
+        for name, (stage, settings, _) in (lab.side_models() | EXPERIMENTS["sam"].models(lab)).items():
+            assert (lab.trained(name, stage, settings) is not None) == ("models" in still), (changed, name)
+
+
+def test_training_and_drawing_do_without_what_does_not_count():
+    graph = package_graph({file.stem: file.read_text() for file in (ROOT / "mini_dalle2").glob("*.py")})
+    for used, without in (({"stages"}, (*BESIDES, "lab")), ({"lab"}, BESIDES)):
+        while new := {name for module in used for name in graph[module]} - used:
+            used |= new
+        assert len(used) > 15 and not used & set(without), used
+
+
+def test_comments_are_no_code():
+    assert lab_module.code() == lab_module.code() != lab_module.code("experiments") and len(lab_module.code()) == 16
+    assert ast.dump(ast.parse("a = 1  # one\n")) == ast.dump(ast.parse("\na = 1\n")) != ast.dump(ast.parse("a = 2\n"))
+
+
+def test_what_is_out_of_date_is_not_shown(copied):
     one = EXPERIMENTS["fig8"]
     assert known(Lab(copied, 16, "cpu"), one) is not None
     assert known(Lab(copied, 17, "cpu"), one) is None, "other captions"
-    with monkeypatch.context() as patch:
-        patch.setattr(evaluate, "version", lambda: "another one")
-        assert known(Lab(copied, 16, "cpu"), one) is None
     (copied / "evaluate" / "fig8.png").rename(copied / "evaluate" / "elsewhere.png")
     assert known(Lab(copied, 16, "cpu"), one) is None, "its sheet is gone"
     (copied / "evaluate" / "elsewhere.png").rename(copied / "evaluate" / "fig8.png")
@@ -326,9 +380,10 @@ def test_inversion_and_moves(evaluated):
     lab = Lab(evaluated, 16, "cpu")
     n = 4
     true = lab.real()[0][:n].float()
-    back = lab.draw(lab.settled(Draw(n, z="true", told=False, guidance=1.0, rule=0.0, x_T="inverted"))).float()
+    both = lab.draw(lab.settled(Draw(2 * n, z="true", told=False, guidance=1.0, rule=0.0, x_T="inverted"))).float()
+    back = both[:n]
     ends = [lab.draw(lab.settled(Draw(n, z="true", told=False, guidance=1.0, rule=0.0, x_T="inverted", move=("between", theta)))).float() for theta in (0, 1)]
-    assert (ends[0] - back).abs().max() <= 1 and (ends[1] - back.roll(-1, 0)).abs().max() <= 1
+    assert (ends[0] - back).abs().max() <= 1 and (ends[1] - both[n:]).abs().max() <= 1
     assert (back - true).abs().mean() < (back.roll(1, 0) - true).abs().mean()
     full = lab.make(Embed(n, prior="true"))
     assert torch.allclose(lab.model.ar_prior.codes.project(full, lab.model.clip.cfg.clip_dim), full, atol=1e-5)
@@ -352,6 +407,87 @@ def test_swapped_colours_are_found(evaluated):
     seen = Seen(Lab(evaluated, 16, "cpu"), pictures, [caption] * 4)
     assert swapped(seen).tolist() == [False, True, False, False] and seen.right.tolist() == [True, False, False, False]
     assert seen.notes()[0] == caption and "WRONG: colours" in seen.notes()[1]
+
+
+@pytest.fixture(scope="module")
+def synthetic(evaluated):
+    """A lab that is shown made-up crowds: its pictures are large enough for the grader to be right, and it writes no sheets."""
+    lab = Lab(evaluated, 48, "cpu")
+    lab.size, lab.grid = 32, lambda name, rows, labels: f"{name}.png"
+    return lab
+
+
+def exchanged(scene):
+    """The scene with the colours of its two things exchanged."""
+    first, second = scene.things
+    return replace(scene, things=(replace(first, colour=second.colour), replace(second, colour=first.colour)))
+
+
+def other_background(scene):
+    return replace(scene, background=scene.background + (30 if scene.background < 210 else -30))
+
+
+def shown(lab, n=None, of="val", right=None, change=lambda scene: scene):
+    """n pictures of captions, drawn from their scenes, each changed; all but the first `right` of them empty."""
+    data, chosen, captions = lab.of_shapes(of)
+    n = n or lab.n
+    pictures = torch.stack([from_pil(render(change(data.scene(i)), 32)) for i in chosen[:n]])
+    pictures[n if right is None else right:] = 200
+    return Seen(lab, pictures, captions[:n])
+
+
+def verdicts(lab, name, made):
+    found = Findings()
+    EXPERIMENTS[name].find(lab, found, made)
+    return [verdict(claim) for claim in found.claims]
+
+
+def test_fig8_tells_what_is_so_from_its_converse(synthetic):
+    rows = [shown(synthetic, right=right) for right in (0, 12, None)]
+    for (a, b, c), said in ((rows, "yes"), (rows[::-1], "no")):
+        assert verdicts(synthetic, "fig8", {"nothing": a, "z_txt as z_img": rows[0], "z_txt, centred": b, "z_img from the prior": c}) == [said] * 4
+
+
+def test_priors_and_guidance_tell_what_is_so_from_its_converse(synthetic):
+    true, empty, poor = (shown(synthetic, right=right) for right in (None, 0, 12))
+    diverse, same = shown(synthetic, 12, change=other_background), shown(synthetic, 12)
+    a, b = "unCLIP, diffusion prior", "GLIDE"
+    for (a, b), said in (((a, b), ["yes", "no", "yes"]), ((b, a), ["no", "yes", "no"])):
+        assert verdicts(synthetic, "priors", {(a, False): true, (a, True): diverse, (b, False): poor, (b, True): same}) == said
+    for worst, again, said in ((empty, same, ["yes", "yes", "cannot tell"]), (true, same, ["cannot tell", "cannot tell", "yes"])):
+        for a, b in (("unCLIP", "GLIDE"), ("GLIDE", "unCLIP")):
+            made = {(model, scale, second): (true, diverse)[second] for model in (a, b) for scale in GUIDANCE for second in (False, True)}
+            made |= {(b, GUIDANCE[-1], False): worst, (b, GUIDANCE[-1], True): again}
+            assert verdicts(synthetic, "guidance", made) == [{"yes": "no"}.get(word, word) if b == "unCLIP" else word for word in said]
+
+
+def test_binding_tells_what_is_so_from_its_converse(synthetic):
+    true = {of: shown(synthetic, of=of) for of in ("val", "pairs", "held_out")}
+    swaps, poor = shown(synthetic, of="pairs", change=exchanged), shown(synthetic, of="pairs", right=12)
+    crowds = {"true": true, "swapped": true | {"pairs": swaps}, "poor": true | {"pairs": poor}}
+    for ours, alone, theirs, said in (("swapped", "swapped", "true", ["yes", "yes"]), ("true", "true", "swapped", ["no", "cannot tell"]),
+                                      ("true", "true", "poor", ["cannot tell", "cannot tell"])):        # fewer than twenty may have swapped them
+        names = {"unCLIP": ours, "unCLIP, from true z_img alone": alone, "GLIDE": theirs}
+        assert verdicts(synthetic, "binding", {(name, of): crowds[crowd][of] for name, crowd in names.items() for of in true}) == said
+
+
+def test_variations_and_interpolations_tell_what_is_so_from_its_converse(synthetic):
+    n = synthetic.part(4)
+    true, empty = shown(synthetic, n), shown(synthetic, n, right=0)
+    nearly, black = (Seen(synthetic, pictures, true.captions) for pictures in (true.pictures ^ 1, true.pictures * 0))
+    assert verdicts(synthetic, "variations", {"drawn": empty, 0.0: true, 0.5: true, 1.0: nearly}) == ["yes", "yes"]
+    assert verdicts(synthetic, "variations", {"drawn": true, 0.0: true, 0.5: black, 1.0: empty}) == ["no", "no"]
+    m = synthetic.part(8)
+    a, b = synthetic.true(m), synthetic.true(m, first=m)
+    for order, said in (((a, a, a, b, b), "yes"), ((b, b, a, a, a), "no")):
+        assert verdicts(synthetic, "interpolation", dict(zip(THETAS, order))) == [said, "cannot tell"], "one of two is nothing in between"
+
+
+def test_effective_rank():
+    z = torch.randn(4000, 8, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0] * 3 + [0.0] * 5)
+    count, effective = ranks(z + 5)
+    assert count == 3 and effective == pytest.approx(3, rel=1e-2)
+    assert ranks(z * torch.tensor([1.0, 0.2, 0.2, 1, 1, 1, 1, 1]))[1] < 2
 
 
 def test_concepts_are_told_apart_within_their_style():
@@ -395,7 +531,16 @@ def test_a_folder_of_real_pictures(tmp_path, capsys):
     text = (folder / "report.md").read_text()
     assert "among 8 concepts" in text and "one in 8" in text and "efficientnet" in text.lower()
     assert (folder / "evaluate" / "pictures.png").is_file() and (folder / "evaluate" / "pictures_nearest.png").is_file()
-    assert "Not done yet: priors" in text and "textdiff" not in text
+    assert "Not done yet: priors" in text and "textdiff" not in text and "8 captions;" in text, "half of sixteen: the others are the measure"
+    lab, one = Lab(folder, 16, "cpu"), EXPERIMENTS["pictures"]
+    assert known(lab, one) is not None and lab.others.captions == lab.real()[1][8:]
+    readme = tmp_path / "README.md"
+    readme.write_text("a\n<!-- evaluate set: begin -->\n<!-- evaluate set: end -->\nb\n")
+    evaluate.write_readme(lab, readme, "set", {"pictures": known(lab, one)}, {}, "a command")
+    assert "the judge finds what it shows" in readme.read_text() and (tmp_path / "notebooks/images/evaluate_set_pictures.png").is_file()
+    os.utime(tmp_path / "set" / "held_out" / "0.png", (0, 0))
+    lab = Lab(folder, 16, "cpu")
+    assert known(lab, one) is None and not lab.cache.exists() and lab.trained("judge", *lab.side_models()["judge"][:2]) is None, "another file"
     capsys.readouterr()
     assert main([f"--run={folder}", "--n=16", "--device=cpu", "--only", "textdiff"]) == 2
     assert "captioned shapes" in capsys.readouterr().err
@@ -405,17 +550,20 @@ def test_a_folder_of_real_pictures(tmp_path, capsys):
 
 def test_the_readme_holds_the_table_once(copied, tmp_path):
     readme = tmp_path / "README.md"
-    readme.write_text(f"# before\n\n{BEGIN}\nSTALE\n{END}\n\n# behind\n")
+    readme.write_text("# before\n<!-- evaluate emoji: begin -->\n<!-- evaluate emoji: end -->\n\n"
+                      "<!-- evaluate shapes: begin -->\nSTALE\n<!-- evaluate shapes: end -->\n\n# behind\n")
     command = [f"--run={copied}", "--n=16", "--device=cpu", "--readme", str(readme)]
     assert main(command) == 0
     first = readme.read_text()
     assert main(command) == 0 and readme.read_text() == first
-    assert first.startswith("# before\n") and first.endswith("# behind\n") and "STALE" not in first and first.count(BEGIN) == first.count(END) == 1
-    assert f"--run {copied}" in first and all(f"| {name} |" in first for name in SHAPES)
+    assert first.startswith("# before\n<!-- evaluate emoji: begin -->\n<!-- evaluate emoji: end -->\n\n<!-- evaluate shapes: begin -->\nBy `python")
+    assert first.endswith("\n<!-- evaluate shapes: end -->\n\n# behind\n") and "STALE" not in first and first.count("begin -->") == 2
+    assert f"--run {copied}" in first and all(f"| {name} |" in first for name in SHAPES) and "decoder 3" in first
     images = re.findall(r"\]\((.*?)\)", first)
-    assert len(images) >= 6 and all(0 < (tmp_path / image).stat().st_size < 150_000 for image in images)
+    assert len(images) == len(IN_README) - 1 and all(0 < (tmp_path / image).stat().st_size < 150_000 for image in images)
 
 
-def test_our_own_readme_has_the_place_for_it():
-    before, behind = split_readme(evaluate.README)
+@pytest.mark.parametrize("name", ["shapes", "emoji"])
+def test_our_own_readme_has_the_place_for_it(name):
+    before, behind = split_readme(evaluate.README, name)
     assert len(before) > 1000 and len(behind) > 1000 and Path(evaluate.README).name == "README.md"
