@@ -224,7 +224,7 @@ def write_report(lab, all_findings):
     missing = [one.name for one in fitting(lab, None) if one.name not in all_findings]
     seconds = {name: value for found in all_findings.values() for name, value in found["seconds"].items()}
     head = [f"# What {lab.run} shows of the paper's findings", WORDS, about(lab), claims_of(all_findings),
-            f"Together {sum(seconds.values()) / 60:.0f} minutes, of training and drawing for it, and of looking."]
+            f"Together {sum(seconds.values()) / 60:.1f} minutes, of training and drawing for it, and of looking."]
     head += [f"Not done yet: {', '.join(missing)}."] if missing else []
     with atomic_open(lab.run / "report.md") as file:
         file.write(("\n\n".join(head + parts) + "\n").encode())
@@ -246,7 +246,7 @@ def about(lab):
     found = share(retrieval_hits(true.z, true.z_txt, true.captions))
     right = "the grader's verdict on everything in a picture" if lab.shapes else "a picture whose own caption the judge finds among the crowd's"
     lines = [f"{in_short(lab)} Captions are of `val`, pictures of {lab.size} pixels, unless something else is said. Crowds are compared with "
-             f"{len(lab.others.captions):,} true pictures of other captions. In brackets: 95 % intervals, from a bootstrap over captions (shares: "
+             f"{len(lab.others().captions):,} true pictures of other captions. In brackets: 95 % intervals, from a bootstrap over captions (shares: "
              "in closed form). A claim of the paper agrees if the interval of the difference that it is about lies above zero, does not if it "
              "lies below; otherwise nothing can be told. The intervals are over captions and noise, not over trainings, which might come out "
              "otherwise; and of twenty claims one may be wrong by chance.",

