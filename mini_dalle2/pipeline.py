@@ -407,9 +407,9 @@ class DALLE2:
     @torch.no_grad()
     def follow(self, z_img, sources, targets, theta):
         """z_θ (N, D) of text diffs: z_img (N, D), captions (lists of N or of one; sources may be None), theta (N,) in [0, 1]."""
-        # mini: a small CLIP keeps pictures and captions in two narrow cones, and a difference of captions points into neither: whitened, which
-        # magnifies what is rare in pictures, the paper's z_θ means nothing to the decoder. What the prior expects of either caption does: the
-        # difference is added, at θ = 1/2, the paper's farthest, in full; beyond, exaggerated.
+        # mini: whitening magnifies what is rare in pictures, of which a difference of captions has much, so that the paper's z_θ means nothing to
+        # the decoder. What the prior expects of either caption does: the difference is added, at θ = 1/2, the paper's farthest, in full;
+        # beyond, exaggerated.
         if self.prior.cfg.whiten_z:
             def expected(captions):
                 tokens = self.tokens(captions)
