@@ -16,7 +16,6 @@ Read next: lab.py, experiments.py.
 
 import argparse
 import difflib
-import re
 import shlex
 import sys
 import time

@@ -51,7 +51,7 @@ EDITS = [("red circle", "blue circle"), ("yellow star", "cyan star"), ("black cr
          ("above", "below"), ("left of", "right of"), ("small", "large")]
 
 
-# Who imports these? Neither training nor drawing does, so that what was trained and drawn outlives a change of theirs.
+# Modules that neither training nor drawing uses: what was trained and drawn outlives a change of theirs.
 BESIDES = ("evaluate", "experiments", "pretrained", "shipped")
 
 
