@@ -12,6 +12,7 @@ References: torch.distributed (gloo between CPUs, nccl between GPUs). Read next:
 
 import contextlib
 import datetime
+import gc
 import os
 import sys
 
@@ -63,10 +64,11 @@ def processes(device):
             if not is_main():
                 silence.enter_context(contextlib.redirect_stdout(silence.enter_context(open(os.devnull, "w"))))
             yield device
-        # gloo's threads may still hold the last tensors; one that they free when Python has shut down ends the process with SIGABRT.
         barrier()
     finally:
         sys.stdout.flush()
+        # A sharded model keeps its group, and gloo's threads with it: what they free when Python has shut down ends the process with SIGABRT.
+        gc.collect()
         dist.destroy_process_group()
 
 
