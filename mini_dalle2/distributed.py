@@ -64,7 +64,6 @@ def processes(device):
             if not is_main():
                 silence.enter_context(contextlib.redirect_stdout(silence.enter_context(open(os.devnull, "w"))))
             yield device
-        barrier()
     finally:
         sys.stdout.flush()
         # A sharded model keeps its group, and gloo's threads with it: what they free when Python has shut down ends the process with SIGABRT.
