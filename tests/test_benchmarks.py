@@ -13,6 +13,7 @@ import decoder_step                                                        # noq
 import peer_models                                                         # noqa: E402
 import peers                                                               # noqa: E402
 import quality_time                                                        # noqa: E402
+import read_z                                                              # noqa: E402
 from measuring import Timing, flops, kind_of, ratio, seconds              # noqa: E402
 from mini_dalle2.transformer import Attention                              # noqa: E402
 
@@ -98,3 +99,17 @@ def test_mistakes_are_one_sentence(main, arguments, said, monkeypatch, capsys):
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
+
+
+def test_a_reader_names_what_a_code_says_and_nothing_that_it_does_not():
+    """Codes that are one-hot in the colour alone: the colour's slot is read off, the shape's is guessed."""
+    assert read_z.slots("a red circle below a blue square") == read_z.slots("a blue square above a red circle")
+    assert read_z.slots("two cyan rings") == ("count two", "cyan", "ring", "", "")
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.stack([torch.randint(k, (4096,), generator=generator) for k in (2, 4, 3, 2, 2)], 1)
+    z, sizes = nn.functional.one_hot(labels[:, 1], 4).float(), [2, 4, 3, 2, 2]
+    for hidden in ((), (16,)):
+        reader = read_z.train_reader(z[:3072], labels[:3072], sizes, hidden, epochs=100)
+        found = read_z.read(reader, z[3072:], sizes)
+        right = (found == labels[3072:]).float().mean(0)                   # (5,)
+        assert right[1] == 1 and (right[[0, 2, 3, 4]] - torch.tensor([1 / 2, 1 / 3, 1 / 2, 1 / 2])).abs().max() < 0.08
