@@ -67,11 +67,10 @@ def report(name, found, labels, captions):
 
 
 @torch.no_grad()
-def embeddings(model, split, seed, n):
-    """(z_img (n, D), z_txt (n, D), captions) of the first n pictures of a split."""
-    table, captions = load_table(CaptionedShapes(split, model.clip.cfg.image_size, seed, n))
-    z_img = torch.cat([model.encode_image(to_float(part)) for part in table.split(500)])
-    return z_img, model.encode_text(captions), captions
+def pictures(model, split, n):
+    """(z_img (n, D), captions) of the first n pictures of a split."""
+    table, captions = load_table(CaptionedShapes(split, model.clip.cfg.image_size, 0, n))
+    return torch.cat([model.encode_image(to_float(part)) for part in table.split(500)]), captions
 
 
 def main():
@@ -82,17 +81,19 @@ def main():
     parser.add_argument("--n", type=int, default=500)
     args = parser.parse_args()
     model = DALLE2.load(args.run, device="cpu")
-    z, _, captions = embeddings(model, "train", 0, args.images)
-    unseen, z_txt, unseen_captions = embeddings(model, "val", 0, args.n)
+    whiten = model.decoder.whitening
+    z, captions = pictures(model, "train", args.images)
+    unseen, unseen_captions = pictures(model, "val", args.n)
+    z, unseen = whiten(z), whiten(unseen)
     words = [sorted(set(column)) for column in zip(*map(slots, captions))]
     sizes = [len(column) for column in words]
     labels, expected = (torch.tensor([[column.index(word) for column, word in zip(words, slots(caption))] for caption in some])
                         for some in (captions, unseen_captions))
-    whiten, tokens = model.decoder.whitening, model.tokens(unseen_captions)
     print(f"{'':<34}" + "".join(f"{key:>10}" for key in ("kind", "colour", "shape", "colour 2", "shape 2", "all", "size", "relation", "count")))
     for name, hidden in (("no hidden layer", ()), ("two of 512", (512, 512))):
-        reader = train_reader(whiten(z), labels, sizes, hidden)
-        report(f"{name}: true z_img", read(reader, whiten(unseen), sizes), expected, unseen_captions)
+        reader = train_reader(z, labels, sizes, hidden)
+        report(f"{name}: true z_img", read(reader, unseen, sizes), expected, unseen_captions)
+    tokens, z_txt = model.tokens(unseen_captions), model.encode_text(unseen_captions)
     for name, prior in (("the prior", model.prior), ("the autoregressive prior", model.ar_prior)):
         if prior is not None:
             drawn = prior.sample(tokens, z_txt, generator=torch.Generator().manual_seed(0))
