@@ -181,15 +181,15 @@ class CaptionEmbedding(nn.Module):
     what the models learn as "no caption" for classifier-free guidance.
     """
 
-    def __init__(self, vocab_size, context_length, n_embd, eot_id):
+    def __init__(self, vocab_size, context_length, n_embd, eot_id, std=0.02):
         super().__init__()
         self.eot_id = eot_id
         self.token = nn.Embedding(vocab_size, n_embd)
         self.position = nn.Parameter(torch.empty(context_length, n_embd))
         self.padding = nn.Parameter(torch.empty(context_length, n_embd))
-        nn.init.normal_(self.token.weight, std=0.02)
-        nn.init.normal_(self.position, std=0.01)
-        nn.init.normal_(self.padding, std=0.02)
+        nn.init.normal_(self.token.weight, std=std)
+        nn.init.normal_(self.position, std=std / 2)                        # CLIP's ratio, as is 0.02
+        nn.init.normal_(self.padding, std=std)
 
     def forward(self, tokens, keep=None):
         if tokens.shape[1] != len(self.position):
