@@ -100,28 +100,45 @@ def begin(job, origin, stages):
             save_checkpoint(checkpoint, job.run / f"{stage}.pt")
 
 
-def settle(args):
-    """The run's configuration: that of the folder if it has one, or of --from, else the preset, then the command line's changes.
-
-    Raises FileNotFoundError, ValueError.
-    """
+def saved_config(args, there):
+    """The configuration that this call goes on with: the run folder's own or that of --from, None for a new run. Raises as `settle`."""
     path, saved = args.run / "config.json", None
     if path.is_file():
         try:
             saved = configs.from_dict(read_json(path))
         except ValueError as error:
             raise ValueError(f"{path} cannot be used: {error}") from None
-    there = [stage for stage in configs.STAGES if made(args.run, stage)]
     if saved is None and set(there) - {"tokenizer"}:
         raise FileNotFoundError(f"{args.run} holds {', '.join(there)}, but no config.json any more, which says what they are")
-    if args.resume and saved is None:
+    if saved is None and args.resume:
         raise FileNotFoundError(f"there is nothing to resume in {args.run}")
-    if not there and not args.resume:
-        saved = None                                                       # left by a call that failed before it made anything
-    if args.origin is not None:
-        if there:
-            raise ValueError(f"{args.run} already holds {', '.join(there)}: --from begins a new run, choose another folder with --out")
-        saved = origin_config(args.origin)
+    if args.origin is None:
+        return saved if there or args.resume else None                     # else left by a call that failed before it made anything
+    if there:
+        raise ValueError(f"{args.run} already holds {', '.join(there)}: --from begins a new run, choose another folder with --out")
+    return origin_config(args.origin)
+
+
+def check_unchanged(args, config, saved, there):
+    """Sizes, and the run's data, stay as they were for what is there already, or comes with --from. Raises ValueError."""
+    for stage in there if args.origin is None else configs.STAGES:
+        if stage == "tokenizer":
+            resized = config.tokenizer != saved.tokenizer
+        else:
+            resized = getattr(config, stage).model != getattr(saved, stage).model
+        if args.origin is not None and resized:
+            raise ValueError(f"{args.origin} holds a {stage} of other sizes: with --from they cannot be changed")
+        if args.origin is None and (resized or config.data.source != saved.data.source):
+            raise ValueError(f"{args.run} already holds a {stage} of other sizes or from other data: choose another folder with --out")
+
+
+def settle(args):
+    """The run's configuration: that of the folder if it has one, or of --from, else the preset, then the command line's changes.
+
+    Raises FileNotFoundError, ValueError.
+    """
+    there = [stage for stage in configs.STAGES if made(args.run, stage)]
+    saved = saved_config(args, there)
     if saved and args.preset not in (None, saved.preset):
         raise ValueError(f"{args.run} was begun with the preset {saved.preset}, not {args.preset}: choose another --out")
     config = saved or configs.preset(args.preset or "tiny")
@@ -129,12 +146,8 @@ def settle(args):
     if not args.resume and set(there) & set(args.stages):
         raise ValueError(f"{args.run} already holds {', '.join(s for s in there if s in args.stages)}: add --resume to go on with it, "
                          f"or choose another folder with --out")
-    for stage in (configs.STAGES if args.origin is not None else there) if saved else ():
-        changed = args.origin is None and config.data.source != saved.data.source or (
-            config.tokenizer != saved.tokenizer if stage == "tokenizer" else getattr(config, stage).model != getattr(saved, stage).model)
-        if changed:
-            raise ValueError(f"{args.origin} holds a {stage} of other sizes: with --from they cannot be changed" if args.origin is not None else
-                             f"{args.run} already holds a {stage} of other sizes or from other data: choose another folder with --out")
+    if saved:
+        check_unchanged(args, config, saved, there)
     for stage in configs.MODEL_CONFIGS:
         rehearse(stage, getattr(config, stage).model)
         size, parts = getattr(config, stage).train.batch_size, getattr(config, stage).train.accumulate
