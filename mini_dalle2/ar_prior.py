@@ -48,7 +48,7 @@ class ARPriorConfig:
     pca_error: float = 0.01             # §2.2: share of the variance that the coordinates left out may hold
     top: float = 0.5                    # §2.2: the share of best dot products that sampling draws from
     guidance: float = 1.0               # mini: the paper's scale for the prior is not given; 1 is none
-    temperature: float = 1.0            # mini: nor is this
+    temperature: float = 1.0            # mini: the paper gives none either; 1 draws codes as often as they are predicted
     whiten_z: bool = False              # mini: see whitening.py; of z_txt, the codes are not concerned
 
     def __post_init__(self):
@@ -181,7 +181,8 @@ class ARPrior(nn.Module):
         text = self.z_txt_proj(self.whitening_txt(z_txt))                  # (B, W)
         if keep is not None:
             text = torch.where(keep[:, None], text, self.null_z_txt)
-        # mini: caption, z_txt, fit: the paper does not say in which order, nor how the encoded caption is attended to (see README).
+        # mini: caption, z_txt, z_img·z_txt and codes stand in one sequence; the paper says neither in which order, nor how the encoded
+        # caption is attended to.
         states = self.text_proj(self.ln_text(self.text(self.caption(tokens, keep))))       # (B, L, W)
         return torch.cat([states, (text + self.position[0])[:, None]], dim=1)
 
@@ -230,7 +231,7 @@ class ARPrior(nn.Module):
             codes.append(draw(logits / max(cfg.temperature, 1e-6), u[:, k + 1]))
             place = (self.code_embedding(codes[-1].repeat(copies)) + self.position[min(k + 2, cfg.clip_dim)])[:, None]
             new = place if use_cache else torch.cat([new, place], dim=1)
-        # mini: normalised, as what CLIP gives; the paper does not say.
+        # mini: what the codes give is normalised to the unit sphere, where CLIP's embeddings lie; the paper does not say.
         return F.normalize(self.codes.decode(torch.stack(codes, dim=1)), dim=-1)
 
 

@@ -238,7 +238,7 @@ def randn_like(x, generator=None):
 
 # ---------------------------------------------------------------------- which t to train on
 
-# mini: the paper does not say which it uses; its L_prior, an expectation over t, reads as this one.
+# mini: the paper does not say how t is drawn; its L_prior, an expectation over t, reads as uniformly. The other two are for trying.
 class UniformSampler(nn.Module):
     """t ~ U{0..T−1}, every loss weighs 1."""
 

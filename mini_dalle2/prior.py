@@ -114,7 +114,7 @@ class DiffusionPrior(nn.Module):
 
     def unscale(self, x_start):
         """The inverse of `scale`, back on the sphere CLIP lives on (unless `unit_norm` is off): (B, D) -> (B, D)."""
-        # mini: the paper divides by the scale and leaves the norm as it comes.
+        # mini: embeddings are normalised to the unit sphere; the paper divides by the scale and leaves the norm as it comes.
         z = self.whitening.inverse(x_start / self.cfg.std_per_dim)
         return F.normalize(z, dim=-1) if self.cfg.unit_norm else z
 

@@ -143,7 +143,8 @@ class Upsampler(nn.Module):
 
     def enlarge(self, low):
         """The small picture at the large one's size, by bicubic interpolation: (B, 3, s, s) -> (B, 3, S, S)."""
-        # mini: the paper does not say how; GLIDE's paper says bicubic, its code is bilinear, Karlo is bicubic with antialiasing.
+        # mini: the paper does not say how the small picture is enlarged; GLIDE's paper says bicubic, its code is bilinear, Karlo is bicubic with
+        # antialiasing, as here.
         return F.interpolate(low, scale_factor=self.cfg.factor, mode="bicubic", align_corners=False, antialias=True)
 
     def forward(self, x_t, t, enlarged):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from deviations import deviations, updated
 from mini_dalle2 import configs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,10 +43,25 @@ def test_home():
 
 
 def test_every_deviation_is_listed():
-    marks = {path.relative_to(ROOT).as_posix(): len(re.findall(r"(?m)(# |^)mini:", path.read_text(encoding="utf-8")))
-             for path in sorted((ROOT / "mini_dalle2").glob("*.py"))}
-    listed = {f"mini_dalle2/{file}": int(count) for file, count in re.findall(r"\| `(\w+\.py)` \| (\d+) \|", README)}
-    assert listed == {file: count for file, count in marks.items() if count}
+    assert updated(README) == README, "python tests/deviations.py"
+
+
+def test_deviations_are_read_from_comments():
+    source = """size: int = 2     # mini: twos, not threes
+other: int = 3
+# mini: a long
+# reason. And more
+# mini: a second
+x = 1             # not this
+    # nor this
+"""
+    assert deviations(source) == ["`size`: twos, not threes", "a long reason. And more", "a second"]
+
+
+def test_every_file_is_in_the_reading_order():
+    order = README[README.index("What each file teaches"):README.index("## More to do with it")]
+    files = {path.name for folder, kind in (("mini_dalle2", "[!_]*.py"), ("notebooks", "*.ipynb")) for path in (ROOT / folder).glob(kind)}
+    assert files == {target.rpartition("/")[2] for target in re.findall(r"\]\(([^)#]+)\)", order)}
 
 
 @pages
