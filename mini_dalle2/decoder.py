@@ -57,7 +57,7 @@ class DecoderConfig:
     objective: str = "eps"
     weighting: str = "none"
     vlb_weight: float = 0.001           # of L_vlb in L_hybrid (improved DDPM §3.1)
-    timestep_sampling: str = "uniform"  # which t are trained on: "uniform", "logit_normal", "loss_aware"; see diffusion.py
+    timestep_sampling: str = "uniform"  # which t are trained on: "uniform", or "loss_aware" (improved DDPM §3.3)
     sampling_steps: int = 250
     sampler: str = "ddpm"               # "ddpm": learned variance, as the paper; "ddim"
     eta: float = 0.0                    # of the "ddim" sampler
@@ -104,8 +104,8 @@ class Decoder(nn.Module):
         self.unet = UNet(cfg.unet())
         emb_dim = self.unet.cfg.emb_dim
         if cfg.frozen_text is None:
-            # Words begin as far apart as GLIDE's code leaves them (std 1), not CLIP's 0.02: told captions alone, 1,000 steps then brought the
-            # error of x̂_0 at t = 999 from 0.1205 to 0.111, with 0.02 to 0.119. At 0.02, 55,000 steps beside z_img never taught it to read.
+            # Words begin as far apart as GLIDE's code leaves them (std 1), not CLIP's 0.02: told captions alone, 1,000 steps then brought
+            # the error of x̂_0 at t = 999 from 0.1205 to 0.111, with 0.02 to 0.119. Beside z_img, 55,000 steps from 0.02 taught no reading.
             self.caption = CaptionEmbedding(cfg.vocab_size, cfg.context_length, cfg.text_width, cfg.eot_id, std=1.0)
             self.transformer = Transformer(cfg.text_layers, cfg.text_width, cfg.text_heads)   # bidirectional, trained with the U-Net
             self.text_to_emb = nn.Linear(cfg.text_width, emb_dim)

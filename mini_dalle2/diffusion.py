@@ -238,7 +238,7 @@ def randn_like(x, generator=None):
 
 # ---------------------------------------------------------------------- which t to train on
 
-# mini: the paper does not say how t is drawn; its L_prior, an expectation over t, reads as uniformly. The other two are for trying.
+# mini: the paper does not say how t is drawn; its L_prior, an expectation over t, reads as uniformly.
 class UniformSampler(nn.Module):
     """t ~ U{0..T−1}, every loss weighs 1."""
 
@@ -289,19 +289,4 @@ class LossAwareSampler(UniformSampler):
             self.counts[step] += 1
 
 
-class LogitNormalSampler(UniformSampler):
-    """logit(t / T) ~ N(LOCATION, SCALE²), every loss weighs 1: seldom the ends, most often where it is decided what is where.
-
-    The density of t / T = u is φ((logit u − LOCATION) / SCALE) / (SCALE · u (1 − u)) (2403.03206 Eq. 19). With 0.5 and 1 an example from
-    t = 500 to 850 is 1.5 times as frequent as by uniform sampling, one at 250 as 0.6, one at 100 as 0.1, one at 950 as 0.4.
-    """
-
-    LOCATION, SCALE = 0.5, 1.0
-
-    def sample(self, batch, generator=None, device=None):
-        normal = draw_rows(torch.randn, (batch,), generator, device)
-        u = torch.sigmoid(self.LOCATION + self.SCALE * normal)
-        return (u * self.num_timesteps).long().clamp(max=self.num_timesteps - 1), torch.ones(batch, device=device)
-
-
-TIMESTEP_SAMPLERS = {"uniform": UniformSampler, "loss_aware": LossAwareSampler, "logit_normal": LogitNormalSampler}
+TIMESTEP_SAMPLERS = {"uniform": UniformSampler, "loss_aware": LossAwareSampler}

@@ -43,6 +43,16 @@ def half(tensors, learned):
     return {name: value.half() if name in learned and value.is_floating_point() else value for name, value in tensors.items()}
 
 
+def on_lines(words, width=100):
+    """A command for the shell, folded so that a page shows all of it: as many words to a line as `width` letters hold."""
+    lines = [""]
+    for word in map(shlex.quote, words):
+        if len(lines[-1]) + len(word) > width:
+            lines.append("   ")
+        lines[-1] += f" {word}" if lines[-1] else word
+    return " \\\n".join(lines)
+
+
 def ship(run, out, commit):
     """Writes the small checkpoints of a finished run, and their card, into `out`; returns their bytes. Raises FileNotFoundError, ValueError."""
     run, out, lines, small = Path(run), Path(out), [], {}
@@ -58,7 +68,7 @@ def ship(run, out, commit):
         count = sum(p.numel() for p in model.parameters())
         lines.append(f"| {stage} | {count:,} | {checkpoint['steps']:,} | {checkpoint['seconds'] / 60:.1f} |")
     config = configs.from_dict(read_json(run / "config.json"))
-    command = shlex.join(["python", "train.py", "--preset", config.preset, *configs.differences(config), "--out", str(run)])
+    command = on_lines(["python", "train.py", "--preset", config.preset, *configs.differences(config), "--out", str(run)])
     grades = read_json(run / "grade.json") if (run / "grade.json").is_file() else {}
     found = [f"| {name} | {value['all']:.1%} |" for name, value in grades.items() if isinstance(value, dict)]
     figures = "\n".join([f"Everything right, by `python tests/benchmarks/grade_chain.py --run {run}`:\n", "| captions, from, size | all right |",

@@ -121,7 +121,7 @@ class Job:
         embeddings: z_img, z_txt (N, D) of the training pictures, which priors and decoder measure before they are trained.
         """
         cfg = getattr(self.config, stage)
-        if world() * cfg.train.accumulate > 1 and getattr(cfg.model, "timestep_sampling", "uniform") == "loss_aware":
+        if world() * cfg.train.accumulate > 1 and getattr(cfg.model, "timestep_sampling", "uniform") != "uniform":
             raise ValueError(f"{stage}: loss_aware timesteps are chosen by the losses of whole batches, which one process must see at once")
         clip_signature = self.frozen_clip()[1] if stage in configs.ON_CLIP else None
         tokenizer = self.tokenizer().state_dict() if stage in ("clip", *configs.ON_CLIP) else None

@@ -95,10 +95,10 @@ def test_two_setup_commands_each_on_one_line():
 # ---------------------------------------------------------------------------------------------------------------- commands
 
 def commands(text):
-    """The command lines of all ```bash blocks: list of lists of words, without comments, what && joins apart."""
+    """The command lines of all ```bash blocks: list of lists of words, without comments, what && joins apart, what \\ parts joined."""
     found = []
     for block in re.findall(r"```bash\n(.*?)```", text, re.S):
-        for line in block.splitlines():
+        for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
             while "&&" in words:
                 found.append(words[:words.index("&&")])
@@ -157,7 +157,7 @@ def test_wrong_commands_are_found(line, tmp_path, monkeypatch):
 
 
 def test_there_are_commands():
-    assert len(COMMANDS) > 20 and commands("```bash\na b && c  # d\n\ne\n```") == [["a", "b"], ["c"], ["e"]]
+    assert len(COMMANDS) > 20 and commands("```bash\na b && c  # d\n\ne \\\n  f\n```") == [["a", "b"], ["c"], ["e", "f"]]
 
 
 def test_python_can_be_read():

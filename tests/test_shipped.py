@@ -47,7 +47,7 @@ def test_they_draw_nearly_the_same(run, box, monkeypatch):
 def test_the_card_says_how_to_make_them(run, box):
     card = (box / "README.md").read_text()
     assert "1234abc" in card and all(f"| {stage} |" in card for stage in configs.MODEL_CONFIGS) and "Not graded" in card
-    command = shlex.split(card.split("```bash\n")[1].split("\n")[0])
+    command = shlex.split(card.split("```bash\n")[1].split("\n```")[0].replace("\\\n", " "))
     args = train.parse(command[2:])
     made = configs.override(configs.preset(args.preset), args.settings)
     saved = configs.from_dict(json.loads((run / "config.json").read_text()))
