@@ -2,7 +2,8 @@
 
     from look import pictures, plt
 
-Figures have an opaque white ground, so that they can be read on a dark page and in print. No model and no formula is in here.
+Figures have an opaque white ground, so that they can be read on a dark page and in print. No model and no formula is
+in here.
 """
 
 import sys
@@ -13,12 +14,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))            # the package, without installing it
-warnings.filterwarnings("ignore", message="IProgress not found")           # tqdm's hint that bars could be widgets; none are shown here
+# the package, without installing it
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+# tqdm's hint that bars could be widgets; none are shown here
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 plt.rcParams.update({
     "figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white", "text.color": "black",
-    "figure.dpi": 90, "figure.constrained_layout.use": True, "font.size": 10, "axes.titlesize": 10, "legend.fontsize": 9,
+    "figure.dpi": 90, "figure.constrained_layout.use": True, "font.size": 10, "axes.titlesize": 10,
+    "legend.fontsize": 9,
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
     "image.interpolation": "nearest",
 })
@@ -34,7 +38,8 @@ def to_array(image):
 def pictures(rows, above=None, left=None, beneath=None, title=None, side=1.15):
     """Draws rows of pictures (PIL, tensors (3, S, S) in [-1, 1], or None for a gap), each `side` inches wide.
 
-    above: one text per column. left: one per row. beneath: rows of texts, one per picture.
+    above: one text per column. left: one per row. beneath: rows of texts, one per picture. A thin frame shows where a
+    picture ends whose ground is white like the figure's.
     """
     rows = [list(row) for row in rows]
     columns = max(map(len, rows))
@@ -47,9 +52,13 @@ def pictures(rows, above=None, left=None, beneath=None, title=None, side=1.15):
         for j, ax in enumerate(axes[i]):
             ax.set(xticks=[], yticks=[])
             ax.grid(False)
-            ax.spines[:].set_visible(False)
             if j < len(row) and row[j] is not None:
                 ax.imshow(to_array(row[j]))
+                ax.spines[:].set(visible=True, color="0.85", linewidth=0.6)
+            else:
+                ax.spines[:].set_visible(False)
+                # as wide as a picture: else the row's label stands farther left than the others
+                ax.set_box_aspect(1)
             if beneath and j < len(beneath[i]) and beneath[i][j]:
                 ax.set_xlabel(beneath[i][j], fontsize=8, labelpad=3)
             if above and i == 0 and j < len(above):
