@@ -160,6 +160,17 @@ def test_there_are_commands():
     assert len(COMMANDS) > 20 and commands("```bash\na b && c  # d\n\ne \\\n  f\n```") == [["a", "b"], ["c"], ["e", "f"]]
 
 
+def test_figures_of_the_box():
+    """What the README says of the weights in the box is what their card says: the command, and what came out all right."""
+    card = (ROOT / "mini_dalle2" / "weights" / "README.md").read_text(encoding="utf-8")
+    made = next(words for words in commands(card) if words[1] == "train.py")
+    assert sorted(made) in [sorted([*words, "--preset", "tiny"]) for words in COMMANDS]
+    figures = [float(x) for x in re.findall(r"\| (?:val|held_out): .* \| ([\d.]+)% \|", card)]
+    tables = [[float(x) for x in re.findall(r"\| `(?:val|held_out)` \| [^|]+\| \d+ px \| ([\d.]+) %", part)] for part in README.split("\n\n")]
+    assert len(figures) >= 6 and figures in tables
+    assert f"right on {figures[1]:.0f} % of captions" in " ".join(README.split())
+
+
 def test_python_can_be_read():
     blocks = re.findall(r"```python\n(.*?)```", README, re.S)
     assert blocks
