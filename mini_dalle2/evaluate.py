@@ -267,10 +267,10 @@ def in_short(lab):
 
 
 def split_readme(path, name):
-    """(text before, text behind) the place of data called so: <!-- evaluate NAME: begin -->, and with `end`. Raises ValueError, FileNotFoundError."""
+    """(text before, text behind) the place of that name: <!-- NAME: begin -->, and with `end`. Raises ValueError, FileNotFoundError."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no {path} to put the table into")
-    begin, end = (f"<!-- evaluate {name}: {which} -->" for which in ("begin", "end"))
+    begin, end = (f"<!-- {name}: {which} -->" for which in ("begin", "end"))
     before, found, rest = path.read_text(encoding="utf-8").partition(begin)
     _, ended, behind = rest.partition(end)
     if not (found and ended) or begin in rest or end in before + behind:
@@ -280,7 +280,7 @@ def split_readme(path, name):
 
 def write_readme(lab, path, name, all_findings, plots, command):
     """Puts the main table, some plots, and the command that makes them, into their place, and the plots into notebooks/images beside it."""
-    before, behind = split_readme(path, name)
+    before, behind = split_readme(path, f"evaluate {name}")
     folder = path.parent / "notebooks" / "images"
     folder.mkdir(parents=True, exist_ok=True)
     lines = [f"By `{command}`: {in_short(lab)} 95 % intervals in brackets; `{lab.run}/report.md` says how each was found.", claims_of(all_findings)]
@@ -302,7 +302,7 @@ def work(args):
     lab = Lab(args.run, args.n, pick_device(args.device))
     name = "shapes" if lab.shapes else Path(lab.job.config.data.source).resolve().name
     if args.readme is not None:
-        split_readme(args.readme, name)                                    # before half an hour is spent
+        split_readme(args.readme, f"evaluate {name}")                      # before half an hour is spent
     chosen = fitting(lab, args.only)
     lab.sweep()
     lab.folder.mkdir(exist_ok=True)

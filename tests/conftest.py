@@ -1,5 +1,7 @@
-"""What several test files share: the scripts at the top level, one small trained run, models and captions to poke at."""
+"""What several test files share: the scripts at the top level, one small trained run, models and captions to poke at, a page's commands."""
 
+import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -21,6 +23,19 @@ SMALL += ["--prior.sampling_steps=2", "--decoder.sampling_steps=2", "--upsampler
 def pytest_addoption(parser):
     """--notebooks: what takes minutes is left out otherwise."""
     parser.addoption("--notebooks", action="store_true", help="also execute the notebooks, from top to bottom")
+
+
+def commands(text):
+    """The command lines of all ```bash blocks: list of lists of words, without comments, what && joins apart, what \\ parts joined."""
+    found = []
+    for block in re.findall(r"```bash\n(.*?)```", text, re.S):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            while "&&" in words:
+                found.append(words[:words.index("&&")])
+                words = words[words.index("&&") + 1:]
+            found += [words] if words else []
+    return found
 
 
 def lively(model, amount):

@@ -6,11 +6,13 @@ A comment goes on over the following lines that are comments and nothing else, u
 """
 
 import re
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
-BEGIN, END = "<!-- deviations: begin -->\n", "<!-- deviations: end -->\n"
+sys.path.insert(0, str(ROOT))
+from mini_dalle2.evaluate import README, split_readme                      # noqa: E402
+from mini_dalle2.training import atomic_open                               # noqa: E402
 
 
 def deviations(source):
@@ -39,11 +41,13 @@ def listed():
     return "\n".join(lines) + "\n"
 
 
-def updated(page):
+def updated():
     """The README's text with the list in its place."""
-    before, rest = page.split(BEGIN)
-    return before + BEGIN + "\n" + listed() + "\n" + END + rest.split(END)[1]
+    before, behind = split_readme(README, "deviations")
+    return f"{before}\n\n{listed()}\n{behind}"
 
 
 if __name__ == "__main__":
-    README.write_text(updated(README.read_text(encoding="utf-8")), encoding="utf-8")
+    text = updated()
+    with atomic_open(README) as file:
+        file.write(text.encode())

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from conftest import commands
 from deviations import deviations, updated
 from mini_dalle2 import configs
 
@@ -43,7 +44,10 @@ def test_home():
 
 
 def test_every_deviation_is_listed():
-    assert updated(README) == README, "python tests/deviations.py"
+    for path in (ROOT / "mini_dalle2").glob("*.py"):
+        source = path.read_text(encoding="utf-8")
+        assert len(deviations(source)) == len(re.findall(r"(?m)(# |^)mini:", source)), f"{path.name}: a mark that is not read"
+    assert updated() == README, "python tests/deviations.py"
 
 
 def test_deviations_are_read_from_comments():
@@ -93,19 +97,6 @@ def test_two_setup_commands_each_on_one_line():
 
 
 # ---------------------------------------------------------------------------------------------------------------- commands
-
-def commands(text):
-    """The command lines of all ```bash blocks: list of lists of words, without comments, what && joins apart, what \\ parts joined."""
-    found = []
-    for block in re.findall(r"```bash\n(.*?)```", text, re.S):
-        for line in block.replace("\\\n", " ").splitlines():
-            words = shlex.split(line, comments=True)
-            while "&&" in words:
-                found.append(words[:words.index("&&")])
-                words = words[words.index("&&") + 1:]
-            found += [words] if words else []
-    return found
-
 
 COMMANDS = commands(README)
 

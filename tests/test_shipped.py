@@ -1,14 +1,13 @@
 """The weights in the box: half as large, the same pictures, and a card that says how they were made."""
 
 import json
-import shlex
 
 import numpy as np
 import pytest
 import torch
 
 import train
-from conftest import SMALL
+from conftest import SMALL, commands
 from mini_dalle2 import DALLE2, configs, pipeline, shipped
 from mini_dalle2.stages import signature
 from mini_dalle2.training import load_checkpoint
@@ -47,8 +46,7 @@ def test_they_draw_nearly_the_same(run, box, monkeypatch):
 def test_the_card_says_how_to_make_them(run, box):
     card = (box / "README.md").read_text()
     assert "1234abc" in card and all(f"| {stage} |" in card for stage in configs.MODEL_CONFIGS) and "Not graded" in card
-    command = shlex.split(card.split("```bash\n")[1].split("\n```")[0].replace("\\\n", " "))
-    args = train.parse(command[2:])
+    args = train.parse(commands(card)[0][2:])
     made = configs.override(configs.preset(args.preset), args.settings)
     saved = configs.from_dict(json.loads((run / "config.json").read_text()))
     assert configs.changed(made, {key: configs.get(saved, key) for key in configs.LEARNED}) == saved
