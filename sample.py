@@ -51,7 +51,8 @@ def parse(argv):
     common.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     drawing = argparse.ArgumentParser(add_help=False, parents=[common])
     drawing.add_argument("--steps", type=int, help="the decoder's sampling steps (default: the run's own)")
-    drawing.add_argument("--stage", choices=["full", "base"], default="full", help="base: the decoder's small pictures only")
+    drawing.add_argument("--stage", choices=["full", "base", "up1"], default="full",
+                         help="base: the decoder's small pictures only; up1: after the first upsampler, as in the README (default: full)")
     drawing.add_argument("--singles", action="store_true", help="also write every picture as FILE-ROW-COLUMN.png")
 
     def verb(name, help, arguments, parent=drawing, **options):
@@ -204,7 +205,7 @@ def work(args, device):
     load, where = (load_karlo, args.weights) if args.weights else (DALLE2.load, args.run)
     model = load(where, device, dtype=DTYPES[args.dtype], offload=args.offload)
     options = {} if args.verb == "classify" else {"steps": args.steps, "stage": args.stage}
-    size = model.decoder.cfg.image_size if options.get("stage") == "base" else model.size
+    size = model.sizes.get(options.get("stage"), model.size)
     rows, labels, drawn = VERBS[args.verb](model, args, size, options)
     if not is_main():
         return

@@ -167,7 +167,12 @@ class DALLE2:
     @property
     def size(self):
         """Side of the largest pictures that it draws."""
-        return self.upsamplers[-1].cfg.high_size if self.upsamplers else self.decoder.cfg.image_size
+        return list(self.sizes.values())[-1]
+
+    @property
+    def sizes(self):
+        """Sides of the pictures after each stage: {"base": …, "up1": …, "up2": …}, as far as there are upsamplers."""
+        return {"base": self.decoder.cfg.image_size} | {f"up{i}": upsampler.cfg.high_size for i, upsampler in enumerate(self.upsamplers, start=1)}
 
     # ------------------------------------------------------------------ into CLIP's space
 
@@ -234,7 +239,8 @@ class DALLE2:
         gives CLIP's text embedding to the decoder in its place, and "caption", which gives it nothing but the caption, as GLIDE;
         with `whiten_z` z_txt passes through the spread of z_img, which is not its own: that row then says less than the figure's.
         guidance, steps: of the decoder; None takes its configuration's. The prior and the upsamplers keep their own.
-        stage: "full" for the largest pictures, "base" for the decoder's, "each" for dicts {"base", "up1", "up2"} of PIL images.
+        stage: "full" for the largest pictures, "base" for the decoder's, "up1" and "up2" for those after an upsampler, "each" for dicts
+        {"base", "up1", "up2"} of PIL images.
         rerank: draw so many, and return the n of them that CLIP finds closest to the caption, the best first.
         Raises ValueError for captions or numbers that cannot be drawn.
         """
@@ -260,8 +266,8 @@ class DALLE2:
         """Raises ValueError unless one can draw with these."""
         if n < 1:
             raise ValueError(f"{n} pictures: ask for at least one")
-        if stage not in ("full", "base", "each"):
-            raise ValueError(f"unknown stage '{stage}': it is 'full', 'base' or 'each'")
+        if stage not in (*self.sizes, "full", "each"):
+            raise ValueError(f"unknown stage '{stage}': it is 'full', 'each', " + " or ".join(f"'{name}'" for name in self.sizes))
         if prior not in self.PRIORS:
             raise ValueError(f"unknown prior '{prior}': it is one of {', '.join(self.PRIORS)}")
         if prior == "ar" and self.ar_prior is None:
@@ -312,7 +318,9 @@ class DALLE2:
         pictures, progress = [], progress and is_main()
         for part, some in zip(own_part(base).split(self.BATCH), batched(own_part(seeds), self.BATCH)):
             images = {"base": part}
-            for i, upsampler in enumerate(self.upsamplers if stage != "base" else (), start=1):
+            for i, upsampler in enumerate(self.upsamplers, start=1):
+                if stage in images:                                        # "base", "up1": no farther than this
+                    break
                 noise = [seeded(s, f"upsampler{i}") for s in some]
                 given = known and known(upsampler.cfg.high_size)
                 with self.at_work(upsampler):

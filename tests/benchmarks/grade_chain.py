@@ -1,11 +1,11 @@
 """How much of what a caption says is in the picture? Grades a trained run on captioned shapes; the README's table of results.
 
-    python tests/benchmarks/grade_chain.py --run runs/tiny [--n 256] [--seed 0] [--stage base|full] [--guidance 1 2 3]
+    python tests/benchmarks/grade_chain.py --run runs/tiny [--n 256] [--seed 0] [--stage base|full] [--guidance 1 2 3] [--rerank 4]
 
 For captions of `val` (seen combinations) and `held_out` (a combination that training never saw) it draws one picture each, from the
 whole chain and from the true z_img of a picture of that caption, and lets metrics.grade read the picture back. Every figure is the share
 of pictures where that holds. A grid of the first pictures, with what is wrong written beneath, goes into the run folder. With --guidance
-it tries several scales at the base size instead.
+it tries several scales at the base size instead; with --rerank it also draws so many of each, and grades the one that CLIP likes best.
 """
 
 import argparse
@@ -54,6 +54,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stage", choices=["base", "full"], default="full")
     parser.add_argument("--guidance", type=float, nargs="+", default=[None])
+    parser.add_argument("--rerank", type=int, help="draw so many of each, keep CLIP's favourite")
     args = parser.parse_args()
     model, results = DALLE2.load(args.run), {}
     print(f"{'':<34}" + "".join(f"{key:>10}" for key in (*ASPECTS, "size", "relation", "count")))
@@ -82,6 +83,9 @@ def main():
                 report(f"{label}: whole chain, {size} ({pictures[0].width} px)", result, results)
                 picture_of(args.run, f"{split}_{size}", pictures, grades, captions)
             print(f"{'':<34}{(time.perf_counter() - began) / len(captions):.2f} s a picture")
+            if args.rerank:
+                best = model.text_to_image(captions, seed=args.seed, guidance=guidance, stage="base", rerank=args.rerank)
+                report(f"{label}: best of {args.rerank}, base", shares([row[0] for row in best], captions)[1], results)
     (args.run / "grade.json").write_text(json.dumps(results, indent=1))
 
 
