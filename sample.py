@@ -184,7 +184,7 @@ def inpaint(model, args, size, options):
 def reconstruct(model, args, size, options):
     image, shown, name = given(args.image, size)
     drawn = model.reconstruct(image, args.components, args.seed, **options)
-    labels = [f"{count} components" for count in args.components] if args.components else ["from z_img and x_T"]
+    labels = [f"{count} component{'s' * (count > 1)}" for count in args.components] if args.components else ["from z_img and x_T"]
     return [[shown, *drawn]], [[name, *labels]], [drawn]
 
 

@@ -4,8 +4,9 @@
 
 For captions of `val` (seen combinations) and `held_out` (a combination that training never saw) it draws one picture each, from the
 whole chain and from the true z_img of a picture of that caption, and lets metrics.grade read the picture back. Every figure is the share
-of pictures where that holds. A grid of the first pictures, with what is wrong written beneath, goes into the run folder. With --guidance
-it tries several scales at the base size instead; with --rerank it also draws so many of each, and grades the one that CLIP likes best.
+of pictures where that holds. A grid of the first pictures, with what is wrong written beneath, goes into the run folder (of the weights in
+the box, `--run mini_dalle2/weights`: here). With --guidance it tries several scales at the base size instead; with --rerank it also draws
+so many of each, and grades the one that CLIP likes best.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from mini_dalle2 import DALLE2                                             # noq
 from mini_dalle2.data import CaptionedShapes, caption_grid, load_table, to_float   # noqa: E402
 from mini_dalle2.lab import note                                           # noqa: E402
 from mini_dalle2.metrics import grade, parse_caption, retrieval_accuracy           # noqa: E402
+from mini_dalle2.pipeline import WEIGHTS                                   # noqa: E402
 
 ASPECTS = ("all", "colours", "shapes", "layout")
 
@@ -39,15 +41,15 @@ def report(name, result, results):
     print(f"{name:<34}" + "".join(f"{result[key]:>10.1%}" for key in (*ASPECTS, "size", "relation", "count")), flush=True)
 
 
-def picture_of(run, name, pictures, grades, captions):
+def picture_of(folder, name, pictures, grades, captions):
     """Writes a grid of the first 32 pictures, each with its caption and what is wrong with it."""
     notes = [note(caption, g) for caption, g in zip(captions, grades)]
     rows = [range(i, min(i + 8, len(pictures), 32)) for i in range(0, min(32, len(pictures)), 8)]
-    caption_grid([[pictures[i] for i in row] for row in rows], [[notes[i] for i in row] for row in rows], run / f"grade_{name}.png")
+    caption_grid([[pictures[i] for i in row] for row in rows], [[notes[i] for i in row] for row in rows], folder / f"grade_{name}.png")
 
 
 def main():
-    """Prints the table; writes RUN/grade.json and the grids."""
+    """Prints the table; writes grade.json and the grids."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, default=Path("runs/tiny"))
     parser.add_argument("--n", type=int, default=256)
@@ -57,6 +59,7 @@ def main():
     parser.add_argument("--rerank", type=int, help="draw so many of each, keep CLIP's favourite")
     args = parser.parse_args()
     model, results = DALLE2.load(args.run), {}
+    folder = Path(".") if args.run.resolve() == WEIGHTS.resolve() else args.run
     print(f"{'':<34}" + "".join(f"{key:>10}" for key in (*ASPECTS, "size", "relation", "count")))
     for split in ("val", "held_out"):
         table, captions = load_table(CaptionedShapes(split, model.clip.cfg.image_size, 0, 1000), progress=False)
@@ -81,12 +84,12 @@ def main():
                 pictures = [d[size] for d in drawn]
                 grades, result = shares(pictures, captions)
                 report(f"{label}: whole chain, {size} ({pictures[0].width} px)", result, results)
-                picture_of(args.run, f"{split}_{size}", pictures, grades, captions)
+                picture_of(folder, f"{split}_{size}", pictures, grades, captions)
             print(f"{'':<34}{(time.perf_counter() - began) / len(captions):.2f} s a picture")
             if args.rerank:
                 best = model.text_to_image(captions, seed=args.seed, guidance=guidance, stage="base", rerank=args.rerank)
                 report(f"{label}: best of {args.rerank}, base", shares([row[0] for row in best], captions)[1], results)
-    (args.run / "grade.json").write_text(json.dumps(results, indent=1))
+    (folder / "grade.json").write_text(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":
