@@ -19,6 +19,7 @@ from .pipeline import MODELS, OPTIONAL, WEIGHTS, load_model
 from .stages import read_json, signature
 from .training import atomic_open, save_checkpoint
 
+ASPECTS = ("all", "colours", "shapes", "layout")                           # of a grade that stand on the card
 CARD = """# Weights in the box
 
 `DALLE2.load()` and `sample.py` use these when no run is named. Averaged weights in half precision, trained from scratch on the captioned shapes of
@@ -70,9 +71,9 @@ def ship(run, out, commit):
     config = configs.from_dict(read_json(run / "config.json"))
     command = on_lines(["python", "train.py", "--preset", config.preset, *configs.differences(config), "--out", str(run)])
     grades = read_json(run / "grade.json") if (run / "grade.json").is_file() else {}
-    found = [f"| {name} | {value['all']:.1%} |" for name, value in grades.items() if isinstance(value, dict)]
-    figures = "\n".join([f"Everything right, by `python tests/benchmarks/grade_chain.py --run {run}`:\n", "| captions, from, size | all right |",
-                         "|---|---|", *found]) if found else "Not graded."
+    rows = [[name, *(f"{grade[aspect]:.1%}" for aspect in ASPECTS)] for name, grade in grades.items() if isinstance(grade, dict)]
+    table = [f"| {' | '.join(row)} |" for row in (["captions, from, size", *ASPECTS], ["---"] * (1 + len(ASPECTS)), *rows)]
+    figures = "\n".join([f"Share of pictures that are right, by `python tests/benchmarks/grade_chain.py --run {run}`:\n", *table]) if rows else "Not graded."
     out.mkdir(parents=True, exist_ok=True)
     for stage, checkpoint in small.items():
         save_checkpoint(checkpoint, out / f"{stage}.pt")

@@ -12,6 +12,7 @@ from PIL import Image
 from conftest import commands
 from deviations import deviations, updated
 from mini_dalle2 import configs
+from mini_dalle2.pipeline import MODELS
 
 ROOT = Path(__file__).resolve().parent.parent
 MAP = ROOT / "notebooks" / "paper_to_code.md"
@@ -156,10 +157,19 @@ def test_figures_of_the_box():
     card = (ROOT / "mini_dalle2" / "weights" / "README.md").read_text(encoding="utf-8")
     made = next(words for words in commands(card) if words[1] == "train.py")
     assert sorted(made) in [sorted([*words, "--preset", "tiny"]) for words in COMMANDS]
-    figures = [float(x) for x in re.findall(r"\| (?:val|held_out): .* \| ([\d.]+)% \|", card)]
-    tables = [[float(x) for x in re.findall(r"\| `(?:val|held_out)` \| [^|]+\| \d+ px \| ([\d.]+) %", part)] for part in README.split("\n\n")]
-    assert len(figures) >= 6 and figures in tables
-    assert f"right on {figures[1]:.0f} % of captions" in " ".join(README.split())
+    figures = [re.findall(r"([\d.]+)%", row) for row in re.findall(r"\| (?:val|held_out): .*", card)]
+    tables = [[re.findall(r"([\d.]+) %", row) for row in re.findall(r"\| `(?:val|held_out)` .*", part)] for part in README.split("\n\n")]
+    assert len(figures) >= 6 and figures in tables and {len(row) for row in figures} == {4}
+    assert f"right on {float(figures[1][0]):.0f} % of captions" in " ".join(README.split())
+
+
+def test_stages_of_half_an_hour():
+    """The table of what to expect has the steps that `tiny` takes, and the minutes' sum."""
+    part = README.split("### What to expect", 1)[1].split("| together |", 1)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in part[0].splitlines() if line.startswith("|")][2:]
+    tiny = configs.preset("tiny")
+    assert {row[0]: int(row[1].replace(",", "")) for row in rows} == {stage: getattr(tiny, stage).train.steps for stage in MODELS}
+    assert abs(sum(float(row[2]) for row in rows) - float(part[1].split("|")[1])) < 0.3
 
 
 def test_python_can_be_read():
