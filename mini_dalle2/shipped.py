@@ -15,11 +15,11 @@ from pathlib import Path
 
 from . import configs
 from .configs import Parser, sentence
+from .metrics import ASPECTS
 from .pipeline import MODELS, OPTIONAL, WEIGHTS, load_model
 from .stages import read_json, signature
 from .training import atomic_open, save_checkpoint
 
-ASPECTS = ("all", "colours", "shapes", "layout")                           # of a grade that stand on the card
 CARD = """# Weights in the box
 
 `DALLE2.load()` and `sample.py` use these when no run is named. Averaged weights in half precision, trained from scratch on the captioned shapes of

@@ -19,10 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mini_dalle2 import DALLE2                                             # noqa: E402
 from mini_dalle2.data import CaptionedShapes, caption_grid, load_table, to_float   # noqa: E402
 from mini_dalle2.lab import note                                           # noqa: E402
-from mini_dalle2.metrics import grade, parse_caption, retrieval_accuracy           # noqa: E402
+from mini_dalle2.metrics import ASPECTS, grade, parse_caption, retrieval_accuracy  # noqa: E402
 from mini_dalle2.pipeline import WEIGHTS                                   # noqa: E402
-
-ASPECTS = ("all", "colours", "shapes", "layout")
 
 
 def shares(pictures, captions):

@@ -25,10 +25,11 @@ from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "benchmarks")]
-from grade_chain import ASPECTS, shares                                    # noqa: E402
+from grade_chain import shares                                             # noqa: E402
 from mini_dalle2 import configs                                            # noqa: E402
 from mini_dalle2.configs import Parser, sentence                           # noqa: E402
 from mini_dalle2.folder import to_pil                                      # noqa: E402
+from mini_dalle2.metrics import ASPECTS                                    # noqa: E402
 from mini_dalle2.pipeline import load_model, seeded                        # noqa: E402
 from mini_dalle2.report import save_figure                                 # noqa: E402
 from mini_dalle2.stages import Job, read_json, write_json                  # noqa: E402
