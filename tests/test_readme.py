@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import json
 import re
 import shlex
 from pathlib import Path
@@ -12,6 +13,7 @@ from PIL import Image
 from conftest import commands
 from deviations import deviations, updated
 from mini_dalle2 import configs
+from mini_dalle2.metrics import ASPECTS
 from mini_dalle2.pipeline import MODELS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -163,13 +165,20 @@ def test_figures_of_the_box():
     assert f"right on {float(figures[1][0]):.0f} % of captions" in " ".join(README.split())
 
 
-def test_stages_of_half_an_hour():
-    """The table of what to expect has the steps that `tiny` takes, and the minutes' sum."""
-    part = README.split("### What to expect", 1)[1].split("| together |", 1)
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in part[0].splitlines() if line.startswith("|")][2:]
+def test_half_an_hour():
+    """The tables of what to expect are those of half_an_hour.json: what train.py printed at its end, and the grade.json of that run."""
+    record = json.loads((ROOT / "tests" / "half_an_hour.json").read_text(encoding="utf-8"))
+    part = README.split("### What to expect", 1)[1].split("\n### ", 1)[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if line.startswith("| ")]
+    stages = {row[0]: row[1:4] for row in rows if row[0] in MODELS}
+    assert stages == {stage: [f"{s['steps']:,}", f"{s['minutes']:.1f}", f"{s['loss']:.4f}"] for stage, s in record["stages"].items()}
     tiny = configs.preset("tiny")
-    assert {row[0]: int(row[1].replace(",", "")) for row in rows} == {stage: getattr(tiny, stage).train.steps for stage in MODELS}
-    assert abs(sum(float(row[2]) for row in rows) - float(part[1].split("|")[1])) < 0.3
+    assert {stage: s["steps"] for stage, s in record["stages"].items()} == {stage: getattr(tiny, stage).train.steps for stage in MODELS}
+    together = sum(s["minutes"] for s in record["stages"].values())
+    assert abs(together - record["minutes"]) < 0.3 and next(row for row in rows if row[0] == "together")[2] == f"{record['minutes']:.1f}"
+    graded = [[f"{row[aspect]:.1%}".replace("%", " %") for aspect in ASPECTS] for row in record["grade"].values() if isinstance(row, dict)]
+    assert [row[3:] for row in rows if row[0] in ("`val`", "`held_out`")][:len(graded)] == graded and len(graded) == 6
+    assert f"for {record['grade']['val retrieval']:.1%}".replace("%", " %") in next(row for row in rows if row[0] == "clip")[4]
 
 
 def test_python_can_be_read():
