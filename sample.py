@@ -29,7 +29,7 @@ from mini_dalle2.configs import Parser, sentence
 from mini_dalle2.data import caption_grid
 from mini_dalle2.distributed import is_main, processes
 from mini_dalle2.folder import central_square
-from mini_dalle2.pipeline import WEIGHTS, default_run, out_of_memory
+from mini_dalle2.pipeline import default_run, out_of_memory, results_folder
 from mini_dalle2.pretrained import load_karlo
 from mini_dalle2.training import atomic_open, pick_device
 
@@ -95,8 +95,7 @@ def parse(argv):
         raise ValueError(f"--eta {args.eta}: a number from 0 to 1")
     if args.run and args.weights:
         raise ValueError(f"--run {args.run} and --weights {args.weights}: draw with the one or with the other")
-    run = Path(args.run or default_run())
-    folder = Path(".") if args.weights or run == WEIGHTS else run
+    folder = Path(".") if args.weights else results_folder(args.run or default_run())
     if args.out or folder.is_dir():                                        # that there is no run is for DALLE2.load to say
         args.out = args.out or folder / ("sample.png" if args.verb == "text" else f"{args.verb}.png")
         check_out(args.out, [getattr(args, key) for key in ("image", "other", "mask") if hasattr(args, key)], getattr(args, "singles", False))

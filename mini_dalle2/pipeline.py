@@ -45,6 +45,11 @@ def default_run():
     return WEIGHTS if WEIGHTS.is_dir() else Path("runs/tiny")
 
 
+def results_folder(run):
+    """Where what is drawn with a run goes: into its folder, but with the weights in the box, here: nobody would look for it in the package."""
+    return Path(".") if Path(run).resolve() == WEIGHTS.resolve() else Path(run)
+
+
 def load_model(path, stage=None):
     """(model with its averaged weights in eval mode, checkpoint) from a stage's file. Raises FileNotFoundError, ValueError."""
     checkpoint = load_checkpoint(path, stage)

@@ -1,11 +1,13 @@
 """The weights in the box: half as large, the same pictures, and a card that says how they were made."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import sample
 import train
 from conftest import SMALL, commands
 from mini_dalle2 import DALLE2, configs, pipeline, shipped
@@ -41,6 +43,13 @@ def test_they_draw_nearly_the_same(run, box, monkeypatch):
     assert all(p.dtype == torch.float32 for p in model.decoder.parameters())
     a, b = (np.asarray(m.text_to_image(captions, **options)[0][0]).astype(int) for m in (DALLE2.load(run), model))
     assert abs(a - b).mean() < 2
+
+
+def test_pictures_do_not_go_into_the_package(run, box, monkeypatch):
+    monkeypatch.setattr(pipeline, "WEIGHTS", box)
+    detour = box / ".." / box.name                                         # the same folder, written in another way
+    folders = [sample.parse(["text", "a circle", *named]).out.parent for named in ([], ["--run", str(box)], ["--run", str(detour)], ["--run", str(run)])]
+    assert folders == [Path("."), Path("."), Path("."), run]
 
 
 def test_the_card_says_how_to_make_them(run, box):

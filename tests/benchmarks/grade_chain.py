@@ -20,7 +20,7 @@ from mini_dalle2 import DALLE2                                             # noq
 from mini_dalle2.data import CaptionedShapes, caption_grid, load_table, to_float   # noqa: E402
 from mini_dalle2.lab import note                                           # noqa: E402
 from mini_dalle2.metrics import ASPECTS, grade, parse_caption, retrieval_accuracy  # noqa: E402
-from mini_dalle2.pipeline import WEIGHTS                                   # noqa: E402
+from mini_dalle2.pipeline import results_folder                            # noqa: E402
 
 
 def shares(pictures, captions):
@@ -57,7 +57,7 @@ def main():
     parser.add_argument("--rerank", type=int, help="draw so many of each, keep CLIP's favourite")
     args = parser.parse_args()
     model, results = DALLE2.load(args.run), {}
-    folder = Path(".") if args.run.resolve() == WEIGHTS.resolve() else args.run
+    folder = results_folder(args.run)
     print(f"{'':<34}" + "".join(f"{key:>10}" for key in (*ASPECTS, "size", "relation", "count")))
     for split in ("val", "held_out"):
         table, captions = load_table(CaptionedShapes(split, model.clip.cfg.image_size, 0, 1000), progress=False)

@@ -3,8 +3,8 @@
     python tests/benchmarks/latents.py [--run runs/tiny] [--n 64] [--only cache inversion ...]
 
 All on unseen pictures (`val`) of the captioned shapes, judged by metrics.grade. Figures go to RUN/latents.json, pictures to
-RUN/latents_NAME.png. unCLIP §3 (what is done with the latents), §4 (the sticker, after the apple of Fig. 6). Both priors, the analytic
-variance, variations, interpolations and text diffs: `python -m mini_dalle2.evaluate`.
+RUN/latents_NAME.png (of the weights in the box: here). unCLIP §3 (what is done with the latents), §4 (the sticker, after the apple of
+Fig. 6). Both priors, the analytic variance, variations, interpolations and text diffs: `python -m mini_dalle2.evaluate`.
 """
 
 import argparse
@@ -21,13 +21,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mini_dalle2 import DALLE2                                             # noqa: E402
 from mini_dalle2.data import CaptionedShapes, Scene, Thing, caption_grid, relation_caption, render      # noqa: E402
 from mini_dalle2.metrics import grade, parse_caption, read_objects         # noqa: E402
+from mini_dalle2.pipeline import results_folder                            # noqa: E402
 
 
 class Bench:
     """A run, n unseen scenes, and where results go."""
 
     def __init__(self, run, n):
-        self.run, self.n, self.model, self.results = run, n, DALLE2.load(run), {}
+        self.folder, self.n, self.model, self.results = results_folder(run), n, DALLE2.load(run), {}
         self.data = CaptionedShapes("val", self.model.decoder.cfg.image_size, 0, 20000)
         self.scenes = [self.data.scene(i) for i in range(n)]
         self.size = self.model.decoder.cfg.image_size
@@ -44,7 +45,7 @@ class Bench:
 
     def grid(self, name, rows, labels):
         """Writes a picture for people to look at."""
-        caption_grid(rows, labels, self.run / f"latents_{name}.png")
+        caption_grid(rows, labels, self.folder / f"latents_{name}.png")
 
 
 def cache(bench, N=64):
@@ -145,7 +146,7 @@ def main():
     bench = Bench(args.run, args.n)
     for name in args.only:
         PARTS[name](bench)
-    path = args.run / "latents.json"
+    path = bench.folder / "latents.json"
     before = json.loads(path.read_text()) if path.is_file() else {}
     path.write_text(json.dumps(before | bench.results, indent=1, ensure_ascii=False))
 
