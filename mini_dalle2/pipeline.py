@@ -46,7 +46,7 @@ def default_run():
 
 
 def results_folder(run):
-    """Where what is drawn with a run goes: into its folder, but with the weights in the box, here: nobody would look for it in the package."""
+    """Where what is drawn with a run goes: into its folder, but with the weights in the box, the current one: nobody looks for it in the package."""
     return Path(".") if Path(run).resolve() == WEIGHTS.resolve() else Path(run)
 
 

@@ -1,5 +1,6 @@
 """The benchmarks' own arithmetic: FLOPs against counts by hand, ratios, kinds of operators; and that ours runs, at micro size. Nothing is timed."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -14,7 +15,9 @@ import peer_models                                                         # noq
 import peers                                                               # noqa: E402
 import quality_time                                                        # noqa: E402
 import read_z                                                              # noqa: E402
+import where_lost                                                          # noqa: E402
 from measuring import Timing, flops, kind_of, ratio, seconds              # noqa: E402
+from mini_dalle2 import DALLE2                                             # noqa: E402
 from mini_dalle2.transformer import Attention                              # noqa: E402
 
 MICRO = peer_models.SIZES["micro"]
@@ -113,3 +116,28 @@ def test_a_reader_names_what_a_code_says_and_nothing_that_it_does_not():
         found = read_z.read(reader, z[3072:], sizes)
         right = (found == labels[3072:]).float().mean(0)                   # (5,)
         assert right[1] == 1 and (right[[0, 2, 3, 4]] - torch.tensor([1 / 2, 1 / 3, 1 / 2, 1 / 2])).abs().max() < 0.08
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
+def test_drawing_on_from_a_true_picture(run, sampler):
+    """From the last t it is what sampling draws from that x_T; from another it begins with q(x_t | x_0), and takes only the steps below."""
+    model = DALLE2.load(run)
+    decoder, captions = model.decoder, ["a red circle", "two cyan rings"]
+    decoder.cfg = dataclasses.replace(decoder.cfg, sampling_steps=8, sampler=sampler, eta=0.5)
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    z_img, tokens = model.encode_image(images), model.tokens(captions)
+    generator = torch.Generator().manual_seed(1)
+    x_T = decoder.diffusion.q_sample(images, torch.full((2,), 999), torch.randn(images.shape, generator=generator))
+    expected = decoder.sample(z_img, tokens, x_T=x_T, generator=generator)
+    assert torch.equal(where_lost.draw_on(decoder, images, z_img, tokens, 999, torch.Generator().manual_seed(1)), expected)
+
+    def perfect(x, t):                                                     # as if the network knew the picture
+        asked.append(t[0].item())
+        seen.append(x)
+        return decoder.diffusion.interpret(images.repeat(1, 2, 1, 1), x, t, "x_start", learned_variance=True, clip=1.0)
+
+    asked, seen, decoder.denoiser = [], [], lambda *_: perfect
+    drawn = where_lost.draw_on(decoder, images, z_img, tokens, 400, torch.Generator().manual_seed(2))
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(seen[0], decoder.diffusion.q_sample(images, torch.full((2,), 285), noise)) and torch.allclose(drawn, images, atol=1e-4)
+    assert asked == [285, 143, 0]                                          # those of the eight that are not above 400

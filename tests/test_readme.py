@@ -176,8 +176,12 @@ def test_half_an_hour():
     assert {stage: s["steps"] for stage, s in record["stages"].items()} == {stage: getattr(tiny, stage).train.steps for stage in MODELS}
     together = sum(s["minutes"] for s in record["stages"].values())
     assert abs(together - record["minutes"]) < 0.3 and next(row for row in rows if row[0] == "together")[2] == f"{record['minutes']:.1f}"
-    graded = [[f"{row[aspect]:.1%}".replace("%", " %") for aspect in ASPECTS] for row in record["grade"].values() if isinstance(row, dict)]
-    assert [row[3:] for row in rows if row[0] in ("`val`", "`held_out`")][:len(graded)] == graded and len(graded) == 6
+    graded = []
+    for name, row in record["grade"].items():
+        if isinstance(row, dict):                                          # "val: whole chain, up1 (128 px)"; the other is CLIP's
+            split, way, size = re.fullmatch(r"(\w+): ([\w ]+), \w+(?: \((.*)\))?", name).groups()
+            graded.append([f"`{split}`", way, size or "32 px", *(f"{row[aspect]:.1%}".replace("%", " %") for aspect in ASPECTS)])
+    assert [row for row in rows if row[0] in ("`val`", "`held_out`")][:len(graded)] == graded and len(graded) == 6
     assert f"for {record['grade']['val retrieval']:.1%}".replace("%", " %") in next(row for row in rows if row[0] == "clip")[4]
 
 
