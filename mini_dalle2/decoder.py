@@ -196,7 +196,8 @@ class Decoder(nn.Module):
 
         `x_T` (B, 3, S, S) replaces the random start. guidance, steps and DDIM's eta: None takes the configuration's. `generator`: one,
         or a list with one per picture (see diffusion.randn_like). known: (picture (B, 3, S, S), mask (B or 1, 1, S, S)): only where the
-        mask is 1 anything is drawn, to go with the rest (by DDIM); one picture and mask may serve all. Raises ValueError for a number of steps outside 1..T.
+        mask is 1 anything is drawn, to go with the rest (by DDIM); one picture and mask may serve all. `steps` may be the timesteps themselves,
+        ascending: from x_T, noisy as the last of them is, down. Raises ValueError for a number of steps outside 1..T.
         """
         cfg = self.cfg
         if x_T is None:
@@ -208,7 +209,8 @@ class Decoder(nn.Module):
         denoise = self.denoiser(z_img, tokens, cfg.guidance if guidance is None else guidance)
         if known is not None:
             denoise = keep_known(denoise, self.diffusion, *known)
-        timesteps = strided_timesteps(cfg.num_timesteps, cfg.sampling_steps if steps is None else steps)
+        steps = cfg.sampling_steps if steps is None else steps
+        timesteps = steps if isinstance(steps, list) else strided_timesteps(cfg.num_timesteps, steps)
         return sample_loop(self.diffusion, denoise, x_T, step, timesteps, generator, progress).clamp(-1, 1)
 
     @torch.no_grad()

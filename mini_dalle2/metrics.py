@@ -39,6 +39,7 @@ MIN_OVERLAP = 0.80             # intersection over union with the best shape
 MAX_COLOUR_ERROR = 55.0        # distance in RGB levels; the two closest palette entries, orange and yellow, are 73 apart
 SIZE_TOLERANCE = 0.03          # radius, beyond the range that the data set draws from
 ASPECTS = ("all", "colours", "shapes", "layout")    # of a grade, as tables have them
+KINDS = ("size", "relation", "count")                                      # of captions
 
 
 # ---------------------------------------------------------------------------------------------------------------- what the caption asks for

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mini_dalle2 import DALLE2                                             # noqa: E402
 from mini_dalle2.data import CaptionedShapes, caption_grid, load_table, to_float   # noqa: E402
 from mini_dalle2.lab import note                                           # noqa: E402
-from mini_dalle2.metrics import ASPECTS, grade, parse_caption, retrieval_accuracy  # noqa: E402
+from mini_dalle2.metrics import ASPECTS, KINDS, grade, parse_caption, retrieval_accuracy  # noqa: E402
 from mini_dalle2.pipeline import results_folder                            # noqa: E402
 
 
@@ -27,7 +27,7 @@ def shares(pictures, captions):
     """(grades, {aspect: share of pictures where it holds, and "all" by kind of caption})."""
     grades = [grade(picture, caption) for picture, caption in zip(pictures, captions)]
     result = {aspect: sum(g[aspect] for g in grades) / len(grades) for aspect in ASPECTS}
-    for kind in ("size", "relation", "count"):
+    for kind in KINDS:
         of_kind = [g["all"] for g, caption in zip(grades, captions) if parse_caption(caption)[0] == kind]
         result[kind] = sum(of_kind) / max(1, len(of_kind))
     return grades, result
@@ -36,7 +36,7 @@ def shares(pictures, captions):
 def report(name, result, results):
     """Prints a line of the table and keeps it."""
     results[name] = result
-    print(f"{name:<34}" + "".join(f"{result[key]:>10.1%}" for key in (*ASPECTS, "size", "relation", "count")), flush=True)
+    print(f"{name:<34}" + "".join(f"{result[key]:>10.1%}" for key in (*ASPECTS, *KINDS)), flush=True)
 
 
 def picture_of(folder, name, pictures, grades, captions):
@@ -58,7 +58,7 @@ def main():
     args = parser.parse_args()
     model, results = DALLE2.load(args.run), {}
     folder = results_folder(args.run)
-    print(f"{'':<34}" + "".join(f"{key:>10}" for key in (*ASPECTS, "size", "relation", "count")))
+    print(f"{'':<34}" + "".join(f"{key:>10}" for key in (*ASPECTS, *KINDS)))
     for split in ("val", "held_out"):
         table, captions = load_table(CaptionedShapes(split, model.clip.cfg.image_size, 0, 1000), progress=False)
         z_img, z_txt = model.encode_image(to_float(table)), model.encode_text(captions)

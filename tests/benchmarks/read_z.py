@@ -20,7 +20,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mini_dalle2 import DALLE2                                             # noqa: E402
 from mini_dalle2.data import CaptionedShapes, load_table, to_float         # noqa: E402
-from mini_dalle2.metrics import parse_caption                              # noqa: E402
+from mini_dalle2.metrics import KINDS, parse_caption                       # noqa: E402
 
 NOTHING = ("", "")                                                         # where a second thing would be
 TURNED = {"below": "above", "right of": "left of"}
@@ -62,7 +62,7 @@ def report(name, found, labels, captions):
     """Prints a line: each slot, all five, all five by kind."""
     right = found == labels                                                # (N, 5)
     kinds = [parse_caption(caption)[0] for caption in captions]
-    by_kind = [right.all(1)[torch.tensor([k == kind for k in kinds])].float().mean().item() for kind in ("size", "relation", "count")]
+    by_kind = [right.all(1)[torch.tensor([k == kind for k in kinds])].float().mean().item() for kind in KINDS]
     shares = [*right.float().mean(0).tolist(), right.all(1).float().mean().item(), *by_kind]
     print(f"{name:<34}" + "".join(f"{share:>10.1%}" for share in shares), flush=True)
 
@@ -90,7 +90,7 @@ def main():
     sizes = [len(column) for column in words]
     labels, expected = (torch.tensor([[column.index(word) for column, word in zip(words, slots(caption))] for caption in some])
                         for some in (captions, unseen_captions))
-    print(f"{'':<34}" + "".join(f"{key:>10}" for key in ("kind", "colour", "shape", "colour 2", "shape 2", "all", "size", "relation", "count")))
+    print(f"{'':<34}" + "".join(f"{key:>10}" for key in ("kind", "colour", "shape", "colour 2", "shape 2", "all", *KINDS)))
     for name, hidden in (("no hidden layer", ()), ("one of 256", (256,)), ("two of 512", (512, 512))):
         reader = train_reader(z, labels, sizes, hidden)
         report(f"{name}: true z_img", read(reader, unseen, sizes), expected, unseen_captions)

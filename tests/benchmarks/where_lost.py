@@ -18,11 +18,9 @@ from grade_chain import shares                                             # noq
 from mini_dalle2 import DALLE2                                             # noqa: E402
 from mini_dalle2.data import CaptionedShapes, load_table, to_float         # noqa: E402
 from mini_dalle2.diffusion import randn_like                               # noqa: E402
-from mini_dalle2.metrics import parse_caption                              # noqa: E402
+from mini_dalle2.metrics import KINDS, parse_caption                       # noqa: E402
 from mini_dalle2.pipeline import to_pil                                    # noqa: E402
-from mini_dalle2.sampling import ddim_step, ddpm_step, sample_loop, strided_timesteps  # noqa: E402
-
-KINDS = ("size", "relation", "count")
+from mini_dalle2.sampling import strided_timesteps                         # noqa: E402
 
 
 def steps_below(cfg, start):
@@ -30,14 +28,11 @@ def steps_below(cfg, start):
     return [t for t in strided_timesteps(cfg.num_timesteps, cfg.sampling_steps) if t <= start]
 
 
-@torch.no_grad()
 def draw_on(decoder, images, z_img, tokens, start, generator):
     """Pictures (B, 3, S, S) drawn from q(x_t | images), t the last sampling step not above `start`; images (B, 3, S, S) in [-1, 1]."""
-    cfg = decoder.cfg
-    timesteps = steps_below(cfg, start)
+    timesteps = steps_below(decoder.cfg, start)
     x_t = decoder.diffusion.q_sample(images, torch.full((len(images),), timesteps[-1]), randn_like(images, generator))
-    denoise, step = decoder.denoiser(z_img, tokens, cfg.guidance), ddpm_step if cfg.sampler == "ddpm" else ddim_step(cfg.eta)
-    return sample_loop(decoder.diffusion, denoise, x_t.contiguous(memory_format=torch.channels_last), step, timesteps, generator).clamp(-1, 1)
+    return decoder.sample(z_img, tokens, steps=timesteps, x_T=x_t, generator=generator)
 
 
 def main():
@@ -52,16 +47,16 @@ def main():
     model = DALLE2.load(args.run, device="cpu")
     table, captions = load_table(CaptionedShapes("val", model.decoder.cfg.image_size, 0, 12 * args.n), progress=False)
     of_kind = {kind: [i for i, caption in enumerate(captions) if parse_caption(caption)[0] == kind][:args.n] for kind in KINDS}
+    z_img, tokens = model.encode_image(to_float(table)), model.tokens(captions)
     print(f"{'from t':>8}" + "".join(f"{kind:>10}" for kind in KINDS))
     for start in args.t:
         right = []
         for chosen in of_kind.values():
-            drawn, said = [], [captions[i] for i in chosen]
+            drawn = []
             for i in range(0, len(chosen), model.BATCH):
-                images, part = to_float(table[chosen[i:i + model.BATCH]]), said[i:i + model.BATCH]
-                z_img, generator = model.encode_image(images), torch.Generator().manual_seed(i)
-                drawn += map(to_pil, draw_on(model.decoder, images, z_img, model.tokens(part), start, generator))
-            right.append(shares(drawn, said)[1]["all"])
+                part, generator = chosen[i:i + model.BATCH], torch.Generator().manual_seed(i)
+                drawn += map(to_pil, draw_on(model.decoder, to_float(table[part]), z_img[part], tokens[part], start, generator))
+            right.append(shares(drawn, [captions[i] for i in chosen])[1]["all"])
         print(f"{steps_below(model.decoder.cfg, start)[-1]:>8}" + "".join(f"{share:>10.1%}" for share in right), flush=True)
 
 
