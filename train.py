@@ -9,8 +9,8 @@
     python train.py --dtype bf16 --compile --decoder.accumulate=4 --decoder.recompute=true       a GPU that is fast, but small
     torchrun --nproc_per_node=4 train.py                     four GPUs, or four processes on the CPU, share each batch
 
-Stages: tokenizer, clip, prior, ar_prior, decoder, upsampler1, upsampler2 (mini_dalle2/stages.py says what each learns from). A run folder holds
-config.json, tokenizer.json, a checkpoint STAGE.pt, a loss curve and a picture for each stage, and metrics.jsonl. A run keeps its
+Stages: tokenizer, clip, prior, ar_prior, sketch, decoder, upsampler1, upsampler2 (mini_dalle2/stages.py says what each learns from). A run
+folder holds config.json, tokenizer.json, a checkpoint STAGE.pt, a loss curve and a picture for each stage, and metrics.jsonl. A run keeps its
 configuration: with --resume, or for one more stage, only the changes need to be given. Read next: mini_dalle2/stages.py.
 """
 
@@ -84,15 +84,20 @@ def origin_config(folder):
                     BPETokenizer.from_state_dict(checkpoint.get("tokenizer"))
             except ValueError as error:
                 raise ValueError(f"{path} is damaged: {error}") from None
-            config = replace(config or of_stage, **{stage: getattr(of_stage, stage)})
+            own = (stage, "sketch") if stage == "decoder" else (stage,)   # the sketch lies in the decoder
+            config = replace(config or of_stage, **{name: getattr(of_stage, name) for name in own})
     return config
 
 
 def begin(job, origin, stages):
     """Copies the stages of another run into this one; those that are to be trained stand at step 0. Raises OSError, ValueError."""
     for stage in configs.MODEL_CONFIGS:
-        if (Path(origin) / f"{stage}.pt").is_file():
-            checkpoint = load_checkpoint(Path(origin) / f"{stage}.pt", stage)
+        source = "decoder" if stage == "sketch" and job.config.decoder.model.sketch else stage             # a part of it
+        if (Path(origin) / f"{source}.pt").is_file():
+            checkpoint = load_checkpoint(Path(origin) / f"{source}.pt", source)
+            if source != stage:
+                part = {name.removeprefix("sketch."): value for name, value in checkpoint["ema"].items() if name.startswith("sketch.")}
+                checkpoint |= {"stage": stage, "model_config": asdict(job.config.sketch.model), "ema": part}
             if stage == "clip":
                 write_json(checkpoint.get("tokenizer"), job.run / "tokenizer.json")
             if stage in stages:
@@ -169,9 +174,9 @@ def rehearse(stage, cfg):
                 high = model.enlarge(low)
                 model(high, torch.zeros(2, dtype=torch.long), high)
                 return
-            z, tokens = torch.empty(2, cfg.clip_dim), torch.empty(2, cfg.context_length, dtype=torch.long)
-            images = torch.empty(2, 3, cfg.image_size, cfg.image_size) if stage in ("clip", "decoder") else None
-            model.loss(*{"clip": (images, tokens), "decoder": (images, z, tokens)}.get(stage, (z, z, tokens)))
+            z, tokens = torch.empty(2, cfg.clip_dim), torch.empty(2, getattr(cfg, "context_length", 1), dtype=torch.long)
+            images = torch.empty(2, 3, cfg.image_size, cfg.image_size) if stage in ("clip", "sketch", "decoder") else None
+            model.loss(*{"clip": (images, tokens), "sketch": (images, z), "decoder": (images, z, tokens)}.get(stage, (z, z, tokens)))
     except (ValueError, RuntimeError, ArithmeticError, IndexError, TypeError) as error:
         raise ValueError(f"{stage} cannot work with these sizes: {error}") from None
 
@@ -225,6 +230,8 @@ def check_files(job, stages, resume):
             job.tokenizer()
         if stage in configs.ON_CLIP:
             job.frozen_clip()
+        if stage == "decoder":
+            job.frozen_sketch()
         latest = job.run / f"{stage}.resume.pt"
         if resume and latest.is_file():
             saved, now = load_checkpoint(latest, stage), asdict(getattr(job.config, stage).model)
@@ -250,7 +257,7 @@ def summary(job, minutes):
         steps, loss = (lines[-1]["step"], f"{sum(line['loss'] for line in lines) / len(lines):.4f}") if lines else ("", "")
         print(f"{stage:<12}{steps:>8}{spent:>10.1f}{loss:>10}")
     print(f"{'together':<12}{sum(minutes.values()):>18.1f}\n")
-    missing = [stage for stage in configs.STAGES if not made(job.run, stage)]
+    missing = [stage for stage in configs.stages(job.config) if not made(job.run, stage)]
     caption = "a red circle above a blue square" if job.config.data.source == "shapes" else job.pictures.captions()[0]
     run = shlex.quote(str(job.run))
     print(f"next: python train.py --stage {missing[0]} --out {run}" if missing else
@@ -260,6 +267,10 @@ def summary(job, minutes):
 def work(args, device):
     """Runs the stages. Returns the exit code."""
     config = settle(args)
+    if args.stage == "all":
+        args.stages = configs.stages(config)
+    elif args.stage not in configs.stages(config):
+        raise ValueError(f"there is no {args.stage} to train: --decoder.sketch=true shows the decoder one")
     job = Job(config, args.run, device, args.resume or args.origin is not None)
     check_memory(job, args.stages)
     if args.run.exists() and not args.run.is_dir():

@@ -1,6 +1,6 @@
 """Configurations: every number of a run in one object; presets, command-line overrides, and JSON there and back.
 
-    Config = data + tokenizer + six stages, each a Stage(model: its sizes, train: its TrainConfig)
+    Config = data + tokenizer + seven stages, each a Stage(model: its sizes, train: its TrainConfig)
 
 `preset("paper")` is Table 3 of the unCLIP paper (App. C), to the digit where the paper gives one; the others are the same models, narrower.
 An override `--decoder.lr=3e-4` is looked up in the stage's model, then in its training. Numbers that stages must share have one owner, and
@@ -24,6 +24,7 @@ from .checks import check_positive, check_range
 from .clip import CLIPConfig
 from .decoder import DecoderConfig
 from .prior import PriorConfig
+from .sketch import SketchConfig
 from .training import TrainConfig
 from .upsampler import UpsamplerConfig
 
@@ -58,7 +59,7 @@ class TokenizerConfig:
 @dataclass(frozen=True)
 class Stage:
     """One model and its training."""
-    model: CLIPConfig | PriorConfig | ARPriorConfig | DecoderConfig | UpsamplerConfig
+    model: CLIPConfig | PriorConfig | ARPriorConfig | SketchConfig | DecoderConfig | UpsamplerConfig
     train: TrainConfig
 
 
@@ -71,6 +72,7 @@ class Config:
     clip: Stage
     prior: Stage
     ar_prior: Stage
+    sketch: Stage                       # trained if decoder.sketch
     decoder: Stage
     upsampler1: Stage
     upsampler2: Stage
@@ -86,14 +88,21 @@ class Config:
                 raise ValueError(f"{key} is {get(self, key)}, but must be equal to {owner}, which is {get(self, owner)}")
 
 
-MODEL_CONFIGS = {"clip": CLIPConfig, "prior": PriorConfig, "ar_prior": ARPriorConfig, "decoder": DecoderConfig,
+MODEL_CONFIGS = {"clip": CLIPConfig, "prior": PriorConfig, "ar_prior": ARPriorConfig, "sketch": SketchConfig, "decoder": DecoderConfig,
                  "upsampler1": UpsamplerConfig, "upsampler2": UpsamplerConfig}
 STAGES = ("tokenizer", *MODEL_CONFIGS)                                     # in the order of training
-ON_CLIP = ("prior", "ar_prior", "decoder")                                 # these learn from the embeddings of the run's CLIP
+ON_CLIP = ("prior", "ar_prior", "sketch", "decoder")                       # these learn from the embeddings of the run's CLIP
 SHARED = ("clip_dim", "vocab_size", "context_length", "eot_id")            # by all models that read captions
-FOLLOWS = {f"{stage}.{key}": f"clip.{key}" for stage in ON_CLIP for key in SHARED}
+FOLLOWS = {f"{stage}.{key}": f"clip.{key}" for stage in ("prior", "ar_prior", "decoder") for key in SHARED}
+FOLLOWS |= {"sketch.clip_dim": "clip.clip_dim", "sketch.image_size": "decoder.image_size", "sketch.whiten_z": "decoder.whiten_z"}
+FOLLOWS |= {"decoder.sketch_width": "sketch.width", "decoder.sketch_layers": "sketch.layers"}
 FOLLOWS |= {"upsampler1.low_size": "decoder.image_size", "upsampler2.low_size": "upsampler1.high_size"}
 LEARNED = ("clip.vocab_size", "clip.eot_id")                               # what the tokenizer turned out to be
+
+
+def stages(config):
+    """Those of STAGES that a run with this config trains: the sketch only if its decoder is shown one."""
+    return [stage for stage in STAGES if stage != "sketch" or config.decoder.model.sketch]
 
 
 class Parser(argparse.ArgumentParser):
@@ -234,9 +243,12 @@ def from_dict(saved):
                 raise TypeError(f"{key} is {values[key]!r:.40}")
         return cls(**values)
     try:
-        stages = {name: Stage(build(cls, saved[name]["model"]), build(TrainConfig, saved[name]["train"]))
+        if "sketch" not in saved:                                          # runs from before there were any
+            known = {key: saved["decoder"]["model"][key] for key in ("clip_dim", "image_size", "whiten_z")}
+            saved = saved | {"sketch": asdict(no_sketch(**known))}
+        parts = {name: Stage(build(cls, saved[name]["model"]), build(TrainConfig, saved[name]["train"]))
                   for name, cls in MODEL_CONFIGS.items()}
-        return Config(saved["preset"], build(DataConfig, saved["data"]), build(TokenizerConfig, saved["tokenizer"]), **stages)
+        return Config(saved["preset"], build(DataConfig, saved["data"]), build(TokenizerConfig, saved["tokenizer"]), **parts)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"this is not the configuration of a run: {error}") from None
 
@@ -245,6 +257,11 @@ def from_dict(saved):
 
 # mini: all presets but `paper` spoil what the second upsampler is given by the light BSR, as latent diffusion does: the full one's noise
 # and JPEG blocks hide the edges of a picture, and to guess them again takes more steps and a wider network than these presets have.
+
+def no_sketch(clip_dim, image_size, whiten_z=False):
+    """The stage that a preset without a sketch has in its place, and does not train."""
+    return Stage(SketchConfig(clip_dim=clip_dim, image_size=image_size, whiten_z=whiten_z), TrainConfig())
+
 
 def micro():
     """For tests: 16 → 32 → 64, the whole chain in seconds on one core. It learns next to nothing."""
@@ -258,8 +275,9 @@ def micro():
         Stage(PriorConfig(width=32, layers=2, heads=2, sampling_steps=8, whiten_z=True, **text), TrainConfig(**fast)),
         Stage(ARPriorConfig(width=32, layers=2, heads=2, text_width=32, text_layers=1, text_heads=2, buckets=64, whiten_z=True, **text),
               TrainConfig(**fast)),
-        Stage(DecoderConfig(image_size=16, attn_resolutions=(8,), head_dim=16, text_width=32, text_layers=1, text_heads=2,
-                            sampling_steps=8, whiten_z=True, **small, **text), TrainConfig(**fast)),
+        Stage(SketchConfig(clip_dim=32, image_size=16, width=32, layers=2, whiten_z=True), TrainConfig(**fast)),
+        Stage(DecoderConfig(image_size=16, attn_resolutions=(8,), head_dim=16, text_width=32, text_layers=1, text_heads=2, sketch=True,
+                            sketch_width=32, sketch_layers=2, sampling_steps=8, whiten_z=True, **small, **text), TrainConfig(**fast)),
         Stage(UpsamplerConfig(low_size=16, high_size=32, sampling_steps=4, **small), TrainConfig(**fast)),
         Stage(UpsamplerConfig(low_size=32, high_size=64, schedule="linear", degradation="bsr", sampling_steps=3, **small),
               TrainConfig(**fast)))
@@ -288,8 +306,10 @@ def tiny():
         Stage(ARPriorConfig(width=128, layers=4, heads=4, text_width=128, text_layers=1, text_heads=4, pca_error=0.0003, temperature=0.3,
                             whiten_z=True, **text),
               TrainConfig(steps=500, batch_size=64, lr=2e-3, beta2=0.96, eps=1e-6, weight_decay=4e-2, ema=0.99, warmup=50)),
+        Stage(SketchConfig(clip_dim=128, image_size=32, width=512, layers=4, whiten_z=True),
+              TrainConfig(steps=10000, batch_size=128, lr=2e-3, ema=0.99, warmup=100, log_every=100)),
         Stage(DecoderConfig(image_size=32, patch_size=2, model_channels=64, channel_mult=(1,), attn_resolutions=(), head_dim=32,
-                            emb_channels=256, position_embedding=True, text_width=128, text_layers=3, text_heads=4, vlb_weight=1e-5,
+                            emb_channels=256, position_embedding=True, sketch=True, text_width=128, text_layers=3, text_heads=4, vlb_weight=1e-5,
                             weighting="snr_plus_1", sampler="ddim", eta=1.0, sampling_steps=50, guidance=2.0, whiten_z=True,
                             **patches, **text),
               TrainConfig(steps=6200, batch_size=16, lr=2e-3, ema=0.999, warmup=100, grad_clip=0.1)),
@@ -313,6 +333,7 @@ def small():
               TrainConfig(steps=15000, batch_size=512, lr=3e-4, **train | dict(beta2=0.96, eps=1e-6, weight_decay=6e-2))),
         Stage(ARPriorConfig(width=512, layers=10, heads=8, text_width=512, text_layers=4, text_heads=8, **text),
               TrainConfig(steps=15000, batch_size=256, lr=3e-4, **train | dict(beta2=0.96, eps=1e-6, weight_decay=4e-2))),
+        no_sketch(clip_dim=256, image_size=64),
         Stage(DecoderConfig(image_size=64, model_channels=128, channel_mult=(1, 2, 3, 4), attn_resolutions=(32, 16, 8), head_dim=64,
                             text_width=512, text_layers=6, text_heads=8, dropout=0.1, weighting="min_snr", sampling_steps=100, **text),
               TrainConfig(steps=20000, batch_size=128, lr=2e-4, **train)),
@@ -343,6 +364,7 @@ def paper():
         # does not say what it does. Here they stand one after the other, as in the others, and the context is as long as it must be.
         Stage(ARPriorConfig(width=1664, layers=24, heads=26, text_width=2048, text_layers=24, text_heads=32, **text),
               TrainConfig(steps=1_000_000, batch_size=4096, lr=1.6e-4, beta2=0.91, eps=1e-10, weight_decay=4e-2, ema=0.999, **plain)),
+        no_sketch(clip_dim=1024, image_size=64),
         Stage(DecoderConfig(image_size=64, model_channels=512, channel_mult=(1, 2, 3, 4), num_res_blocks=3, attn_resolutions=(32, 16, 8),
                             head_dim=64, dropout=0.1, text_width=2048, text_layers=24, text_heads=32, sampling_steps=250, guidance=1.25,
                             **text),
@@ -374,6 +396,7 @@ def karlo():
             width=2048, layers=20, heads=32, text_drop=0.2, std_per_dim=1.0, sampling_steps=25, sampler="ddpm", guidance=4.0, candidates=1,
             frozen_text=768, z_scale=1.0, unit_norm=False, clip_x_start=10.0, **theirs)),
         ar_prior=replace(own.ar_prior, model=replace(own.ar_prior.model, **theirs)),
+        sketch=no_sketch(clip_dim=768, image_size=64),
         decoder=replace(own.decoder, model=DecoderConfig(
             image_size=64, attn_resolutions=(32, 16, 8), head_dim=64, dropout=0.1, text_width=1536, frozen_text=768, z_scale=1.0,
             learned_null=True, caption_drop=0.3, sampling_steps=50, guidance=8.0, **unet, **theirs)),
@@ -395,7 +418,7 @@ def preset(name):
 # ---------------------------------------------------------------------------------------------------------------- how large they are
 
 PAPER = {"clip": "0.63 + 0.35 billion (ViT-H/16; not given, computed)", "prior": "1 billion", "ar_prior": "1 billion (1.1 without its text encoder)",
-         "decoder": "3.5 billion", "upsampler1": "0.7 billion", "upsampler2": "0.3 billion"}           # App. C, Table 3
+         "sketch": "none", "decoder": "3.5 billion", "upsampler1": "0.7 billion", "upsampler2": "0.3 billion"}           # App. C, Table 3
 
 
 NOT_KARLOS = "; Karlo has none, this is ours"
@@ -405,7 +428,7 @@ def counts(config):
     """{stage: number of parameters}, without the memory that they would take."""
     from .pipeline import MODELS
     with torch.device("meta"):
-        return {stage: sum(p.numel() for p in MODELS[stage][0](getattr(config, stage).model).parameters()) for stage in MODEL_CONFIGS}
+        return {stage: sum(p.numel() for p in MODELS[stage][0](getattr(config, stage).model).parameters()) for stage in stages(config)[1:]}
 
 
 def main():

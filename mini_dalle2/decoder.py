@@ -4,7 +4,8 @@
 
 It is GLIDE's U-Net and text transformer, with two additions of the unCLIP paper (§2.1): z_img is projected and added to the timestep
 embedding, and projected into four extra context tokens. In training z_img is zeroed 10 % of the time and the caption dropped 50 %, so
-that the same network also knows what an unconditional picture is, and classifier-free guidance can move away from that.
+that the same network also knows what an unconditional picture is, and classifier-free guidance can move away from that. Small presets
+also show it a sketch beside x_t (sketch.py), which the paper's does without.
 
 The decoder sees CLIP only as the tensor z_img: always the *true* embedding of the training picture, never a sample of the prior.
 Shapes: B batch, S image side, L context length, W text width, D = clip_dim, E the U-Net's width of emb.
@@ -13,6 +14,7 @@ References: unCLIP (2204.06125) §2.1, Table 3; GLIDE (2112.10741) §4.1. Read n
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +24,7 @@ from .checks import check_above_zero, check_captions, check_choice, check_divisi
 from .diffusion import TIMESTEP_SAMPLERS, GaussianDiffusion, check_diffusion, randn_like
 from .noise import draw_rows
 from .sampling import ddim_invert, ddim_step, ddpm_step, guide, keep_known, sample_loop, strided_timesteps
+from .sketch import Sketch, SketchConfig
 from .transformer import CaptionEmbedding, FrozenText, Transformer
 from .unet import UNet, UNetConfig
 from .whitening import Whitening
@@ -50,6 +53,9 @@ class DecoderConfig:
     text_layers: int = 3
     text_heads: int = 4
     whiten_z: bool = False              # mini: see whitening.py
+    sketch: bool = False                # mini: see sketch.py
+    sketch_width: int = 512
+    sketch_layers: int = 4
     z_drop: float = 0.1                 # §2.1
     caption_drop: float = 0.5           # §2.1
     schedule: str = "cosine"
@@ -70,7 +76,7 @@ class DecoderConfig:
 
     def __post_init__(self):
         check_captions(self)
-        check_positive(self, "clip_dim", "text_width", "text_layers", "text_heads")
+        check_positive(self, "clip_dim", "text_width", "text_layers", "text_heads", "sketch_width", "sketch_layers")
         check_range(self, 0, 1, "z_drop", "caption_drop")
         check_range(self, 0, math.inf, "vlb_weight", "eta", "guidance")
         check_above_zero(self, "z_scale")
@@ -82,12 +88,21 @@ class DecoderConfig:
         self.unet()                                                        # which checks itself
 
     def unet(self):
-        """The configuration of the U-Net in it: two times three channels come out, the prediction and its variance."""
+        """The configuration of the U-Net in it: x_t goes in, and the sketch; two times three channels come out, prediction and variance."""
         return UNetConfig(
-            image_size=self.image_size, out_channels=6, model_channels=self.model_channels, channel_mult=self.channel_mult,
+            image_size=self.image_size, in_channels=6 if self.sketch else 3, out_channels=6, model_channels=self.model_channels, channel_mult=self.channel_mult,
             num_res_blocks=self.num_res_blocks, attn_resolutions=self.attn_resolutions, head_dim=self.head_dim,
             context_dim=self.text_width, dropout=self.dropout, norm_groups=self.norm_groups, patch_size=self.patch_size,
             position_embedding=self.position_embedding, emb_channels=self.emb_channels)
+
+
+class Condition(NamedTuple):
+    """All that the U-Net is told besides x_t and t: it does not depend on t."""
+
+    emb: torch.Tensor                   # (B, E), added to the timestep's
+    context: torch.Tensor               # (B, 4 + L, W), attended to
+    mask: torch.Tensor | None = None    # (B, 4 + L) bool, False hides; with frozen text
+    sketch: torch.Tensor | None = None  # (B, 3, S, S), beside x_t
 
 
 class Decoder(nn.Module):
@@ -117,6 +132,10 @@ class Decoder(nn.Module):
         self.whitening = Whitening(cfg.clip_dim, cfg.z_scale)
         self.z_to_emb = nn.Linear(cfg.clip_dim, emb_dim)
         self.z_to_tokens = nn.Linear(cfg.clip_dim, self.Z_TOKENS * cfg.text_width)
+        self.sketch = None
+        if cfg.sketch:                                                     # trained before, by a stage of its own
+            self.sketch = Sketch(SketchConfig(cfg.clip_dim, cfg.image_size, cfg.sketch_width, cfg.sketch_layers, cfg.whiten_z))
+            self.sketch.requires_grad_(False)
 
     def measure(self, z_img, z_txt):
         """Fits what is fixed before training to the training embeddings (N, D): the whitening, if there is to be one."""
@@ -124,10 +143,10 @@ class Decoder(nn.Module):
             self.whitening.fit(z_img)
 
     def condition(self, z_img, tokens, keep_z=None, keep_text=None):
-        """All that the U-Net is told besides x_t and t, computed once per picture because it does not depend on t.
+        """The Condition, computed once per picture.
 
         z_img (B, D) as CLIP gives it, tokens (B, L); keep_z, keep_text (B,) bool, False drops that condition (None keeps all). One of z_img
-        and tokens may be None: dropped throughout. -> emb (B, E), context (B, 4 + L, W), and with frozen text a mask (B, 4 + L).
+        and tokens may be None: dropped throughout.
         """
         given = z_img if z_img is not None else tokens
         B, device = len(given), given.device
@@ -143,16 +162,27 @@ class Decoder(nn.Module):
             keep_text = torch.zeros(B, dtype=torch.bool, device=device)
         if self.cfg.frozen_text is None:
             states = self.ln_final(self.transformer(self.caption(tokens, keep_text)))      # (B, L, W)
-            emb, mask = self.text_to_emb(states[:, -1]), ()                # GLIDE pools the last position
+            emb, mask = self.text_to_emb(states[:, -1]), None              # GLIDE pools the last position
         else:
             states, z_txt, mask = self.caption(tokens, keep_text)
-            states, emb, mask = self.ln_final(states), self.text_to_emb(z_txt), (F.pad(mask, (self.Z_TOKENS, 0), value=True),)
+            states, emb, mask = self.ln_final(states), self.text_to_emb(z_txt), F.pad(mask, (self.Z_TOKENS, 0), value=True)
         z_tokens = self.z_to_tokens(z).unflatten(-1, (self.Z_TOKENS, -1))  # (B, 4, W)
-        return self.z_to_emb(z) + emb, torch.cat([z_tokens, states], dim=1), *mask
+        return Condition(self.z_to_emb(z) + emb, torch.cat([z_tokens, states], dim=1), mask, self.draw_sketch(z_img, keep_z, B, device))
+
+    def draw_sketch(self, z_img, keep_z, B, device):
+        """(B, 3, S, S) of z_img (B, D), grey where that is dropped; None without sketches."""
+        if self.sketch is None:
+            return None
+        S = self.cfg.image_size
+        if z_img is None:
+            return torch.zeros(B, 3, S, S, device=device)
+        sketch = self.sketch(z_img).float()
+        return sketch if keep_z is None else sketch * keep_z[:, None, None, None]
 
     def forward(self, x_t, t, condition):
-        """Raw output (B, 6, S, S), prediction and variance channels, for x_t (B, 3, S, S), t (B,) and what `condition` returned."""
-        return self.unet(x_t, t, *condition).float()                       # guidance magnifies rounding
+        """Raw output (B, 6, S, S), prediction and variance channels, for x_t (B, 3, S, S), t (B,) and a Condition."""
+        seen = x_t if condition.sketch is None else torch.cat([x_t, condition.sketch], dim=1)
+        return self.unet(seen, t, condition.emb, condition.context, condition.mask).float()        # guidance magnifies rounding
 
     def loss(self, images, z_img, tokens, generator=None):
         """L_hybrid, a scalar: images (B, 3, S, S) in [-1, 1], z_img (B, D) their true embeddings, tokens (B, L)."""
@@ -179,7 +209,7 @@ class Decoder(nn.Module):
             # mini: the paper does not say what guidance leads away from: here a picture without z_img and without caption.
             drop = torch.zeros(B, dtype=torch.bool, device=device)
             null = self.condition(z_img, tokens, drop, drop)
-            condition = tuple(torch.cat([a, b]) for a, b in zip(condition, null))
+            condition = Condition(*(None if a is None else torch.cat([a, b]) for a, b in zip(condition, null)))
 
         def denoise(x, t):
             if guidance == 1.0:

@@ -348,7 +348,7 @@ class Lab:
                 "data.seed": seed + 1 if seed < 2 ** 62 else 0} | more
 
     # GLIDE's guidance was learned with every fifth caption left out (GLIDE §4); the decoder's half of them would leave it with half as many.
-    GLIDE = {"decoder.z_drop": 1.0, "decoder.caption_drop": 0.2}
+    GLIDE = {"decoder.z_drop": 1.0, "decoder.caption_drop": 0.2, "decoder.sketch": False}
 
     @functools.cached_property
     def judge(self):

@@ -29,12 +29,13 @@ from .distributed import collect, gather_rows, is_main, own_part
 from .folder import central_square, from_pil, to_float, to_pil, to_rgb
 from .prior import DiffusionPrior, PriorConfig
 from .sampling import slerp
+from .sketch import Sketch, SketchConfig
 from .tokenizer import BPETokenizer, clean
 from .training import load_checkpoint, pick_device
 from .upsampler import Upsampler, UpsamplerConfig
 
 MODELS = {"clip": (CLIP, CLIPConfig), "prior": (DiffusionPrior, PriorConfig), "ar_prior": (ARPrior, ARPriorConfig),
-          "decoder": (Decoder, DecoderConfig),
+          "sketch": (Sketch, SketchConfig), "decoder": (Decoder, DecoderConfig),
           "upsampler1": (Upsampler, UpsamplerConfig), "upsampler2": (Upsampler, UpsamplerConfig)}
 WEIGHTS = Path(__file__).parent / "weights"                                # those in the box
 OPTIONAL = ("ar_prior", "upsampler1", "upsampler2")                        # a run can draw without them
@@ -141,6 +142,8 @@ class DALLE2:
             raise FileNotFoundError(f"there is no run folder {run}: train one with `python train.py --out {run}`")
         models, signatures = {}, {}
         for stage in MODELS:
+            if stage == "sketch":                                          # is a part of the decoder
+                continue
             file = run / f"{stage}.pt"
             if not file.is_file() and stage in OPTIONAL:
                 continue

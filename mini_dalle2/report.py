@@ -2,6 +2,7 @@
 
 CLIP         similarity of captions and pictures it has never seen; the diagonal should shine              (CLIP §2.3, Fig. 3)
 prior        how close its z_img comes to the true one, against simply taking z_txt                          (unCLIP §2.2, Fig. 8)
+sketch       true pictures, and their averages over all that have the same z_img
 decoder      true pictures, and what it draws from their z_img                                              (unCLIP §2.1)
 upsamplers   small, enlarged, true                                                                         (unCLIP §2.1)
 
@@ -83,14 +84,14 @@ def closeness(run, stage, sampled, z_img, z_txt, captions):
     return of_prior.mean().item(), of_text.mean().item(), found
 
 
-def drawings(run, true, drawn, captions, columns=8):
-    """run/decoder.png: rows of true pictures, and beneath each what was drawn from its z_img, with captions; true, drawn (N, 3, S, S)."""
+def drawings(run, stage, true, drawn, captions, columns=8):
+    """run/STAGE.png of sketch or decoder: rows of true pictures, and beneath each what was drawn from its z_img, with captions; true, drawn (N, 3, S, S)."""
     rows, texts = [], []
     for i in range(0, len(captions), columns):
         part = slice(i, i + columns)
         rows += [[to_pil(image) for image in true[part]], [to_pil(image) for image in drawn[part]]]
         texts += [["true"] * len(rows[-1]), captions[part]]
-    with atomic_open(Path(run) / "decoder.png") as file:
+    with atomic_open(Path(run) / f"{stage}.png") as file:
         caption_grid(rows, texts).save(file, format="PNG")
 
 

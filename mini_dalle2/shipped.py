@@ -58,7 +58,7 @@ def ship(run, out, commit):
     """Writes the small checkpoints of a finished run, and their card, into `out`; returns their bytes. Raises FileNotFoundError, ValueError."""
     run, out, lines, small = Path(run), Path(out), [], {}
     for stage in MODELS:
-        if stage in OPTIONAL and not (run / f"{stage}.pt").is_file():
+        if stage in (*OPTIONAL, "sketch") and not (run / f"{stage}.pt").is_file():
             continue
         model, checkpoint = load_model(run / f"{stage}.pt", stage)
         if checkpoint["step"] < checkpoint["steps"]:
@@ -75,6 +75,7 @@ def ship(run, out, commit):
     table = [f"| {' | '.join(row)} |" for row in (["captions, from, size", *ASPECTS], ["---"] * (1 + len(ASPECTS)), *rows)]
     figures = "\n".join([f"Share of pictures that are right, by `python tests/benchmarks/grade_chain.py --run {run}`:\n", *table]) if rows else "Not graded."
     out.mkdir(parents=True, exist_ok=True)
+    small.pop("sketch", None)                                              # it lies in the decoder
     for stage, checkpoint in small.items():
         save_checkpoint(checkpoint, out / f"{stage}.pt")
     with atomic_open(out / "README.md") as file:

@@ -1,9 +1,9 @@
 """The stages of training: which pictures, embeddings and captions each model learns from, and what is shown of it afterwards.
 
-    tokenizer → CLIP → (frozen embeddings of all pictures) → prior, ar_prior, decoder → upsampler1, upsampler2       (unCLIP §2, Fig. 2)
+    tokenizer → CLIP → (frozen embeddings of all pictures) → prior, ar_prior, [sketch,] decoder → upsampler1, upsampler2      (unCLIP §2, Fig. 2)
 
 Each stage sees of the others only what the paper lets it see: the priors (z_img, z_txt, caption), the decoder (picture, its true z_img,
-caption), the upsamplers crops of large pictures and nothing else. Each leaves a checkpoint, a loss curve and a picture in the run folder.
+caption; in small presets a sketch made from that z_img), the upsamplers crops of large pictures and nothing else. Each leaves a checkpoint, a loss curve and a picture in the run folder.
 `TRAIN` and `SHOW` have one function per stage; a `Job` holds what they hand to each other; train.py at the top level calls them.
 
 Shapes: N training pictures, B of them in a batch, S side, L context length, D = clip_dim.
@@ -64,6 +64,18 @@ class Job:
             self.clip = model.to(self.device), signature(checkpoint["ema"])
         return self.clip
 
+    def frozen_sketch(self):
+        """The run's finished sketch, which the decoder is to be shown, or None when it is shown none. Raises FileNotFoundError, ValueError."""
+        if not self.config.decoder.model.sketch:
+            return None
+        path = self.run / "sketch.pt"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: run `python train.py --stage sketch --out {self.run}` first")
+        model, checkpoint = load_model(path, "sketch")
+        if checkpoint["step"] < checkpoint["steps"]:
+            raise ValueError(f"{path} has {checkpoint['step']} of {checkpoint['steps']} steps: finish it with --stage sketch --resume")
+        return model
+
     def tokens(self, captions):
         """Captions -> tokens (N, L) on the device; says so when some had to be cut off."""
         tokenizer, length = self.tokenizer(), self.config.clip.model.context_length
@@ -75,7 +87,7 @@ class Job:
         return tokens.to(self.device)
 
     def table(self, split, size):
-        """The pictures (N, 3, size, size) and captions of a split, as many as CLIP, prior and decoder get."""
+        """The pictures (N, 3, size, size) and captions of a split, as many as CLIP, priors, sketch and decoder get."""
         return self.pictures.table(split, size, self.config.data.images if split == "train" else self.config.data.val_images)
 
     @torch.no_grad()
@@ -114,11 +126,11 @@ class Job:
         parts = world() if getattr(self.config, stage).train.shard else 1
         return 5 * 4 * numbers // parts, min(images, self.pictures.there) * 3 * side ** 2
 
-    def train(self, stage, indices, draw, loss_fn, *embeddings):
+    def train(self, stage, indices, draw, loss_fn, prepare=None):
         """Builds and trains the model of a stage (or goes on with it): returns it with its averaged weights.
 
         indices: what `batches` returned; draw, loss_fn: see training.fit
-        embeddings: z_img, z_txt (N, D) of the training pictures, which priors and decoder measure before they are trained.
+        prepare(model): puts in what is fixed before the training, as what is measured of the embeddings.
         """
         cfg = getattr(self.config, stage)
         if world() * cfg.train.accumulate > 1 and getattr(cfg.model, "timestep_sampling", "uniform") != "uniform":
@@ -135,12 +147,12 @@ class Job:
         # Channels last: much faster convolutions on a CPU; but what is to be sharded must lie in order.
         layout = torch.contiguous_format if sharded else torch.channels_last
         model = MODELS[stage][0](cfg.model).to(self.device, memory_format=layout)
-        if embeddings:
-            model.measure(*embeddings)
         if self.resume and (self.run / f"{stage}.pt").is_file() and not (self.run / f"{stage}.resume.pt").is_file():
             start = load_model(self.run / f"{stage}.pt", stage)[0]         # what train.py --from has copied; but what is measured is measured anew
             for ours, theirs in zip(model.parameters(), start.parameters()):
                 ours.data.copy_(theirs)
+        if prepare is not None:
+            prepare(model)
         with networks(model, cfg.train):
             model = fit(stage, model, draw, loss_fn, cfg.train, self.run, header, self.resume, self.config.data.seed, indices)[0]
         if sharded:                                                        # in one piece again, for those who work alone with it
@@ -286,7 +298,8 @@ def train_prior(job, stage):
         i = rows_of(indices(step), generator).to(job.device)
         return z_img[i], z_txt[i], tokens[i]
 
-    prior = job.train(stage, indices, draw, lambda model, batch, generator: model.loss(*batch, generator=generator), z_img, z_txt)
+    prior = job.train(stage, indices, draw, lambda model, batch, generator: model.loss(*batch, generator=generator),
+                      lambda model: model.measure(z_img, z_txt))
     if stage == "prior":
         some = slice(0, 1024)
         prior.measure_variance(z_img[some], z_txt[some], tokens[some], seeded(job.config.data.seed, "variance"))
@@ -303,26 +316,56 @@ def show_prior(job, prior, stage):
     print(f"{stage}: cosine with the true z_img {of_prior:.3f} (z_txt: {of_text:.3f}); {found:.1%} of samples nearest to their caption")
 
 
+def train_sketch(job):
+    """From the true embedding of a picture to the average of the pictures that have it."""
+    _, z_img, z_txt = job.embeddings()
+    pictures, captions = job.table("train", job.config.sketch.model.image_size)
+    indices = job.batches("sketch", len(captions))
+
+    def draw(generator, step):
+        i = rows_of(indices(step), generator)
+        return to_float(pictures[i.to(pictures.device)].to(job.device)), z_img[i.to(job.device)]
+
+    return job.train("sketch", indices, draw, lambda model, batch, generator: model.loss(*batch), lambda model: model.measure(z_img, z_txt))
+
+
+def true_pictures(job):
+    """Sixteen pictures the models have never seen, as the decoder should draw them: z_img (16, D), pictures (16, 3, S, S), captions."""
+    seen, captions = (part[:16] for part in job.table("val", job.config.clip.model.image_size))
+    true, _ = (part[:16] for part in job.table("val", job.config.decoder.model.image_size))
+    return job.embed(seen, captions)[0], to_float(true), captions
+
+
+def show_sketch(job, sketch):
+    """True pictures, and what of them is in their embeddings."""
+    z_img, true, captions = true_pictures(job)
+    report.drawings(job.run, "sketch", true, sketch(z_img).clamp(-1, 1), captions)
+
+
 def train_decoder(job):
     """From the true embedding of a picture, and its caption, to the picture (unCLIP §2.1)."""
     _, z_img, z_txt = job.embeddings()
     pictures, captions = job.table("train", job.config.decoder.model.image_size)
-    tokens, indices = job.tokens(captions), job.batches("decoder", len(captions))
+    tokens, indices, sketch = job.tokens(captions), job.batches("decoder", len(captions)), job.frozen_sketch()
 
     def draw(generator, step):
         i = rows_of(indices(step), generator)
         images = to_float(pictures[i.to(pictures.device)].to(job.device)).contiguous(memory_format=torch.channels_last)
         return images, z_img[i.to(job.device)], tokens[i.to(job.device)]
 
-    return job.train("decoder", indices, draw, lambda model, batch, generator: model.loss(*batch, generator=generator), z_img, z_txt)
+    def prepare(model):
+        model.measure(z_img, z_txt)
+        if sketch is not None:
+            model.sketch.load_state_dict(sketch.state_dict())
+
+    return job.train("decoder", indices, draw, lambda model, batch, generator: model.loss(*batch, generator=generator), prepare)
 
 
 def show_decoder(job, decoder):
     """True pictures, and what it draws from their embeddings and captions."""
-    seen, captions = (part[:16] for part in job.table("val", job.config.clip.model.image_size))
-    true, _ = (part[:16] for part in job.table("val", job.config.decoder.model.image_size))
-    drawn = decoder.sample(job.embed(seen, captions)[0], job.tokens(captions), generator=torch.Generator().manual_seed(0), progress=True)
-    report.drawings(job.run, to_float(true), drawn, captions)
+    z_img, true, captions = true_pictures(job)
+    drawn = decoder.sample(z_img, job.tokens(captions), generator=torch.Generator().manual_seed(0), progress=True)
+    report.drawings(job.run, "decoder", true, drawn, captions)
 
 
 def train_upsampler(job, stage):
@@ -347,9 +390,9 @@ def show_upsampler(job, upsampler, stage):
     report.enlargements(job.run, stage, low, high, to_float(true))
 
 
-TRAIN = {"tokenizer": train_tokenizer, "clip": train_clip, "decoder": train_decoder,
+TRAIN = {"tokenizer": train_tokenizer, "clip": train_clip, "sketch": train_sketch, "decoder": train_decoder,
          **{stage: functools.partial(train_prior, stage=stage) for stage in ("prior", "ar_prior")},
          **{stage: functools.partial(train_upsampler, stage=stage) for stage in ("upsampler1", "upsampler2")}}
-SHOW = {"clip": show_clip, "decoder": show_decoder,
+SHOW = {"clip": show_clip, "sketch": show_sketch, "decoder": show_decoder,
         **{stage: functools.partial(show_prior, stage=stage) for stage in ("prior", "ar_prior")},
         **{stage: functools.partial(show_upsampler, stage=stage) for stage in ("upsampler1", "upsampler2")}}

@@ -19,7 +19,8 @@ PACKAGE = ROOT / "mini_dalle2"
 # import all of them, as long as no cycle comes of it.
 LEAVES = {"checks": set(), "noise": set(), "distributed": set(), "transformer": set(), "diffusion": {"checks", "noise"},
           "sampling": {"diffusion"}, "tokenizer": set(), "training": {"checks", "distributed", "noise"}, "folder": set(),
-          "degradation": {"checks", "noise"}, "emoji": set(), "data": {"folder", "emoji"}, "metrics": {"data"}, "whitening": set()}
+          "degradation": {"checks", "noise"}, "emoji": set(), "data": {"folder", "emoji"}, "metrics": {"data"}, "whitening": set(),
+          "sketch": {"checks", "whitening"}}
 MODELS = {name: set(LEAVES) | {"unet"} for name in ("clip", "ar_prior", "prior", "decoder", "upsampler")}
 MAY_IMPORT = LEAVES | MODELS | {"unet": {"transformer", "checks"}}
 

@@ -86,7 +86,7 @@ def test_embeddings_are_those_of_the_frozen_clip(run):
 def test_finished_stages_are_skipped_and_next_command_is_named(run, capsys):
     before = (run / "clip.pt").stat().st_mtime_ns
     code, out, _ = call(capsys, "--out", run, "--resume")
-    assert code == 0 and out.count("was finished before") == 7 and (run / "clip.pt").stat().st_mtime_ns == before
+    assert code == 0 and out.count("was finished before") == 8 and (run / "clip.pt").stat().st_mtime_ns == before
     assert out.strip().splitlines()[-1] == f"next: python sample.py text 'a red circle above a blue square' --run {run}"
 
 
@@ -97,9 +97,14 @@ def test_more_steps_on_resume(run, tmp_path, capsys):
     assert json.loads((copy / "config.json").read_text())["decoder"]["train"]["lr"] == 1e-5
 
 
+def weights_of(model):
+    """A model's learned tensors, in one row."""
+    return torch.cat([p.float().flatten() for p in model.parameters()])
+
+
 def weights(path):
-    """The learned tensors of a checkpoint, in one row."""
-    return torch.cat([p.float().flatten() for p in load_model(path)[0].parameters()])
+    """Those of a checkpoint."""
+    return weights_of(load_model(path)[0])
 
 
 def test_from_begins_with_what_another_run_has_learned(run, tmp_path, capsys):
@@ -109,6 +114,7 @@ def test_from_begins_with_what_another_run_has_learned(run, tmp_path, capsys):
     still = [f"--{stage}.{key}" for stage in configs.MODEL_CONFIGS for key in ("steps=1", "lr=1e-9", "warmup=0")]
     assert call(capsys, "--from", box, "--out", one, "--stage=decoder", *still)[0] == 0
     assert torch.allclose(weights(one / "decoder.pt"), weights(box / "decoder.pt"), rtol=0, atol=1e-6)
+    assert torch.equal(weights(one / "sketch.pt"), weights_of(load_model(box / "decoder.pt")[0].sketch))       # a part of it there
     assert torch.equal(weights(one / "clip.pt"), weights(box / "clip.pt")) and load_checkpoint(one / "decoder.pt")["step"] == 1
     assert DALLE2.load(one).tokenizer.encode("a red ring") == DALLE2.load(run).tokenizer.encode("a red ring")
     begun = copy_of(one, new, ["decoder.resume.pt"])
@@ -117,7 +123,8 @@ def test_from_begins_with_what_another_run_has_learned(run, tmp_path, capsys):
     assert code == 0 and "tokenizer: was finished before" in out
     for stage in configs.MODEL_CONFIGS:
         assert load_checkpoint(begun / f"{stage}.pt")["step"] == 1
-        assert torch.allclose(weights(begun / f"{stage}.pt"), weights(box / f"{stage}.pt"), rtol=0, atol=1e-6), stage
+        theirs = weights_of(load_model(box / "decoder.pt")[0].sketch) if stage == "sketch" else weights(box / f"{stage}.pt")
+        assert torch.allclose(weights(begun / f"{stage}.pt"), theirs, rtol=0, atol=1e-6), stage
 
 
 def test_pictures_that_ctrl_c_prevented_are_drawn_on_resume(run, tmp_path, capsys, monkeypatch):
@@ -131,7 +138,7 @@ def test_pictures_that_ctrl_c_prevented_are_drawn_on_resume(run, tmp_path, capsy
         code, _, error = call(capsys, "--out", copy, "--resume")
         assert code == 130 and error == f"stopped; go on with: python train.py --out {copy} --resume"
     code, out, _ = call(capsys, "--out", copy, "--resume")
-    assert code == 0 and out.count("was finished before") == 7
+    assert code == 0 and out.count("was finished before") == 8
     after = {path.name: path.stat().st_mtime_ns for path in copy.iterdir() if path.name != "config.json"}
     assert set(after) - set(before) == {"decoder.png", "upsampler1_loss.png"}
     assert all(after[name] == before[name] for name in before if name != "config.json")      # nothing was trained or drawn again
