@@ -73,7 +73,7 @@ def made(run, stage):
 
 def origin_config(folder):
     """The configuration of the run that --from names: of each stage, what its checkpoint says. Raises FileNotFoundError, ValueError."""
-    config = None
+    config, own = None, {}
     for stage in configs.MODEL_CONFIGS:
         path = Path(folder) / f"{stage}.pt"
         if stage == "clip" or path.is_file():
@@ -84,20 +84,27 @@ def origin_config(folder):
                     BPETokenizer.from_state_dict(checkpoint.get("tokenizer"))
             except ValueError as error:
                 raise ValueError(f"{path} is damaged: {error}") from None
-            own = (stage, "sketch") if stage == "decoder" else (stage,)   # the sketch lies in the decoder
-            config = replace(config or of_stage, **{name: getattr(of_stage, name) for name in own})
-    return config
+            config = config or of_stage
+            own |= {name: getattr(of_stage, name) for name in ((stage, "sketch") if stage == "decoder" else (stage,))}     # it lies in the decoder
+    return replace(config, **own)
+
+
+def sketch_in(checkpoint):
+    """The weights of the sketch in a decoder's checkpoint."""
+    return {name.removeprefix("sketch."): value for name, value in checkpoint["ema"].items() if name.startswith("sketch.")}
 
 
 def begin(job, origin, stages):
     """Copies the stages of another run into this one; those that are to be trained stand at step 0. Raises OSError, ValueError."""
     for stage in configs.MODEL_CONFIGS:
-        source = "decoder" if stage == "sketch" and job.config.decoder.model.sketch else stage             # a part of it
+        in_decoder = stage == "sketch" and job.config.decoder.model.sketch and not (Path(origin) / "sketch.pt").is_file()
+        source = "decoder" if in_decoder else stage
         if (Path(origin) / f"{source}.pt").is_file():
             checkpoint = load_checkpoint(Path(origin) / f"{source}.pt", source)
-            if source != stage:
-                part = {name.removeprefix("sketch."): value for name, value in checkpoint["ema"].items() if name.startswith("sketch.")}
-                checkpoint |= {"stage": stage, "model_config": asdict(job.config.sketch.model), "ema": part}
+            if in_decoder:
+                steps = job.config.sketch.train.steps
+                checkpoint |= {"stage": stage, "model_config": asdict(job.config.sketch.model), "ema": sketch_in(checkpoint), "step": steps,
+                               "steps": steps, "seconds": 0.0}
             if stage == "clip":
                 write_json(checkpoint.get("tokenizer"), job.run / "tokenizer.json")
             if stage in stages:
@@ -213,6 +220,11 @@ def finished(job, stage):
         raise ValueError(f"{path} is not finished ({step} of {steps} steps), and {stage}.resume.pt, which is needed to go on, is not there")
     if stage in configs.ON_CLIP and checkpoint["clip_signature"] != job.frozen_clip()[1]:
         raise ValueError(f"{path} was trained on the embeddings of another CLIP: delete it and {stage}.resume.pt, or use another --out")
+    shown = sketch_in(checkpoint) if stage == "decoder" else {}
+    if shown and (job.run / "sketch.pt").is_file():
+        now = load_checkpoint(job.run / "sketch.pt", "sketch")["ema"]
+        if any(not torch.equal(value.float(), now[name].float()) for name, value in shown.items()):
+            raise ValueError(f"{path} was shown another sketch than {job.run / 'sketch.pt'}: delete it and {stage}.resume.pt, or use another --out")
     return done
 
 

@@ -94,7 +94,7 @@ STAGES = ("tokenizer", *MODEL_CONFIGS)                                     # in 
 ON_CLIP = ("prior", "ar_prior", "sketch", "decoder")                       # these learn from the embeddings of the run's CLIP
 SHARED = ("clip_dim", "vocab_size", "context_length", "eot_id")            # by all models that read captions
 FOLLOWS = {f"{stage}.{key}": f"clip.{key}" for stage in ("prior", "ar_prior", "decoder") for key in SHARED}
-FOLLOWS |= {"sketch.clip_dim": "clip.clip_dim", "sketch.image_size": "decoder.image_size", "sketch.whiten_z": "decoder.whiten_z"}
+FOLLOWS |= {"sketch.clip_dim": "clip.clip_dim", "sketch.image_size": "decoder.image_size"}
 FOLLOWS |= {"decoder.sketch_width": "sketch.width", "decoder.sketch_layers": "sketch.layers"}
 FOLLOWS |= {"upsampler1.low_size": "decoder.image_size", "upsampler2.low_size": "upsampler1.high_size"}
 LEARNED = ("clip.vocab_size", "clip.eot_id")                               # what the tokenizer turned out to be
@@ -208,7 +208,8 @@ def override(config, arguments):
 def differences(config):
     """What a config has changed of its preset, as one would type it: ["--decoder.lr=0.0003", ...]."""
     base = preset(config.preset)
-    keys = [key for key in kinds(config) if FOLLOWS.get(key, key) not in LEARNED and key not in FOLLOWS]
+    keys = [key for key in kinds(config) if FOLLOWS.get(key, key) not in LEARNED and key not in FOLLOWS
+            and (config.decoder.model.sketch or not key.startswith("sketch."))]
     return [f"--{key}={as_text(get(config, key))}" for key in keys if get(config, key) != get(base, key)]
 
 
@@ -244,8 +245,7 @@ def from_dict(saved):
         return cls(**values)
     try:
         if "sketch" not in saved:                                          # runs from before there were any
-            known = {key: saved["decoder"]["model"][key] for key in ("clip_dim", "image_size", "whiten_z")}
-            saved = saved | {"sketch": asdict(no_sketch(**known))}
+            saved = saved | {"sketch": asdict(no_sketch(saved["clip"]["model"]["clip_dim"], saved["decoder"]["model"]["image_size"]))}
         parts = {name: Stage(build(cls, saved[name]["model"]), build(TrainConfig, saved[name]["train"]))
                   for name, cls in MODEL_CONFIGS.items()}
         return Config(saved["preset"], build(DataConfig, saved["data"]), build(TokenizerConfig, saved["tokenizer"]), **parts)
@@ -258,9 +258,12 @@ def from_dict(saved):
 # mini: all presets but `paper` spoil what the second upsampler is given by the light BSR, as latent diffusion does: the full one's noise
 # and JPEG blocks hide the edges of a picture, and to guess them again takes more steps and a wider network than these presets have.
 
-def no_sketch(clip_dim, image_size, whiten_z=False):
-    """The stage that a preset without a sketch has in its place, and does not train."""
-    return Stage(SketchConfig(clip_dim=clip_dim, image_size=image_size, whiten_z=whiten_z), TrainConfig())
+SKETCH = TrainConfig(steps=10000, batch_size=128, lr=2e-3, ema=0.99, log_every=100)
+
+
+def no_sketch(clip_dim, image_size):
+    """The stage of a preset whose decoder is shown no sketch: not trained, unless --decoder.sketch=true asks for it."""
+    return Stage(SketchConfig(clip_dim, image_size), SKETCH)
 
 
 def micro():
@@ -275,7 +278,7 @@ def micro():
         Stage(PriorConfig(width=32, layers=2, heads=2, sampling_steps=8, whiten_z=True, **text), TrainConfig(**fast)),
         Stage(ARPriorConfig(width=32, layers=2, heads=2, text_width=32, text_layers=1, text_heads=2, buckets=64, whiten_z=True, **text),
               TrainConfig(**fast)),
-        Stage(SketchConfig(clip_dim=32, image_size=16, width=32, layers=2, whiten_z=True), TrainConfig(**fast)),
+        Stage(SketchConfig(clip_dim=32, image_size=16, width=32, layers=2), TrainConfig(**fast)),
         Stage(DecoderConfig(image_size=16, attn_resolutions=(8,), head_dim=16, text_width=32, text_layers=1, text_heads=2, sketch=True,
                             sketch_width=32, sketch_layers=2, sampling_steps=8, whiten_z=True, **small, **text), TrainConfig(**fast)),
         Stage(UpsamplerConfig(low_size=16, high_size=32, sampling_steps=4, **small), TrainConfig(**fast)),
@@ -306,8 +309,7 @@ def tiny():
         Stage(ARPriorConfig(width=128, layers=4, heads=4, text_width=128, text_layers=1, text_heads=4, pca_error=0.0003, temperature=0.3,
                             whiten_z=True, **text),
               TrainConfig(steps=500, batch_size=64, lr=2e-3, beta2=0.96, eps=1e-6, weight_decay=4e-2, ema=0.99, warmup=50)),
-        Stage(SketchConfig(clip_dim=128, image_size=32, width=512, layers=4, whiten_z=True),
-              TrainConfig(steps=10000, batch_size=128, lr=2e-3, ema=0.99, warmup=100, log_every=100)),
+        Stage(SketchConfig(clip_dim=128, image_size=32), SKETCH),
         Stage(DecoderConfig(image_size=32, patch_size=2, model_channels=64, channel_mult=(1,), attn_resolutions=(), head_dim=32,
                             emb_channels=256, position_embedding=True, sketch=True, text_width=128, text_layers=3, text_heads=4, vlb_weight=1e-5,
                             weighting="snr_plus_1", sampler="ddim", eta=1.0, sampling_steps=50, guidance=2.0, whiten_z=True,
@@ -426,9 +428,9 @@ NOT_KARLOS = "; Karlo has none, this is ours"
 
 def counts(config):
     """{stage: number of parameters}, without the memory that they would take."""
-    from .pipeline import MODELS
+    from .pipeline import MODELS, parameters
     with torch.device("meta"):
-        return {stage: sum(p.numel() for p in MODELS[stage][0](getattr(config, stage).model).parameters()) for stage in stages(config)[1:]}
+        return {stage: parameters(MODELS[stage][0](getattr(config, stage).model)) for stage in stages(config)[1:]}
 
 
 def main():

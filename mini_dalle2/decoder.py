@@ -4,8 +4,8 @@
 
 It is GLIDE's U-Net and text transformer, with two additions of the unCLIP paper (§2.1): z_img is projected and added to the timestep
 embedding, and projected into four extra context tokens. In training z_img is zeroed 10 % of the time and the caption dropped 50 %, so
-that the same network also knows what an unconditional picture is, and classifier-free guidance can move away from that. Small presets
-also show it a sketch beside x_t (sketch.py), which the paper's does without.
+that the same network also knows what an unconditional picture is, and classifier-free guidance can move away from that. In `tiny` and
+`micro` it is also shown a sketch beside x_t (sketch.py), which the paper's does without.
 
 The decoder sees CLIP only as the tensor z_img: always the *true* embedding of the training picture, never a sample of the prior.
 Shapes: B batch, S image side, L context length, W text width, D = clip_dim, E the U-Net's width of emb.
@@ -54,8 +54,8 @@ class DecoderConfig:
     text_heads: int = 4
     whiten_z: bool = False              # mini: see whitening.py
     sketch: bool = False                # mini: see sketch.py
-    sketch_width: int = 512
-    sketch_layers: int = 4
+    sketch_width: int = SketchConfig.width
+    sketch_layers: int = SketchConfig.layers
     z_drop: float = 0.1                 # §2.1
     caption_drop: float = 0.5           # §2.1
     schedule: str = "cosine"
@@ -90,8 +90,8 @@ class DecoderConfig:
     def unet(self):
         """The configuration of the U-Net in it: x_t goes in, and the sketch; two times three channels come out, prediction and variance."""
         return UNetConfig(
-            image_size=self.image_size, in_channels=6 if self.sketch else 3, out_channels=6, model_channels=self.model_channels, channel_mult=self.channel_mult,
-            num_res_blocks=self.num_res_blocks, attn_resolutions=self.attn_resolutions, head_dim=self.head_dim,
+            image_size=self.image_size, in_channels=6 if self.sketch else 3, out_channels=6, model_channels=self.model_channels,
+            channel_mult=self.channel_mult, num_res_blocks=self.num_res_blocks, attn_resolutions=self.attn_resolutions, head_dim=self.head_dim,
             context_dim=self.text_width, dropout=self.dropout, norm_groups=self.norm_groups, patch_size=self.patch_size,
             position_embedding=self.position_embedding, emb_channels=self.emb_channels)
 
@@ -134,7 +134,7 @@ class Decoder(nn.Module):
         self.z_to_tokens = nn.Linear(cfg.clip_dim, self.Z_TOKENS * cfg.text_width)
         self.sketch = None
         if cfg.sketch:                                                     # trained before, by a stage of its own
-            self.sketch = Sketch(SketchConfig(cfg.clip_dim, cfg.image_size, cfg.sketch_width, cfg.sketch_layers, cfg.whiten_z))
+            self.sketch = Sketch(SketchConfig(cfg.clip_dim, cfg.image_size, cfg.sketch_width, cfg.sketch_layers))
             self.sketch.requires_grad_(False)
 
     def measure(self, z_img, z_txt):
@@ -167,15 +167,16 @@ class Decoder(nn.Module):
             states, z_txt, mask = self.caption(tokens, keep_text)
             states, emb, mask = self.ln_final(states), self.text_to_emb(z_txt), F.pad(mask, (self.Z_TOKENS, 0), value=True)
         z_tokens = self.z_to_tokens(z).unflatten(-1, (self.Z_TOKENS, -1))  # (B, 4, W)
-        return Condition(self.z_to_emb(z) + emb, torch.cat([z_tokens, states], dim=1), mask, self.draw_sketch(z_img, keep_z, B, device))
+        context = torch.cat([z_tokens, states], dim=1)                     # (B, 4 + L, W)
+        return Condition(self.z_to_emb(z) + emb, context, mask, self.sketch_shown(z_img, keep_z, B, device))
 
-    def draw_sketch(self, z_img, keep_z, B, device):
-        """(B, 3, S, S) of z_img (B, D), grey where that is dropped; None without sketches."""
+    def sketch_shown(self, z_img, keep_z, B, device):
+        """(B, 3, S, S) of z_img (B, D), nothing but zeros where that is dropped; None for a decoder that is shown none."""
         if self.sketch is None:
             return None
-        S = self.cfg.image_size
+        # mini: a dropped sketch is middle grey, which no picture is and no mean of pictures: it cannot be taken for one.
         if z_img is None:
-            return torch.zeros(B, 3, S, S, device=device)
+            return torch.zeros(B, 3, self.cfg.image_size, self.cfg.image_size, device=device)
         sketch = self.sketch(z_img).float()
         return sketch if keep_z is None else sketch * keep_z[:, None, None, None]
 

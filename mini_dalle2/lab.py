@@ -9,7 +9,7 @@ is there.
 
 Two models are trained for the lab, by the code of the stages themselves, and kept in RUN/evaluate. Both go on where they were interrupted.
 judge.pt is a CLIP of another seed and width than the run's: what the run's own CLIP likes the prior has learned to please, so it may not be
-the judge. glide.pt is the decoder once more, as large and trained for as many steps, but never shown z_img: the paper's baseline, GLIDE.
+the judge. glide.pt is the decoder once more, as large and trained for as many steps, but shown neither z_img nor its sketch: the paper's baseline, GLIDE.
 
 Shapes: N pictures, S side, D = clip_dim; pictures lie in tables, uint8 (N, 3, S, S).
 References: unCLIP (2204.06125) §5; GLIDE (2112.10741). Read next: experiments.py.
@@ -313,6 +313,7 @@ class Lab:
             job = copy.copy(self.job)                                      # the same pictures, tokens and embeddings
             job.config, job.run = config, work
             job.tokenizer, job.frozen_clip, job.embeddings = self.job.tokenizer, self.job.frozen_clip, self.job.embeddings
+            job.finished = self.job.finished                               # its sketch
             TRAIN[stage](job)
             save_checkpoint(load_checkpoint(work / f"{stage}.pt") | {"made_from": wanted}, path)
         shutil.rmtree(work, ignore_errors=True)
@@ -327,7 +328,8 @@ class Lab:
         """
         config = configs.to_dict(configs.changed(self.job.config, values))
         clip = self.weights[0] if stage in configs.ON_CLIP else None
-        return digest(config["data"], config[stage], self.data, clip, code(*BESIDES, "lab"))
+        shown = signature(self.model.decoder.sketch.state_dict()) if stage == "decoder" and config[stage]["model"]["sketch"] else None
+        return digest(config["data"], config[stage], self.data, clip, shown, code(*BESIDES, "lab"))
 
     def trained(self, name, stage, values):
         """The signature of a model that `beside` need not train any more, or None."""

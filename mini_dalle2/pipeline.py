@@ -66,6 +66,11 @@ def load_model(path, stage=None):
     return model.eval().requires_grad_(False), checkpoint
 
 
+def parameters(model):
+    """How many numbers a model has learned; a decoder's sketch, which is a stage of its own, is not counted again."""
+    return sum(p.numel() for name, p in model.named_parameters() if not name.startswith("sketch."))
+
+
 def shorten(model, dtype):
     """Keeps the matrices of a model in a shorter floating point type, which autocast then multiplies in; None: as they are. Returns it."""
     for module in model.modules() if dtype is not None else ():

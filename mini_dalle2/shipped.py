@@ -16,7 +16,7 @@ from pathlib import Path
 from . import configs
 from .configs import Parser, sentence
 from .metrics import ASPECTS
-from .pipeline import MODELS, OPTIONAL, WEIGHTS, load_model
+from .pipeline import MODELS, OPTIONAL, WEIGHTS, load_model, parameters
 from .stages import read_json, signature
 from .training import atomic_open, save_checkpoint
 
@@ -66,8 +66,7 @@ def ship(run, out, commit):
         small[stage] = checkpoint | {"ema": half(checkpoint["ema"], dict(model.named_parameters()))}
         if "clip_signature" in checkpoint and checkpoint["clip_signature"]:        # that of CLIP as it now is
             small[stage]["clip_signature"] = signature(small["clip"]["ema"])
-        count = sum(p.numel() for p in model.parameters())
-        lines.append(f"| {stage} | {count:,} | {checkpoint['steps']:,} | {checkpoint['seconds'] / 60:.1f} |")
+        lines.append(f"| {stage} | {parameters(model):,} | {checkpoint['steps']:,} | {checkpoint['seconds'] / 60:.1f} |")
     config = configs.from_dict(read_json(run / "config.json"))
     command = on_lines(["python", "train.py", "--preset", config.preset, *configs.differences(config), "--out", str(run)])
     grades = read_json(run / "grade.json") if (run / "grade.json").is_file() else {}

@@ -1,9 +1,10 @@
 """The stages of training: which pictures, embeddings and captions each model learns from, and what is shown of it afterwards.
 
-    tokenizer → CLIP → (frozen embeddings of all pictures) → prior, ar_prior, [sketch,] decoder → upsampler1, upsampler2      (unCLIP §2, Fig. 2)
+    tokenizer → CLIP → (frozen embeddings of all pictures) → prior, ar_prior, [sketch,] decoder → upsampler1, upsampler2   (unCLIP §2, Fig. 2)
 
 Each stage sees of the others only what the paper lets it see: the priors (z_img, z_txt, caption), the decoder (picture, its true z_img,
-caption; in small presets a sketch made from that z_img), the upsamplers crops of large pictures and nothing else. Each leaves a checkpoint, a loss curve and a picture in the run folder.
+caption; in some presets a sketch made of that z_img), the upsamplers crops of large pictures and nothing else. Each leaves a checkpoint, a
+loss curve and a picture in the run folder.
 `TRAIN` and `SHOW` have one function per stage; a `Job` holds what they hand to each other; train.py at the top level calls them.
 
 Shapes: N training pictures, B of them in a batch, S side, L context length, D = clip_dim.
@@ -52,29 +53,26 @@ class Job:
         except ValueError as error:
             raise ValueError(f"{path} is damaged: {error}") from None
 
+    def finished(self, stage):
+        """(model, checkpoint) of an earlier stage that is to be built upon. Raises FileNotFoundError, ValueError."""
+        path = self.run / f"{stage}.pt"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: run `python train.py --stage {stage} --out {self.run}` first")
+        model, checkpoint = load_model(path, stage)
+        if checkpoint["step"] < checkpoint["steps"]:
+            raise ValueError(f"{path} has {checkpoint['step']} of {checkpoint['steps']} steps: finish it with --stage {stage} --resume")
+        return model, checkpoint
+
     def frozen_clip(self):
         """(the run's finished CLIP, frozen; a signature of its weights). Raises FileNotFoundError, ValueError."""
         if self.clip is None:
-            path = self.run / "clip.pt"
-            if not path.is_file():
-                raise FileNotFoundError(f"{path} is missing: run `python train.py --stage clip --out {self.run}` first")
-            model, checkpoint = load_model(path, "clip")
-            if checkpoint["step"] < checkpoint["steps"]:
-                raise ValueError(f"{path} has {checkpoint['step']} of {checkpoint['steps']} steps: finish it with --stage clip --resume")
+            model, checkpoint = self.finished("clip")
             self.clip = model.to(self.device), signature(checkpoint["ema"])
         return self.clip
 
     def frozen_sketch(self):
         """The run's finished sketch, which the decoder is to be shown, or None when it is shown none. Raises FileNotFoundError, ValueError."""
-        if not self.config.decoder.model.sketch:
-            return None
-        path = self.run / "sketch.pt"
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing: run `python train.py --stage sketch --out {self.run}` first")
-        model, checkpoint = load_model(path, "sketch")
-        if checkpoint["step"] < checkpoint["steps"]:
-            raise ValueError(f"{path} has {checkpoint['step']} of {checkpoint['steps']} steps: finish it with --stage sketch --resume")
-        return model
+        return self.finished("sketch")[0] if self.config.decoder.model.sketch else None
 
     def tokens(self, captions):
         """Captions -> tokens (N, L) on the device; says so when some had to be cut off."""
@@ -114,10 +112,11 @@ class Job:
     # ------------------------------------------------------------------ training one of them
 
     def needs(self, stage):
-        """Bytes that training a stage takes at the least: (its weights five times over, its table of pictures)."""
+        """Bytes that training a stage takes at the least: (what it trains of its weights five times over, its table of pictures)."""
         cfg, data = getattr(self.config, stage).model, self.config.data
         with torch.device("meta"):                                         # shapes without memory
-            numbers = sum(p.numel() for p in MODELS[stage][0](cfg).parameters())
+            model = MODELS[stage][0](cfg)
+        numbers = sum(p.numel() for p in model.parameters() if p.requires_grad)
         if stage.startswith("upsampler"):
             images, side = getattr(data, f"{stage}_images"), cfg.high_size
         else:
@@ -318,7 +317,7 @@ def show_prior(job, prior, stage):
 
 def train_sketch(job):
     """From the true embedding of a picture to the average of the pictures that have it."""
-    _, z_img, z_txt = job.embeddings()
+    _, z_img, _ = job.embeddings()
     pictures, captions = job.table("train", job.config.sketch.model.image_size)
     indices = job.batches("sketch", len(captions))
 
@@ -326,7 +325,7 @@ def train_sketch(job):
         i = rows_of(indices(step), generator)
         return to_float(pictures[i.to(pictures.device)].to(job.device)), z_img[i.to(job.device)]
 
-    return job.train("sketch", indices, draw, lambda model, batch, generator: model.loss(*batch), lambda model: model.measure(z_img, z_txt))
+    return job.train("sketch", indices, draw, lambda model, batch, generator: model.loss(*batch), lambda model: model.measure(z_img))
 
 
 def true_pictures(job):
@@ -336,8 +335,16 @@ def true_pictures(job):
     return job.embed(seen, captions)[0], to_float(true), captions
 
 
+@torch.no_grad()
 def show_sketch(job, sketch):
-    """True pictures, and what of them is in their embeddings."""
+    """True pictures, and what of them is in their embeddings; its error on pictures it learned from and on others, beside that of their mean."""
+    error = {}
+    for split in ("train", "val"):
+        seen, captions = (part[:500] for part in job.table(split, job.config.clip.model.image_size))
+        true = to_float(job.table(split, job.config.sketch.model.image_size)[0][:500].to(job.device))
+        error[split] = sketch.loss(true, job.embed(seen, captions)[0]).item()
+    mean = (true - true.mean(0)).square().mean().item()
+    print(f"sketch: squared error {error['train']:.4f} of pictures it has seen, {error['val']:.4f} of others (their mean has {mean:.4f})")
     z_img, true, captions = true_pictures(job)
     report.drawings(job.run, "sketch", true, sketch(z_img).clamp(-1, 1), captions)
 

@@ -13,10 +13,11 @@ from mini_dalle2.decoder import Decoder
 from mini_dalle2.diffusion import OBJECTIVES, WEIGHTINGS, GaussianDiffusion
 from mini_dalle2.ar_prior import ARPrior
 from mini_dalle2.prior import DiffusionPrior
+from mini_dalle2.sketch import Sketch
 from mini_dalle2.training import TrainConfig
 from mini_dalle2.upsampler import Upsampler
 
-CLASSES = {"clip": CLIP, "prior": DiffusionPrior, "ar_prior": ARPrior, "decoder": Decoder, "upsampler1": Upsampler, "upsampler2": Upsampler}
+CLASSES = {"clip": CLIP, "prior": DiffusionPrior, "ar_prior": ARPrior, "sketch": Sketch, "decoder": Decoder, "upsampler1": Upsampler, "upsampler2": Upsampler}
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +203,8 @@ def test_followers_move_along(tiny):
     assert (c.prior.model.clip_dim, c.decoder.model.clip_dim) == (96, 96)
     assert (c.prior.model.context_length, c.decoder.model.context_length) == (24, 24)
     assert (c.upsampler1.model.low_size, c.upsampler2.model.low_size) == (16, 64)
+    c = override(c, ["--sketch.width=48", "--sketch.layers=3"])
+    assert (c.sketch.model.clip_dim, c.sketch.model.image_size, c.decoder.model.sketch_width, c.decoder.model.sketch_layers) == (96, 16, 48, 3)
     # Two numbers that only fit together: 96 is no multiple of the old 32 · 4, nor 128 of 24.
     c = override(tiny, ["--decoder.image_size=24", "--upsampler1.high_size=96", "--upsampler2.high_size=384"])
     assert (c.upsampler1.model.factor, c.upsampler2.model.factor) == (4, 4)

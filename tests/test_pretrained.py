@@ -50,6 +50,7 @@ def small_karlo():
                                                 text_width=64, text_layers=2, text_heads=1, **shared)),
         prior=replace(config.prior, model=replace(config.prior.model, width=128, layers=2, heads=2, frozen_text=64, sampling_steps=5, **shared)),
         ar_prior=replace(config.ar_prior, model=replace(config.ar_prior.model, **shared)),
+        sketch=replace(config.sketch, model=replace(config.sketch.model, image_size=16, clip_dim=D)),
         decoder=replace(config.decoder, model=replace(config.decoder.model, image_size=16, attn_resolutions=(8,), head_dim=16, text_width=48,
                                                       frozen_text=64, sampling_steps=4, dropout=0.0, **unet, **shared)),
         upsampler1=replace(config.upsampler1, model=replace(config.upsampler1.model, low_size=16, high_size=64, sampling_steps=3, **unet)),

@@ -38,8 +38,8 @@ def test_it_learns_the_average_of_the_pictures_with_the_same_embedding():
     torch.manual_seed(0)
     pictures, z_img, _ = batch(4)
     answers = (pictures + 0.5 * torch.randn(3, *pictures.shape)).clamp(-1, 1)              # (3, 4, 3, 8, 8)
-    sketch = Sketch(SketchConfig(clip_dim=D, image_size=8, width=64, layers=2, whiten_z=True))
-    sketch.measure(batch(200, seed=2)[1], None)
+    sketch = Sketch(SketchConfig(clip_dim=D, image_size=8, width=64, layers=2))
+    sketch.measure(batch(200, seed=2)[1])
     adam = torch.optim.Adam(sketch.parameters(), lr=3e-3)
     for _ in range(600):
         adam.zero_grad()
@@ -117,10 +117,41 @@ def test_what_stands_in_for_it(run, tmp_path, capsys):
 
 
 def test_runs_from_before_there_were_sketches_are_read():
-    config = configs.override(configs.preset("tiny"), ["--decoder.sketch=false", "--sketch.steps=1000", "--sketch.batch_size=64"])
+    config = configs.override(configs.preset("tiny"), ["--decoder.sketch=false"])
     saved = configs.to_dict(config)
     del saved["sketch"]
     for name in ("sketch", "sketch_width", "sketch_layers"):
         del saved["decoder"]["model"][name]
     old = configs.from_dict(saved)
-    assert old.decoder == config.decoder and old.sketch.model == config.sketch.model and configs.stages(old) == configs.stages(config)
+    assert old == config and configs.differences(old) == ["--decoder.sketch=False"] and "sketch" not in configs.stages(old)
+
+
+def test_decoders_from_before_there_were_sketches_are_read(run, tmp_path):
+    """Their checkpoints do not name the settings of sketches."""
+    config = asdict(configs.override(configs.preset("micro"), ["--decoder.sketch=false"]).decoder.model)
+    model = Decoder(DecoderConfig(**config))
+    for name in ("sketch", "sketch_width", "sketch_layers"):
+        del config[name]
+    torch.save(load_checkpoint(run / "decoder.pt") | {"model_config": config, "ema": model.state_dict()}, tmp_path / "decoder.pt")
+    assert load_model(tmp_path / "decoder.pt", "decoder")[0].sketch is None
+
+
+def test_another_sketch_than_the_decoders_is_noticed(run, tmp_path, capsys):
+    folder = copy_of(run, tmp_path / "other", ["sketch.pt", "sketch.resume.pt"])
+    checkpoint = load_checkpoint(run / "sketch.pt")
+    checkpoint["ema"]["layers.0.bias"] += 1
+    torch.save(checkpoint, folder / "sketch.pt")
+    code, _, error = call(capsys, "--out", folder, "--resume")
+    assert code == 2 and "was shown another sketch than" in error
+
+
+def test_from_takes_it_out_of_a_decoder(run, tmp_path, capsys):
+    """Whatever the steps of either: an origin without a sketch.pt has it in its decoder, finished, even where that one is not."""
+    origin = copy_of(run, tmp_path / "origin", ["sketch.pt", "decoder.pt"])
+    torch.save(load_checkpoint(run / "decoder.pt") | {"step": 1}, origin / "decoder.pt")
+    one = ["--decoder.steps=1", "--sketch.steps=7"]
+    assert call(capsys, "--from", origin, "--out", tmp_path / "new", "--stage=decoder", "--device=cpu", *one)[0] == 0
+    taken = load_checkpoint(tmp_path / "new" / "sketch.pt")
+    assert (taken["step"], taken["steps"]) == (7, 7)
+    assert all(torch.equal(value, taken["ema"][name]) for name, value in load_checkpoint(run / "sketch.pt")["ema"].items())
+    assert call(capsys, "--out", tmp_path / "new", "--resume", "--stage=decoder")[0] == 0

@@ -1,6 +1,6 @@
 """Kills a training at random moments, lets it go on, and compares its weights with those of a run that nobody disturbed, bit for bit.
 
-    python tests/benchmarks/kills.py [--kills 20] [--seed 0] [--stages clip prior ar_prior decoder upsampler1 upsampler2]
+    python tests/benchmarks/kills.py [--kills 20] [--seed 0] [--stages clip prior ar_prior sketch decoder upsampler1 upsampler2]
 
 SIGKILL leaves a process no chance to tidy up. Half of the kills come at a random time, from outside; the other half in the middle of
 writing one of the stage's files: half of it written, all of it but not yet renamed, or just renamed while the next file is still the old

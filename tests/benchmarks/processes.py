@@ -21,9 +21,14 @@ from mini_dalle2 import configs                                            # noq
 from mini_dalle2.training import read_metrics                              # noqa: E402
 
 
+def stages_of(run):
+    """What there is to train in a run."""
+    return configs.stages(configs.from_dict(json.loads((run / "config.json").read_text())))
+
+
 def seconds_a_step(run, stage, steps, processes):
     """Trains a stage for some steps on what the run's earlier stages made: seconds of one step."""
-    window, stages = max(1, steps // 4), list(configs.STAGES)
+    window, stages = max(1, steps // 4), stages_of(run)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "run"
         folder.mkdir()
@@ -44,11 +49,11 @@ def main():
     parser.add_argument("--run", type=Path, default=Path("runs/tiny"))
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--stages", nargs="+", choices=list(configs.MODEL_CONFIGS), default=list(configs.MODEL_CONFIGS))
+    parser.add_argument("--stages", nargs="+", choices=list(configs.MODEL_CONFIGS))
     args = parser.parse_args()
     results = {}
     print(f"{'stage':<12}{'one, s/step':>14}{'two, s/step':>14}{'times faster':>14}")
-    for stage in args.stages:
+    for stage in args.stages or stages_of(args.run)[1:]:
         taken = {1: [], 2: []}
         for _ in range(args.rounds):
             for processes in taken:

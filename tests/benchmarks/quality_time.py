@@ -125,12 +125,14 @@ def parse(argv):
 
 def work(args):
     """Trains and grades by turns."""
-    for stage in ("tokenizer", "clip"):
+    config = configs.override(configs.preset(args.preset), args.settings)
+    needed = ["tokenizer", "clip", *(["sketch"] if config.decoder.model.sketch else [])]
+    for stage in needed:
         step, steps, _ = spent(args.out, stage)
         done = (args.out / "tokenizer.json").is_file() if stage == "tokenizer" else step == steps
         if not done:
             train_until(args, stage)
-    file, before = args.out / "quality_time.json", spent(args.out, "clip")[2]
+    file, before = args.out / "quality_time.json", sum(spent(args.out, stage)[2] for stage in needed[1:])
     graded = read_json(file)["graded"] if file.is_file() else []
     print(f"{'minutes':>8}{'of decoder':>12}{'steps':>8}" + "".join(f"{aspect:>10}" for aspect in ASPECTS))
     for g in graded:
