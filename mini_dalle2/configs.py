@@ -247,7 +247,7 @@ def from_dict(saved):
         if "sketch" not in saved:                                          # runs from before there were any
             saved = saved | {"sketch": asdict(no_sketch(saved["clip"]["model"]["clip_dim"], saved["decoder"]["model"]["image_size"]))}
         parts = {name: Stage(build(cls, saved[name]["model"]), build(TrainConfig, saved[name]["train"]))
-                  for name, cls in MODEL_CONFIGS.items()}
+                 for name, cls in MODEL_CONFIGS.items()}
         return Config(saved["preset"], build(DataConfig, saved["data"]), build(TokenizerConfig, saved["tokenizer"]), **parts)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"this is not the configuration of a run: {error}") from None

@@ -63,10 +63,12 @@ def ship(run, out, commit):
         model, checkpoint = load_model(run / f"{stage}.pt", stage)
         if checkpoint["step"] < checkpoint["steps"]:
             raise ValueError(f"{run}/{stage}.pt is not finished: {checkpoint['step']} of {checkpoint['steps']} steps")
+        lines.append(f"| {stage} | {parameters(model):,} | {checkpoint['steps']:,} | {checkpoint['seconds'] / 60:.1f} |")
+        if stage == "sketch":                                              # its weights lie in the decoder
+            continue
         small[stage] = checkpoint | {"ema": half(checkpoint["ema"], dict(model.named_parameters()))}
         if "clip_signature" in checkpoint and checkpoint["clip_signature"]:        # that of CLIP as it now is
             small[stage]["clip_signature"] = signature(small["clip"]["ema"])
-        lines.append(f"| {stage} | {parameters(model):,} | {checkpoint['steps']:,} | {checkpoint['seconds'] / 60:.1f} |")
     config = configs.from_dict(read_json(run / "config.json"))
     command = on_lines(["python", "train.py", "--preset", config.preset, *configs.differences(config), "--out", str(run)])
     grades = read_json(run / "grade.json") if (run / "grade.json").is_file() else {}
@@ -74,7 +76,6 @@ def ship(run, out, commit):
     table = [f"| {' | '.join(row)} |" for row in (["captions, from, size", *ASPECTS], ["---"] * (1 + len(ASPECTS)), *rows)]
     figures = "\n".join([f"Share of pictures that are right, by `python tests/benchmarks/grade_chain.py --run {run}`:\n", *table]) if rows else "Not graded."
     out.mkdir(parents=True, exist_ok=True)
-    small.pop("sketch", None)                                              # it lies in the decoder
     for stage, checkpoint in small.items():
         save_checkpoint(checkpoint, out / f"{stage}.pt")
     with atomic_open(out / "README.md") as file:

@@ -328,13 +328,6 @@ def train_sketch(job):
     return job.train("sketch", indices, draw, lambda model, batch, generator: model.loss(*batch), lambda model: model.measure(z_img))
 
 
-def true_pictures(job):
-    """Sixteen pictures the models have never seen, as the decoder should draw them: z_img (16, D), pictures (16, 3, S, S), captions."""
-    seen, captions = (part[:16] for part in job.table("val", job.config.clip.model.image_size))
-    true, _ = (part[:16] for part in job.table("val", job.config.decoder.model.image_size))
-    return job.embed(seen, captions)[0], to_float(true), captions
-
-
 @torch.no_grad()
 def show_sketch(job, sketch):
     """True pictures, and what of them is in their embeddings; its error on pictures it learned from and on others, beside that of their mean."""
@@ -342,11 +335,11 @@ def show_sketch(job, sketch):
     for split in ("train", "val"):
         seen, captions = (part[:500] for part in job.table(split, job.config.clip.model.image_size))
         true = to_float(job.table(split, job.config.sketch.model.image_size)[0][:500].to(job.device))
-        error[split] = sketch.loss(true, job.embed(seen, captions)[0]).item()
+        z_img = job.embed(seen, captions)[0]
+        error[split] = sketch.loss(true, z_img).item()
     mean = (true - true.mean(0)).square().mean().item()
     print(f"sketch: squared error {error['train']:.4f} of pictures it has seen, {error['val']:.4f} of others (their mean has {mean:.4f})")
-    z_img, true, captions = true_pictures(job)
-    report.drawings(job.run, "sketch", true, sketch(z_img).clamp(-1, 1), captions)
+    report.drawings(job.run, "sketch", true[:16], sketch(z_img[:16]).clamp(-1, 1), captions[:16])
 
 
 def train_decoder(job):
@@ -370,9 +363,10 @@ def train_decoder(job):
 
 def show_decoder(job, decoder):
     """True pictures, and what it draws from their embeddings and captions."""
-    z_img, true, captions = true_pictures(job)
-    drawn = decoder.sample(z_img, job.tokens(captions), generator=torch.Generator().manual_seed(0), progress=True)
-    report.drawings(job.run, "decoder", true, drawn, captions)
+    seen, captions = (part[:16] for part in job.table("val", job.config.clip.model.image_size))
+    true, _ = (part[:16] for part in job.table("val", job.config.decoder.model.image_size))
+    drawn = decoder.sample(job.embed(seen, captions)[0], job.tokens(captions), generator=torch.Generator().manual_seed(0), progress=True)
+    report.drawings(job.run, "decoder", to_float(true), drawn, captions)
 
 
 def train_upsampler(job, stage):

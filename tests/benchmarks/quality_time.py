@@ -102,7 +102,7 @@ def plot(path, graded, until):
 
 
 def parse(argv):
-    """Command line -> namespace, with train.py's settings as a list. Raises ValueError."""
+    """Command line -> namespace, with train.py's settings as a list, and the configuration they make. Raises ValueError."""
     parser = Parser(prog="quality_time.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--out", type=Path, default=Path("runs/quality"))
     parser.add_argument("--preset", choices=["micro", "tiny", "small"], default="tiny")
@@ -113,7 +113,7 @@ def parse(argv):
     args, args.settings = parser.parse_known_args(argv)
     if not args.every > 0 or not 0 < args.until <= 100 or args.n < 1:
         raise ValueError("--every must be above 0, --until above 0 and at most 100, and --n at least 1")
-    config = configs.override(configs.preset(args.preset), args.settings)
+    args.config = config = configs.override(configs.preset(args.preset), args.settings)
     if config.data.source != "shapes":
         raise ValueError("only captioned shapes can be graded: leave out --data.source")
     if config.decoder.model.image_size < 24:
@@ -125,8 +125,7 @@ def parse(argv):
 
 def work(args):
     """Trains and grades by turns."""
-    config = configs.override(configs.preset(args.preset), args.settings)
-    needed = ["tokenizer", "clip", *(["sketch"] if config.decoder.model.sketch else [])]
+    needed = ["tokenizer", "clip", *(["sketch"] if args.config.decoder.model.sketch else [])]
     for stage in needed:
         step, steps, _ = spent(args.out, stage)
         done = (args.out / "tokenizer.json").is_file() if stage == "tokenizer" else step == steps
