@@ -136,12 +136,30 @@ class DiffusionPrior(nn.Module):
             text = torch.where(keep[:, None], text, self.null_z_txt)
         return caption, text, mask
 
-    def forward(self, x_t, t, condition):
-        """Predicted (scaled) z_img (B, D) from the noised x_t (B, D), t (B,) and what `condition` returned."""
+    def forward(self, x_t, t, condition, cache=None):
+        """Predicted (scaled) z_img (B, D) from the noised x_t (B, D), t (B,) and what `condition` returned.
+
+        cache: what `read` made of that condition. Then only the places behind the text are computed: 3 of L + 4.
+        """
         caption, text, mask = condition
-        items = [text, self.time_embed(timestep_embedding(t, self.cfg.width)), self.z_img_proj(x_t), self.query.expand(len(x_t), -1)]
-        sequence = torch.cat([caption, torch.stack(items, dim=1) + self.position], dim=1)      # (B, L + 4, W)
-        return self.out_proj(self.ln_final(self.transformer(sequence, mask=mask))[:, -1]).float()      # guidance magnifies rounding
+        items = [self.time_embed(timestep_embedding(t, self.cfg.width)), self.z_img_proj(x_t), self.query.expand(len(x_t), -1)]
+        sequence = torch.stack(items, dim=1) + self.position[1:]           # (B, 3, W)
+        if cache is None:
+            sequence = torch.cat([self.text_places(caption, text), sequence], dim=1)           # (B, L + 4, W)
+        else:
+            cache = [list(layer) for layer in cache]                       # a copy: the next x_t has the same text before it, and no other x_t
+        return self.out_proj(self.ln_final(self.transformer(sequence, cache, mask))[:, -1]).float()    # guidance magnifies rounding
+
+    def text_places(self, caption, text):
+        """The first L + 1 places of the sequence, (B, L + 1, W)."""
+        return torch.cat([caption, (text + self.position[0])[:, None]], dim=1)
+
+    def read(self, condition):
+        """The keys and values of caption and z_txt in every layer. No step changes them: the mask is causal, and x_t and t come behind."""
+        caption, text, mask = condition
+        cache = self.transformer.new_cache()
+        self.transformer(self.text_places(caption, text), cache, None if mask is None else mask[:, :-3])
+        return cache
 
     def loss(self, z_img, z_txt, tokens, generator=None):
         """L_prior, a scalar (mean over coordinates): z_img, z_txt (B, D) of unit norm, tokens (B, L)."""
@@ -189,12 +207,13 @@ class DiffusionPrior(nn.Module):
             condition = self.condition(tokens, z_txt)
         else:                                                              # a second half without its text
             condition = self.condition(tokens.repeat(2, 1), z_txt.repeat(2, 1), torch.arange(2 * B, device=tokens.device) < B)
+        cache = self.read(condition)
 
         def denoise(x, t):
             if guidance == 1.0:
-                raw = self(x, t, condition)
+                raw = self(x, t, condition, cache)
             else:
-                raw = guide(*self(torch.cat([x, x]), torch.cat([t, t]), condition).chunk(2), guidance)
+                raw = guide(*self(torch.cat([x, x]), torch.cat([t, t]), condition, cache).chunk(2), guidance)
             # mini: the paper does not say whether the predicted x_0 is bounded. It is not: an embedding has no range as pixels have.
             return self.diffusion.interpret(raw, x, t, objective="x_start", clip=self.cfg.clip_x_start)
 

@@ -21,24 +21,32 @@ from torch.utils.checkpoint import checkpoint
 def attention_by_hand(q, k, v, causal=False, mask=None):
     """Attention as the formula says it: q, k, v (B, H, L, d) -> (B, H, L, d). The reference that the fused kernel is tested against.
 
-    mask (B, Lk) bool: False hides a place from all others. Each place must see one at least.
+    causal: where there are more keys than queries, the queries are the last places. mask (B, Lk) bool: False hides a place from all others.
+    Each place must see one at least.
     """
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])              # (B, H, Lq, Lk)
     if causal:
-        future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
-        scores = scores.masked_fill(future, float("-inf"))
+        scores = scores.masked_fill(~past(q, k), float("-inf"))
     if mask is not None:
         scores = scores.masked_fill(~mask[:, None, None], float("-inf"))
     return scores.softmax(dim=-1) @ v
 
 
+def past(q, k):
+    """Which places a causal query may see, (Lq, Lk) bool: the queries are the last Lq of Lk places."""
+    queries, keys = q.shape[-2], k.shape[-2]
+    return torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries)
+
+
 def attention(q, k, v, causal=False, mask=None):
     """The same function by torch's fused kernel, which is what runs: it never stores the (L, L) matrix."""
+    queries, keys = q.shape[-2], k.shape[-2]
+    causal = causal and queries > 1                                        # the last place may see all
     if mask is not None:
         mask = mask[:, None, None]                                         # (B, 1, 1, Lk)
-        if causal:                                                         # the kernel takes one or the other
-            mask = mask & torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal and mask is None)
+    if causal and (mask is not None or queries < keys):                    # the kernel takes one or the other, and counts queries from the first key
+        mask, causal = past(q, k) if mask is None else mask & past(q, k), False
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
 
 
 def run_block(block, recompute, *inputs):
@@ -102,19 +110,16 @@ class Attention(nn.Module):
         self.c_proj = nn.Linear(n_embd, n_embd)
 
     def forward(self, x, cache=None, mask=None):
-        """cache: the keys and values of all places before x; a list, empty at first, to which x's are added. Then x must be one place.
+        """cache: the keys and values of all places before x; a list, empty at first, to which x's are added.
 
-        mask (B, L) bool: False hides a place.
+        mask (B, L) bool: False hides a place; with a cache, one for each place in it as well.
         """
-        if cache and x.shape[1] != 1:
-            raise ValueError(f"{x.shape[1]} places at once behind a cache: nothing would keep them from seeing each other")
         q, k, v = (split_heads(part, self.head_dim) for part in self.c_attn(x).chunk(3, dim=-1))   # (B, H, L, d) each
-        causal = self.causal and not cache                                 # the last place may see all: there is nothing to mask
         if cache:
             k, v = (torch.cat([old, new], dim=2) for old, new in zip(cache, (k, v)))
         if cache is not None:
             cache[:] = k, v
-        return self.c_proj(merge_heads(attention(q, k, v, causal, mask)))
+        return self.c_proj(merge_heads(attention(q, k, v, self.causal, mask)))
 
 
 class MLP(nn.Module):
@@ -165,7 +170,7 @@ class Transformer(nn.Module):
                 nn.init.zeros_(linear.bias)
 
     def new_cache(self):
-        """An empty cache, for a causal transformer that is shown a sequence piece by piece: all at first, then one place at a time."""
+        """An empty cache, for a causal transformer that is shown a sequence piece by piece."""
         return [[] for _ in self.blocks]
 
     def forward(self, x, cache=None, mask=None):

@@ -80,6 +80,26 @@ def test_the_query_sees_all_and_nothing_sees_what_comes_later():
     assert states[0].shape == (L + 4, 32)
 
 
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+@pytest.mark.parametrize("frozen_text", [None, 24])
+@torch.no_grad()
+def test_the_text_is_read_once_for_all_steps(guidance, frozen_text):
+    """What a sampler calls is the network as training knows it, step after step, though only three places are computed in each."""
+    model, (x, z_txt, tokens), lengths = tiny(frozen_text=frozen_text), batch(3), []
+    if frozen_text is not None:                                            # a stand-in for CLIP; its captions are masked, not padded
+        states = torch.randn(30, frozen_text, generator=torch.Generator().manual_seed(2))
+        model.caption.encoder = lambda tokens: (states[tokens], F.normalize(states[tokens].sum(1)[:, :D], dim=1))
+    denoise = model.denoiser(tokens, z_txt, guidance)
+    model.transformer.register_forward_pre_hook(lambda module, args: lengths.append(args[0].shape[1]))
+    for t in (torch.full((3,), 900), torch.full((3,), 900), torch.full((3,), 20)):
+        found = denoise(x, t).x_start
+        assert lengths == [3]
+        told, untold = (predict(model, x, t, tokens, z_txt, torch.full((3,), kept)) for kept in (True, False))
+        torch.testing.assert_close(found, untold + guidance * (told - untold), atol=1e-5, rtol=1e-5)
+        assert lengths == [3, L + 4, L + 4]
+        lengths.clear()
+
+
 def test_tokens_behind_the_end_of_text_are_padding():
     model, (x, z_txt, tokens), t = tiny(), batch(2), torch.tensor([100, 800])
     noise = tokens.clone()
@@ -220,7 +240,7 @@ def test_one_batch_is_learned_by_heart():
 
 def perfect(prior, s, mean=0.0):
     """The prior's network replaced by the perfect prediction for embeddings whose scaled coordinates are N(mean, s²)."""
-    def forward(x_t, t, condition):
+    def forward(x_t, t, condition, cache=None):
         a = prior.diffusion.alphas_cumprod[t][:, None]
         return mean + a.sqrt() * s ** 2 / (a * s ** 2 + 1 - a) * (x_t - a.sqrt() * mean)
     prior.forward = forward

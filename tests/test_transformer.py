@@ -26,7 +26,7 @@ def attention_by_loops(q, k, v, causal):
     """One query at a time, one key at a time."""
     out = torch.zeros_like(q)
     for b, h, i in torch.cartesian_prod(*(torch.arange(n) for n in q.shape[:3])).tolist():
-        keys = range(i + 1) if causal else range(k.shape[2])
+        keys = range(i + 1 + k.shape[2] - q.shape[2]) if causal else range(k.shape[2])
         weights = [math.exp(float(q[b, h, i] @ k[b, h, j]) / math.sqrt(q.shape[-1])) for j in keys]
         out[b, h, i] = sum(w * v[b, h, j] for w, j in zip(weights, keys)) / sum(weights)
     return out
@@ -40,8 +40,10 @@ def test_fused_attention_is_the_formula(causal):
     torch.testing.assert_close(attention_by_hand(q, k, v, causal), expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(attention(q, k, v, causal), expected, atol=1e-5, rtol=1e-5)
     q, k, v = torch.randn(2, 3, 5, 8), torch.randn(2, 3, 9, 8), torch.randn(2, 3, 9, 8)                    # more keys than queries
-    torch.testing.assert_close(attention(q, k, v), attention_by_hand(q, k, v), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(attention_by_hand(q, k, v), attention_by_loops(q, k, v, False), atol=1e-5, rtol=1e-5)
+    expected = attention_by_loops(q, k, v, causal)                         # if causal, the queries are the last places
+    torch.testing.assert_close(attention_by_hand(q, k, v, causal), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(attention(q, k, v, causal), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(attention(q[:, :, -1:], k, v, causal), expected[:, :, -1:], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -167,11 +169,16 @@ def test_caption_of_another_length_is_an_error():
 
 
 @torch.no_grad()
-def test_a_cache_shows_a_sequence_piece_by_piece():
-    """First four places at once, then one at a time: the same states as for all eight together."""
+@pytest.mark.parametrize("pieces", [[4, 1, 1, 1, 1], [4, 3, 1], [5, 3]])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_cache_shows_a_sequence_piece_by_piece(pieces, masked):
+    """The same states as for all eight places together."""
     torch.manual_seed(0)
     transformer, x = Transformer(3, 16, 2, causal=True), torch.randn(2, 8, 16)
-    cache = transformer.new_cache()
-    parts = [transformer(x[:, :4], cache)] + [transformer(x[:, i:i + 1], cache) for i in range(4, 8)]
-    torch.testing.assert_close(torch.cat(parts, dim=1), transformer(x), atol=1e-5, rtol=1e-5)
+    mask = torch.tensor([[True] * 8, [True, True, False, False, True, False, True, True]]) if masked else None
+    cache, parts, done = transformer.new_cache(), [], 0
+    for n in pieces:
+        parts.append(transformer(x[:, done:done + n], cache, None if mask is None else mask[:, :done + n]))
+        done += n
+    torch.testing.assert_close(torch.cat(parts, dim=1), transformer(x, mask=mask), atol=1e-5, rtol=1e-5)
     assert cache[0][0].shape == (2, 2, 8, 8)                               # keys of all places: (B, H, L, d)
