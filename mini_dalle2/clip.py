@@ -77,7 +77,7 @@ class VisionTransformer(nn.Module):
         images = (images - self.mean) / self.std
         x = self.patch_embedding(images).flatten(2).transpose(1, 2)        # (B, N, W)
         x = torch.cat([self.class_embedding.expand(len(x), 1, -1), x], 1)  # (B, N + 1, W)
-        x = self.transformer(self.ln_pre(x + self.position_embedding))
+        x = self.transformer(self.ln_pre(x + self.position_embedding), place=0)
         return self.projection(self.ln_post(x[:, 0]))                      # (B, D)
 
 

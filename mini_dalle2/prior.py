@@ -148,7 +148,8 @@ class DiffusionPrior(nn.Module):
             sequence = torch.cat([self.text_places(caption, text), sequence], dim=1)           # (B, L + 4, W)
         else:
             cache = [list(layer) for layer in cache]                       # a copy: the next x_t has the same text before it, and no other x_t
-        return self.out_proj(self.ln_final(self.transformer(sequence, cache, mask))[:, -1]).float()    # guidance magnifies rounding
+        query = self.transformer(sequence, cache, mask, place=-1)[:, 0]    # (B, W)
+        return self.out_proj(self.ln_final(query)).float()                 # guidance magnifies rounding
 
     def text_places(self, caption, text):
         """The first L + 1 places of the sequence, (B, L + 1, W)."""
@@ -158,7 +159,7 @@ class DiffusionPrior(nn.Module):
         """The keys and values of caption and z_txt in every layer. No step changes them: the mask is causal, and x_t and t come behind."""
         caption, text, mask = condition
         cache = self.transformer.new_cache()
-        self.transformer(self.text_places(caption, text), cache, None if mask is None else mask[:, :-3])
+        self.transformer(self.text_places(caption, text), cache, None if mask is None else mask[:, :-3], place=-1)
         return cache
 
     def loss(self, z_img, z_txt, tokens, generator=None):

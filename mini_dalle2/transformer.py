@@ -109,16 +109,18 @@ class Attention(nn.Module):
         self.c_attn = nn.Linear(n_embd, 3 * n_embd)
         self.c_proj = nn.Linear(n_embd, n_embd)
 
-    def forward(self, x, cache=None, mask=None):
+    def forward(self, x, cache=None, mask=None, place=None):
         """cache: the keys and values of all places before x; a list, empty at first, to which x's are added.
 
-        mask (B, L) bool: False hides a place; with a cache, one for each place in it as well.
+        mask (B, L) bool: False hides a place; with a cache, one for each place in it as well. place: the only one whose output is wanted,
+        (B, 1, D); with `causal`, -1.
         """
         q, k, v = (split_heads(part, self.head_dim) for part in self.c_attn(x).chunk(3, dim=-1))   # (B, H, L, d) each
         if cache:
             k, v = (torch.cat([old, new], dim=2) for old, new in zip(cache, (k, v)))
         if cache is not None:
             cache[:] = k, v
+        q = q if place is None else q[:, :, [place]]
         return self.c_proj(merge_heads(attention(q, k, v, self.causal, mask)))
 
 
@@ -145,8 +147,8 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(n_embd)
         self.mlp = MLP(n_embd, activation)
 
-    def forward(self, x, cache=None, mask=None):
-        x = x + self.attn(self.ln_1(x), cache, mask)
+    def forward(self, x, cache=None, mask=None, place=None):
+        x = (x if place is None else x[:, [place]]) + self.attn(self.ln_1(x), cache, mask, place)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -173,9 +175,11 @@ class Transformer(nn.Module):
         """An empty cache, for a causal transformer that is shown a sequence piece by piece."""
         return [[] for _ in self.blocks]
 
-    def forward(self, x, cache=None, mask=None):
+    def forward(self, x, cache=None, mask=None, place=None):
+        """place: the only one whose output is wanted, (B, 1, D), if causal the last, -1. The last block then spares itself the others."""
         for i, block in enumerate(self.blocks):
-            x = run_block(block, self.recompute, x, None if cache is None else cache[i], mask)
+            last = block is self.blocks[-1]
+            x = run_block(block, self.recompute, x, None if cache is None else cache[i], mask, place if last else None)
         return x
 
 

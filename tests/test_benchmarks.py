@@ -47,7 +47,9 @@ def test_flops_of_a_training_step_grow_with_the_batch_alone():
 
 @pytest.mark.parametrize("subject, who", [("decoder", "diffusers"), ("prior", "diffusers"), ("upsampler", "diffusers"), ("clip", "transformers")])
 def test_peers_take_as_many_flops_as_ours(subject, who):
-    target = peers.flops_of_one(subject, "ours", MICRO, {})
+    target = peers.flops_of_one(subject, "ours", MICRO, {}, every_place=True)
+    spares = subject in ("prior", "clip")                                  # themselves the places of the last block that nobody reads
+    assert (peers.flops_of_one(subject, "ours", MICRO, {}) < target) == spares
     change, count = peers.equalised(subject, who, MICRO, target)
     assert change == {} and abs(count / target - 1) <= MICRO.tolerance
 

@@ -64,7 +64,7 @@ def test_forward_is_diffusers_prior_transformer():
 
 def test_the_query_sees_all_and_nothing_sees_what_comes_later():
     model, states = tiny(), []
-    model.ln_final.register_forward_hook(lambda module, args, out: states.append(args[0][0]))
+    model.transformer.register_forward_pre_hook(lambda module, args: states.append(module.blocks[1](module.blocks[0](args[0]))[0]))
     (x, z_txt, tokens), t = batch(1), torch.tensor([300])
     tokens[0, -1] = EOT                                                    # a caption that fills its six places
     tokens[0, 3:5] = torch.tensor([5, 6])

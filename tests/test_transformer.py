@@ -168,6 +168,21 @@ def test_caption_of_another_length_is_an_error():
         CaptionEmbedding(40, 6, 8, EOT)(caption(5, [6, EOT]))
 
 
+@pytest.mark.parametrize("causal, place", [(False, 0), (False, 3), (True, -1)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_place_asked_for_alone_is_what_it_is_among_all(causal, place, masked):
+    """Its state, and the gradient of a loss that looks at nothing else."""
+    torch.manual_seed(0)
+    transformer, x = Transformer(3, 16, 2, causal=causal), torch.randn(2, 6, 16, requires_grad=True)
+    mask = torch.tensor([[True] * 6, [True, False, True, False, True, True]]) if masked else None
+    all_places, alone = transformer(x, mask=mask)[:, [place]], transformer(x, mask=mask, place=place)
+    assert alone.shape == (2, 1, 16)
+    torch.testing.assert_close(alone, all_places, atol=1e-5, rtol=1e-5)
+    learned = [x, *transformer.parameters()]
+    for one, other in zip(torch.autograd.grad(alone.square().sum(), learned), torch.autograd.grad(all_places.square().sum(), learned)):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("pieces", [[4, 1, 1, 1, 1], [4, 3, 1], [5, 3]])
 @pytest.mark.parametrize("masked", [False, True])
