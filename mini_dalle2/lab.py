@@ -9,7 +9,7 @@ is there.
 
 Two models are trained for the lab, by the code of the stages themselves, and kept in RUN/evaluate. Both go on where they were interrupted.
 judge.pt is a CLIP of another seed and width than the run's: what the run's own CLIP likes the prior has learned to please, so it may not be
-the judge. glide.pt is the decoder once more, as large and trained for as many steps, but shown neither z_img nor its sketch: the paper's baseline, GLIDE.
+the judge. glide.pt is the decoder once more, as large and trained for as many steps, but shown neither z_img nor sketch: the paper's baseline, GLIDE.
 
 Shapes: N pictures, S side, D = clip_dim; pictures lie in tables, uint8 (N, 3, S, S).
 References: unCLIP (2204.06125) §5; GLIDE (2112.10741). Read next: experiments.py.

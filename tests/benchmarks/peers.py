@@ -8,9 +8,9 @@
 
 All in one process and by turns (ours, a peer, the next peer, ours, …), so that a machine's moods meet all alike; a ratio is the median of
 those of single rounds. A training step is loss, backward pass and the same AdamW on the same data, and has the same FLOPs for all, to within
-3 % (peer_models.py says how), but that our prior and CLIP do not compute, in their last block, the places that nobody reads. Ours runs as train.py runs it: channels last. The peers run as their users find them; with `--layout
-channels_last` they are given that too. Sampling is that of 16 captioned pictures in 50 steps, with guidance. Peak memory is that of a step in a
-process of its own. Nothing else may run meanwhile. The peer that is not in tests/requirements.txt:
+3 % (peer_models.py says how), but that our prior and CLIP do not compute, in their last block, the places that nobody reads. Ours runs as
+train.py runs it: channels last. The peers run as their users find them; with `--layout channels_last` they are given that too. Sampling is that
+of 16 captioned pictures in 50 steps, with guidance. Peak memory is that of a step in a process of its own. Nothing else may run meanwhile. The peer that is not in tests/requirements.txt:
 
     pip install --no-deps dalle2-pytorch==1.15.6
 """
@@ -34,7 +34,7 @@ from measuring import DTYPES, MatmulRate, alone, flops, in_turns, peak_bytes, ra
 from peer_models import BUILDERS, INSTALL, PEERS, SIZES, SUBJECTS, Data, changes, installed    # noqa: E402
 from mini_dalle2.configs import Parser, sentence                           # noqa: E402
 from mini_dalle2.training import TrainConfig, keep_memory, make_optimizer, pick_device         # noqa: E402
-from mini_dalle2.transformer import Transformer                           # noqa: E402
+from mini_dalle2.transformer import Transformer                            # noqa: E402
 
 # What we hold our decoder to: the most that ours / theirs may be, and the least share of the matmul rate.
 TARGETS = {("training", "dalle2-pytorch"): 0.65, ("training", "diffusers"): 0.9,

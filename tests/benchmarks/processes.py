@@ -18,12 +18,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 from mini_dalle2 import configs                                            # noqa: E402
+from mini_dalle2.stages import read_json                                   # noqa: E402
 from mini_dalle2.training import read_metrics                              # noqa: E402
 
 
 def stages_of(run):
     """What there is to train in a run."""
-    return configs.stages(configs.from_dict(json.loads((run / "config.json").read_text())))
+    return configs.stages(configs.from_dict(read_json(run / "config.json")))
 
 
 def seconds_a_step(run, stage, steps, processes):
