@@ -54,6 +54,7 @@ class DecoderConfig:
     text_heads: int = 4
     whiten_z: bool = False              # mini: see whitening.py
     sketch: bool = False                # mini: see sketch.py
+    sketch_noise: float = 0.0           # mini: see Decoder.loss
     sketch_width: int = SketchConfig.width
     sketch_layers: int = SketchConfig.layers
     z_drop: float = 0.1                 # §2.1
@@ -78,7 +79,7 @@ class DecoderConfig:
         check_captions(self)
         check_positive(self, "clip_dim", "text_width", "text_layers", "text_heads", "sketch_width", "sketch_layers")
         check_range(self, 0, 1, "z_drop", "caption_drop")
-        check_range(self, 0, math.inf, "vlb_weight", "eta", "guidance")
+        check_range(self, 0, math.inf, "vlb_weight", "eta", "guidance", "sketch_noise")
         check_above_zero(self, "z_scale")
         check_positive(self, "frozen_text")
         check_divisible(self, "text_width", "text_heads")
@@ -142,11 +143,11 @@ class Decoder(nn.Module):
         if self.cfg.whiten_z:
             self.whitening.fit(z_img)
 
-    def condition(self, z_img, tokens, keep_z=None, keep_text=None):
+    def condition(self, z_img, tokens, keep_z=None, keep_text=None, **noise):
         """The Condition, computed once per picture.
 
         z_img (B, D) as CLIP gives it, tokens (B, L); keep_z, keep_text (B,) bool, False drops that condition (None keeps all). One of z_img
-        and tokens may be None: dropped throughout.
+        and tokens may be None: dropped throughout. noise: of the sketch alone, see Sketch.forward.
         """
         given = z_img if z_img is not None else tokens
         B, device = len(given), given.device
@@ -168,16 +169,16 @@ class Decoder(nn.Module):
             states, emb, mask = self.ln_final(states), self.text_to_emb(z_txt), F.pad(mask, (self.Z_TOKENS, 0), value=True)
         z_tokens = self.z_to_tokens(z).unflatten(-1, (self.Z_TOKENS, -1))  # (B, 4, W)
         context = torch.cat([z_tokens, states], dim=1)                     # (B, 4 + L, W)
-        return Condition(self.z_to_emb(z) + emb, context, mask, self.sketch_shown(z_img, keep_z, B, device))
+        return Condition(self.z_to_emb(z) + emb, context, mask, self.sketch_shown(z_img, keep_z, B, device, **noise))
 
-    def sketch_shown(self, z_img, keep_z, B, device):
+    def sketch_shown(self, z_img, keep_z, B, device, **noise):
         """(B, 3, S, S) of z_img (B, D), nothing but zeros where that is dropped; None for a decoder that is shown none."""
         if self.sketch is None:
             return None
         # mini: a dropped sketch is middle grey, which no picture is and no mean of pictures: it cannot be taken for one.
         if z_img is None:
             return torch.zeros(B, 3, self.cfg.image_size, self.cfg.image_size, device=device)
-        sketch = self.sketch(z_img).float()
+        sketch = self.sketch(z_img, **noise).float()
         return sketch if keep_z is None else sketch * keep_z[:, None, None, None]
 
     def forward(self, x_t, t, condition):
@@ -195,7 +196,12 @@ class Decoder(nn.Module):
         t, weight = self.timestep_sampler.sample(B, generator, device)
         noise = randn_like(images, generator)
         x_t = self.diffusion.q_sample(images, t, noise)
-        raw = self(x_t, t, self.condition(z_img, tokens, keep_z, keep_text))
+        # mini: where there is a sketch, it may be spoiled in training, as what the upsamplers are shown is: made of a z_img that has gone
+        # astray by `sketch_noise` at most, as a prior's do. A decoder that only ever saw sketches of true z_img believes them in everything.
+        spoil = {}
+        if cfg.sketch_noise:
+            spoil = {"noise": randn_like(z_img, generator), "level": cfg.sketch_noise * draw_rows(torch.rand, (B, 1), generator, device)}
+        raw = self(x_t, t, self.condition(z_img, tokens, keep_z, keep_text, **spoil))
         losses = self.diffusion.loss(raw, images, x_t, t, noise, cfg.objective, cfg.weighting, learned_variance=True,
                                      vlb_weight=cfg.vlb_weight)
         if self.training:

@@ -49,6 +49,8 @@ class PriorConfig:
     guidance: float = 1.0               # mini: the paper's scale for the prior is not given; 1 is none
     whiten_z: bool = False              # mini: see whitening.py
     candidates: int = 2                 # §2.2: sample two, keep the one with the higher z_img · z_txt
+    head_layers: int = 0                # mini: see Head; 0, none, is the paper's
+    head_width: int = 512
     # How Karlo differs; the paper's own are the defaults.
     frozen_text: int | None = None      # width of the states of CLIP's text transformer, read instead of tokens; None: tokens
     z_scale: float | None = None        # what z_img and z_txt are multiplied by, unless whitened; None: √clip_dim
@@ -57,9 +59,9 @@ class PriorConfig:
 
     def __post_init__(self):
         check_captions(self)
-        check_positive(self, "clip_dim", "width", "layers", "heads", "candidates")
+        check_positive(self, "clip_dim", "width", "layers", "heads", "candidates", "head_width")
         check_range(self, 0, 1, "text_drop")
-        check_range(self, 0, math.inf, "guidance", "clip_x_start")
+        check_range(self, 0, math.inf, "guidance", "clip_x_start", "head_layers")
         check_positive(self, "frozen_text")
         check_divisible(self, "width", "heads")
         if self.width % 2:
@@ -67,6 +69,39 @@ class PriorConfig:
         check_above_zero(self, "std_per_dim", "z_scale")
         check_choice("sampler", self.sampler, ("analytic", "ddpm"))
         check_diffusion(self)
+
+
+class HeadBlock(nn.Module):
+    """h + W_2 SiLU(W_1 LN(h) + W_3 time): a residual block for a single vector, W_2 at first zero."""
+
+    def __init__(self, width, time_width):
+        super().__init__()
+        self.ln = nn.LayerNorm(width)
+        self.c_fc, self.time_proj, self.c_proj = nn.Linear(width, width), nn.Linear(time_width, width), nn.Linear(width, width)
+        for p in self.c_proj.parameters():
+            nn.init.zeros_(p)
+
+    def forward(self, h, time):
+        return h + self.c_proj(F.silu(self.c_fc(self.ln(h)) + self.time_proj(time)))
+
+
+# mini: not in the paper; `head_layers` asks for it (the prior in the box has three). A block of the transformer is computed at all L + 4
+# places, though only one of them is read; the head is computed for that one. In two minutes a prior of one block and a head of four came to an error of x̂_0 (over the
+# variance, at t = 30, 200, 400, 700) of 0.060, 0.112, 0.198 and 0.316, one of four blocks and no head to 0.098, 0.152, 0.246 and 0.351.
+class Head(nn.Module):
+    """Layers behind the final query: (B, W) and the timestep's embedding (B, W) -> (B, head_width)."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.enter = nn.Linear(cfg.width, cfg.head_width)
+        self.blocks = nn.ModuleList(HeadBlock(cfg.head_width, cfg.width) for _ in range(cfg.head_layers))
+        self.ln_final = nn.LayerNorm(cfg.head_width)
+
+    def forward(self, query, time):
+        h = self.enter(query)
+        for block in self.blocks:
+            h = block(h, time)
+        return self.ln_final(h)
 
 
 class DiffusionPrior(nn.Module):
@@ -96,7 +131,8 @@ class DiffusionPrior(nn.Module):
         self.position = nn.Parameter(torch.empty(4, cfg.width))            # of the four items behind the caption
         self.transformer = Transformer(cfg.layers, cfg.width, cfg.heads, causal=True)
         self.ln_final = nn.LayerNorm(cfg.width)
-        self.out_proj = nn.Linear(cfg.width, cfg.clip_dim)
+        self.head = Head(cfg) if cfg.head_layers else None
+        self.out_proj = nn.Linear(cfg.head_width if cfg.head_layers else cfg.width, cfg.clip_dim)
         self.init_weights()
 
     def init_weights(self):
@@ -142,14 +178,18 @@ class DiffusionPrior(nn.Module):
         cache: what `read` made of that condition. Then only the places behind the text are computed: 3 of L + 4.
         """
         caption, text, mask = condition
-        items = [self.time_embed(timestep_embedding(t, self.cfg.width)), self.z_img_proj(x_t), self.query.expand(len(x_t), -1)]
+        time = self.time_embed(timestep_embedding(t, self.cfg.width))      # (B, W)
+        items = [time, self.z_img_proj(x_t), self.query.expand(len(x_t), -1)]
         sequence = torch.stack(items, dim=1) + self.position[1:]           # (B, 3, W)
         if cache is None:
             sequence = torch.cat([self.text_places(caption, text), sequence], dim=1)           # (B, L + 4, W)
         else:
             cache = [list(layer) for layer in cache]                       # a copy: the next x_t has the same text before it, and no other x_t
         query = self.transformer(sequence, cache, mask, place=-1)[:, 0]    # (B, W)
-        return self.out_proj(self.ln_final(query)).float()                 # guidance magnifies rounding
+        found = self.ln_final(query)
+        if self.head is not None:
+            found = self.head(found, time)                                 # (B, head_width)
+        return self.out_proj(found).float()                                # guidance magnifies rounding
 
     def text_places(self, caption, text):
         """The first L + 1 places of the sequence, (B, L + 1, W)."""

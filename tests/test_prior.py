@@ -10,6 +10,7 @@ from diffusers import PriorTransformer
 
 from mini_dalle2.diffusion import ModelOutput
 from mini_dalle2.prior import DiffusionPrior, PriorConfig
+from mini_dalle2.transformer import timestep_embedding
 
 EOT, L, D = 20, 6, 16
 TINY = PriorConfig(clip_dim=D, width=32, layers=2, heads=2, vocab_size=30, context_length=L, eot_id=EOT)
@@ -80,12 +81,33 @@ def test_the_query_sees_all_and_nothing_sees_what_comes_later():
     assert states[0].shape == (L + 4, 32)
 
 
-@pytest.mark.parametrize("guidance", [1.0, 2.5])
-@pytest.mark.parametrize("frozen_text", [None, 24])
 @torch.no_grad()
-def test_the_text_is_read_once_for_all_steps(guidance, frozen_text):
+def test_the_head_takes_over_from_the_query():
+    """By its formula, from what the transformer leaves at the last place; its blocks begin as the identity."""
+    model, (x, z_txt, tokens), t = tiny(head_layers=2, head_width=24), batch(3), torch.tensor([0, 400, 999])
+    left = []
+    handle = model.ln_final.register_forward_hook(lambda module, args, output: left.append(output))
+    found = predict(model, x, t, tokens, z_txt)
+    handle.remove()
+    query, time = left[0], model.time_embed(timestep_embedding(t, 32))
+    h = query @ model.head.enter.weight.T + model.head.enter.bias          # (B, 24)
+    for block in model.head.blocks:
+        normal = (h - h.mean(1, keepdim=True)) / (h.var(1, correction=0, keepdim=True) + 1e-5).sqrt() * block.ln.weight + block.ln.bias
+        inner = normal @ block.c_fc.weight.T + block.c_fc.bias + time @ block.time_proj.weight.T + block.time_proj.bias
+        h = h + (inner * inner.sigmoid()) @ block.c_proj.weight.T + block.c_proj.bias
+    torch.testing.assert_close(found, model.out_proj(model.head.ln_final(h)), atol=1e-5, rtol=1e-5)
+    plain, new = tiny(), DiffusionPrior(replace(TINY, head_layers=3))
+    assert plain.head is None and not any(name.startswith("head") for name in plain.state_dict())
+    h, time = torch.randn(2, 512), torch.randn(2, 32)
+    assert all(torch.equal(block(h, time), h) for block in new.head.blocks)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+@pytest.mark.parametrize("changes", [{}, {"frozen_text": 24}, {"head_layers": 1, "head_width": 24}])
+@torch.no_grad()
+def test_the_text_is_read_once_for_all_steps(guidance, changes):
     """What a sampler calls is the network as training knows it, step after step, though only three places are computed in each."""
-    model, (x, z_txt, tokens), lengths = tiny(frozen_text=frozen_text), batch(3), []
+    model, (x, z_txt, tokens), lengths, frozen_text = tiny(**changes), batch(3), [], changes.get("frozen_text")
     if frozen_text is not None:                                            # a stand-in for CLIP; its captions are masked, not padded
         states = torch.randn(30, frozen_text, generator=torch.Generator().manual_seed(2))
         model.caption.encoder = lambda tokens: (states[tokens], F.normalize(states[tokens].sum(1)[:, :D], dim=1))
@@ -218,9 +240,10 @@ def test_impossible_numbers_of_steps_are_errors():
             model.sample(tokens, z_txt, steps=steps)
 
 
-def test_one_batch_is_learned_by_heart():
+@pytest.mark.parametrize("changes", [{}, {"layers": 1, "head_layers": 2, "head_width": 64}])
+def test_one_batch_is_learned_by_heart(changes):
     torch.manual_seed(0)
-    model, (z_img, z_txt, tokens) = DiffusionPrior(TINY), batch(16)
+    model, (z_img, z_txt, tokens) = DiffusionPrior(replace(TINY, **changes)), batch(16)
     optimizer, generator = torch.optim.AdamW(model.parameters(), lr=3e-3), torch.Generator().manual_seed(0)
     four = z_img.repeat(4, 1), z_txt.repeat(4, 1), tokens.repeat(4, 1)
     losses = []
