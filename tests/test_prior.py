@@ -86,9 +86,8 @@ def test_the_head_takes_over_from_the_query():
     """By its formula, from what the transformer leaves at the last place; its blocks begin as the identity."""
     model, (x, z_txt, tokens), t = tiny(head_layers=2, head_width=24), batch(3), torch.tensor([0, 400, 999])
     left = []
-    handle = model.ln_final.register_forward_hook(lambda module, args, output: left.append(output))
+    model.ln_final.register_forward_hook(lambda module, args, output: left.append(output))
     found = predict(model, x, t, tokens, z_txt)
-    handle.remove()
     query, time = left[0], model.time_embed(timestep_embedding(t, 32))
     h = query @ model.head.enter.weight.T + model.head.enter.bias          # (B, 24)
     for block in model.head.blocks:

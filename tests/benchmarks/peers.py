@@ -10,7 +10,8 @@ All in one process and by turns (ours, a peer, the next peer, ours, …), so tha
 those of single rounds. A training step is loss, backward pass and the same AdamW on the same data, and has the same FLOPs for all, to within
 3 % (peer_models.py says how), but that our prior and CLIP do not compute, in their last block, the places that nobody reads. Ours runs as
 train.py runs it: channels last. The peers run as their users find them; with `--layout channels_last` they are given that too. Sampling is that
-of 16 captioned pictures in 50 steps, with guidance. Peak memory is that of a step in a process of its own. Nothing else may run meanwhile. The peer that is not in tests/requirements.txt:
+of 16 captioned pictures in 50 steps, with guidance. Peak memory is that of a step in a process of its own. Nothing else may run meanwhile.
+The peer that is not in tests/requirements.txt:
 
     pip install --no-deps dalle2-pytorch==1.15.6
 """
