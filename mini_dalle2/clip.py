@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .checks import check_above_zero, check_captions, check_divisible, check_positive
+from .checks import check_above_zero, check_captions, check_divisible, check_positive, check_range
 from .transformer import QuickGELU, Transformer, eot_position
 from .whitening import in_float32
 
@@ -43,6 +43,7 @@ class CLIPConfig:
     image_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     image_std: tuple[float, ...] = (0.5, 0.5, 0.5)
     unit_norm: bool = True              # False: embeddings are given as long as they come (Karlo's models want them so)
+    picture_weight: float = 0.0         # mini: see CLIP.loss; the paper's CLIP has none
 
     def __post_init__(self):
         check_captions(self)
@@ -52,6 +53,7 @@ class CLIPConfig:
         check_divisible(self, "vision_width", "vision_heads")
         check_divisible(self, "text_width", "text_heads")
         check_above_zero(self, "image_std")
+        check_range(self, 0, math.inf, "picture_weight")
         if len(self.image_mean) != 3 or len(self.image_std) != 3:
             raise ValueError("image_mean and image_std have three numbers each, one for each colour")
 
@@ -119,6 +121,11 @@ class CLIP(nn.Module):
         self.visual = VisionTransformer(cfg)
         self.text = TextTransformer(cfg)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # τ, learned as a logarithm
+        self.redraw = None
+        if cfg.picture_weight:                                             # z_img -> the picture; as wide as the transformer's own layers
+            wide = 4 * cfg.vision_width
+            self.redraw = nn.Sequential(nn.Linear(cfg.clip_dim, wide), nn.SiLU(), nn.Linear(wide, wide), nn.SiLU(),
+                                        nn.Linear(wide, 3 * cfg.image_size ** 2))
         self.init_weights()
 
     def init_weights(self):
@@ -163,7 +170,7 @@ class CLIP(nn.Module):
             return self.logit_scale.clamp(max=self.MAX_LOG_SCALE).exp() * z_img @ z_txt.T
 
     def loss(self, images, tokens, wrong=None, gather=None):
-        """Symmetric contrastive loss, a scalar: images (B, 3, S, S) in [-1, 1], tokens (B, L). Chance is ln B.
+        """Symmetric contrastive loss, a scalar: images (B, 3, S, S) in [-1, 1], tokens (B, L). Chance is ln B. See also `picture_loss`.
 
         wrong (K, L): further captions, which belong to none of these images (or are the same as one of `tokens`). They make
         choosing a caption harder, not choosing an image, so that the two halves then have different levels of chance.
@@ -174,6 +181,7 @@ class CLIP(nn.Module):
             self.logit_scale.clamp_(max=self.MAX_LOG_SCALE)
         captions = tokens if wrong is None else torch.cat([tokens, wrong]) # (B + K, L)
         z_img, z_txt = self.unit(images, captions)
+        pictures = self.picture_loss(z_img, images)
         if gather is not None:
             b, z_img, tokens = len(tokens), gather(z_img), gather(tokens)
             z_txt, captions = (torch.cat([gather(x[:b]), gather(x[b:])]) for x in (z_txt, captions))
@@ -184,7 +192,18 @@ class CLIP(nn.Module):
         same[:, :len(tokens)].fill_diagonal_(False)
         logits = logits.masked_fill(same, float("-inf"))
         labels = torch.arange(len(logits), device=logits.device)
-        return (F.cross_entropy(logits, labels) + F.cross_entropy(logits[:, :len(tokens)].T, labels)) / 2
+        return (F.cross_entropy(logits, labels) + F.cross_entropy(logits[:, :len(tokens)].T, labels)) / 2 + pictures
+
+    def picture_loss(self, z_img, images):
+        """`picture_weight` times the mean squared error of the pictures redrawn from z_img (B, D), a scalar; 0 without."""
+        # mini: not in the paper, whose captions say nearly everything of some picture or other. What captions leave unsaid (ours: where
+        # things are) CLIP has no reason to keep, and keeps by accident: in directions far narrower than the others, which neither the prior
+        # nor the decoder learns well. So z_img is also made to hold what the picture can be redrawn from. After six minutes of training with
+        # it (weight 50), a sketch of 5,000 steps had a squared error of 0.0118; with a CLIP of 5,000 steps without it, 0.0216.
+        if self.redraw is None:
+            return 0.0
+        redrawn = self.redraw(math.sqrt(self.cfg.clip_dim) * z_img).view_as(images)
+        return self.cfg.picture_weight * F.mse_loss(redrawn.float(), images)
 
     @torch.no_grad()
     def zero_shot(self, images, tokens):

@@ -44,6 +44,17 @@ def half(tensors, learned):
     return {name: value.half() if name in learned and value.is_floating_point() else value for name, value in tensors.items()}
 
 
+def without_redraw(checkpoint):
+    """CLIP's checkpoint without the network that redraws pictures: it only ever helps in training, and is as large as all the rest."""
+    def off(model):
+        return model | {"picture_weight": 0.0}
+
+    config = checkpoint["config"]
+    return checkpoint | {"ema": {name: value for name, value in checkpoint["ema"].items() if not name.startswith("redraw.")},
+                         "model_config": off(checkpoint["model_config"]),
+                         "config": config | {"clip": config["clip"] | {"model": off(config["clip"]["model"])}}}
+
+
 def on_lines(words, width=100):
     """A command for the shell, folded so that a page shows all of it: as many words to a line as `width` letters hold."""
     lines = [""]
@@ -66,6 +77,8 @@ def ship(run, out, commit):
         lines.append(f"| {stage} | {parameters(model):,} | {checkpoint['steps']:,} | {checkpoint['seconds'] / 60:.1f} |")
         if stage == "sketch":                                              # its weights lie in the decoder
             continue
+        if stage == "clip":
+            checkpoint = without_redraw(checkpoint)
         small[stage] = checkpoint | {"ema": half(checkpoint["ema"], dict(model.named_parameters()))}
         if "clip_signature" in checkpoint and checkpoint["clip_signature"]:        # that of CLIP as it now is
             small[stage]["clip_signature"] = signature(small["clip"]["ema"])

@@ -34,8 +34,7 @@ class Whitening(nn.Module):
         super().__init__()
         scale = math.sqrt(dim) if scale is None else scale
         self.register_buffer("mean", torch.zeros(dim))
-        self.register_buffer("matrix", scale * torch.eye(dim))             # (D, D)
-        self.register_buffer("inverse_matrix", torch.eye(dim) / scale)
+        self.register_buffer("matrix", scale * torch.eye(dim))             # (D, D): U diag(1 / d)
 
     @torch.no_grad()
     def fit(self, z):
@@ -48,14 +47,12 @@ class Whitening(nn.Module):
         width = width * (std / width).square().mean().sqrt()               # the floor makes w a little too narrow: back to unit variance
         self.mean.copy_(mean)
         self.matrix.copy_(directions / width)
-        self.inverse_matrix.copy_((directions * width).T)
 
     @torch.no_grad()
     def set(self, mean, std):
         """Each coordinate by itself, as Karlo does it: w = (z − mean) / std; mean, std (D,)."""
         self.mean.copy_(mean)
         self.matrix.copy_(torch.diag(1 / std))
-        self.inverse_matrix.copy_(torch.diag(std))
 
     def forward(self, z):
         """z -> w."""
@@ -64,5 +61,5 @@ class Whitening(nn.Module):
 
     def inverse(self, w):
         """w -> z, not normalised."""
-        with in_float32(w):
-            return w.float() @ self.inverse_matrix + self.mean
+        with in_float32(w):                                                # the columns of the matrix are at right angles, each 1 / d long
+            return w.float() / self.matrix.square().sum(0) @ self.matrix.T + self.mean

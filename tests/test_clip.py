@@ -191,3 +191,19 @@ def test_sixteen_pairs_are_learned_by_heart():
         optimizer.step()
     assert first > 2.0 and loss.item() < 0.05                              # chance is ln 16 = 2.77
     assert model(images, tokens).argmax(1).tolist() == list(range(16))
+
+
+def test_what_captions_leave_unsaid_is_kept_if_pictures_are_to_be_redrawn():
+    torch.manual_seed(0)
+    model, images, tokens = CLIP(replace(TINY, picture_weight=3.0)), torch.rand(8, 3, 16, 16) * 2 - 1, captions(1).expand(8, -1)
+    assert tiny().redraw is None and "redraw" not in str(list(tiny().state_dict()))
+    redrawn = model.redraw(12 ** 0.5 * model.encode_image(images)).view(8, 3, 16, 16)
+    error = ((redrawn - images) ** 2).mean().item()
+    assert model.loss(images, tokens).item() == pytest.approx(3 * error, abs=1e-5)         # one caption for all: nothing to tell apart
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    for _ in range(150):
+        loss = model.loss(images, tokens)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() / 3 < 0.1 * images.var(0, unbiased=False).mean().item()             # which picture it is, z_img now says
