@@ -43,7 +43,7 @@ class CLIPConfig:
     image_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     image_std: tuple[float, ...] = (0.5, 0.5, 0.5)
     unit_norm: bool = True              # False: embeddings are given as long as they come (Karlo's models want them so)
-    picture_weight: float = 0.0         # mini: see CLIP.loss; the paper's CLIP has none
+    picture_weight: float = 0.0         # mini: see CLIP.picture_loss; the paper's CLIP has none
 
     def __post_init__(self):
         check_captions(self)

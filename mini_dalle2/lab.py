@@ -346,8 +346,8 @@ class Lab:
             return heads * max(1, round(0.75 * width / heads))
 
         return {"clip.vision_width": narrower(cfg.model.vision_width, cfg.model.vision_heads), "clip.clip_dim": max(8, cfg.model.clip_dim // 2),
-                "clip.text_width": narrower(cfg.model.text_width, cfg.model.text_heads), "clip.steps": max(1, cfg.train.steps // steps), "clip.picture_weight": 0.0,
-                "data.seed": seed + 1 if seed < 2 ** 62 else 0} | more
+                "clip.text_width": narrower(cfg.model.text_width, cfg.model.text_heads), "clip.steps": max(1, cfg.train.steps // steps),
+                "clip.picture_weight": 0.0, "data.seed": seed + 1 if seed < 2 ** 62 else 0} | more
 
     # GLIDE's guidance was learned with every fifth caption left out (GLIDE §4); the decoder's half of them would leave it with half as many.
     GLIDE = {"decoder.z_drop": 1.0, "decoder.caption_drop": 0.2, "decoder.sketch": False}

@@ -74,11 +74,11 @@ def ship(run, out, commit):
         model, checkpoint = load_model(run / f"{stage}.pt", stage)
         if checkpoint["step"] < checkpoint["steps"]:
             raise ValueError(f"{run}/{stage}.pt is not finished: {checkpoint['step']} of {checkpoint['steps']} steps")
+        if stage == "clip":
+            model.redraw, checkpoint = None, without_redraw(checkpoint)
         lines.append(f"| {stage} | {parameters(model):,} | {checkpoint['steps']:,} | {checkpoint['seconds'] / 60:.1f} |")
         if stage == "sketch":                                              # its weights lie in the decoder
             continue
-        if stage == "clip":
-            checkpoint = without_redraw(checkpoint)
         small[stage] = checkpoint | {"ema": half(checkpoint["ema"], dict(model.named_parameters()))}
         if "clip_signature" in checkpoint and checkpoint["clip_signature"]:        # that of CLIP as it now is
             small[stage]["clip_signature"] = signature(small["clip"]["ema"])
