@@ -279,7 +279,7 @@ def micro():
         Stage(ARPriorConfig(width=32, layers=2, heads=2, text_width=32, text_layers=1, text_heads=2, buckets=64, whiten_z=True, **text),
               TrainConfig(**fast)),
         Stage(SketchConfig(clip_dim=32, image_size=16, width=32, layers=2), TrainConfig(**fast)),
-        Stage(DecoderConfig(image_size=16, attn_resolutions=(8,), head_dim=16, text_width=32, text_layers=1, text_heads=2, sketch=True,
+        Stage(DecoderConfig(image_size=16, attn_resolutions=(8,), head_dim=16, text_width=32, text_layers=1, text_heads=2, sketch=True, z_noise=0.5,
                             sketch_width=32, sketch_layers=2, sampling_steps=8, whiten_z=True, **small, **text), TrainConfig(**fast)),
         Stage(UpsamplerConfig(low_size=16, high_size=32, sampling_steps=4, **small), TrainConfig(**fast)),
         Stage(UpsamplerConfig(low_size=32, high_size=64, schedule="linear", degradation="bsr", sampling_steps=3, **small),
@@ -310,8 +310,10 @@ def tiny():
                             whiten_z=True, **text),
               TrainConfig(steps=500, batch_size=64, lr=2e-3, beta2=0.96, eps=1e-6, weight_decay=4e-2, ema=0.99, warmup=50)),
         Stage(SketchConfig(clip_dim=128, image_size=32), SKETCH),
+        # mini: every fifth picture is learned without its caption, as GLIDE learned (§4), not every second: where z_img is off, only the caption
+        # says how many there are.
         Stage(DecoderConfig(image_size=32, patch_size=2, model_channels=64, channel_mult=(1,), attn_resolutions=(), head_dim=32,
-                            emb_channels=256, position_embedding=True, sketch=True, sketch_noise=0.3, text_width=128,
+                            emb_channels=256, position_embedding=True, sketch=True, z_noise=0.5, caption_drop=0.2, text_width=128,
                             text_layers=3, text_heads=4, vlb_weight=1e-5, weighting="snr_plus_1", sampler="ddim", eta=1.0,
                             sampling_steps=50, guidance=2.0, whiten_z=True,
                             **patches, **text),

@@ -44,7 +44,6 @@ class Sketch(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.whitening = Whitening(cfg.clip_dim)
-        self.register_buffer("spread", torch.zeros(cfg.clip_dim))          # standard deviation of each whitened coordinate
         layers, width = [], cfg.clip_dim
         for _ in range(cfg.layers):
             layers += [nn.Linear(width, cfg.width), nn.SiLU()]
@@ -54,18 +53,11 @@ class Sketch(nn.Module):
     def measure(self, z_img):
         """Fits the whitening to the training embeddings z_img (N, D): without it the same minutes teach a tenth (see whitening.py)."""
         self.whitening.fit(z_img)
-        self.spread.copy_(self.whitening(z_img).std(0))
 
-    def forward(self, z_img, noise=None, level=None):
-        """z_img (B, D) as CLIP gives it -> pictures (B, 3, S, S), about in [-1, 1].
-
-        noise (B, D), if given, is added to the whitened coordinates, `level` (B, 1) times, but nowhere wider than their spread: where all
-        z_img are nearly alike, the network has learned nothing, and answers to noise with what no z_img gives.
-        """
-        S, w = self.cfg.image_size, self.whitening(z_img)
-        if noise is not None:
-            w = w + noise * level.minimum(self.spread)
-        return self.layers(w).unflatten(-1, (3, S, S))                     # (B, 3, S, S)
+    def forward(self, z_img):
+        """z_img (B, D) as CLIP gives it -> pictures (B, 3, S, S), about in [-1, 1]."""
+        S = self.cfg.image_size
+        return self.layers(self.whitening(z_img)).unflatten(-1, (3, S, S)) # (B, 3, S, S)
 
     def loss(self, images, z_img):
         """Mean squared error, a scalar: images (B, 3, S, S) in [-1, 1], z_img (B, D) their embeddings."""

@@ -347,18 +347,23 @@ def train_decoder(job):
     _, z_img, z_txt = job.embeddings()
     pictures, captions = job.table("train", job.config.decoder.model.image_size)
     tokens, indices, sketch = job.tokens(captions), job.batches("decoder", len(captions)), job.frozen_sketch()
+    cfg, steps = job.config.decoder.model, job.config.decoder.train.steps
 
     def draw(generator, step):
         i = rows_of(indices(step), generator)
         images = to_float(pictures[i.to(pictures.device)].to(job.device)).contiguous(memory_format=torch.channels_last)
-        return images, z_img[i.to(job.device)], tokens[i.to(job.device)]
+        return images, z_img[i.to(job.device)], tokens[i.to(job.device)], cfg.z_noise if step >= cfg.z_noise_from * steps else 0.0
+
+    def loss(model, batch, generator):
+        *batch, z_noise = batch
+        return model.loss(*batch, generator=generator, z_noise=z_noise)
 
     def prepare(model):
         model.measure(z_img, z_txt)
         if sketch is not None:
             model.sketch.load_state_dict(sketch.state_dict())
 
-    return job.train("decoder", indices, draw, lambda model, batch, generator: model.loss(*batch, generator=generator), prepare)
+    return job.train("decoder", indices, draw, loss, prepare)
 
 
 def show_decoder(job, decoder):

@@ -35,6 +35,7 @@ class Whitening(nn.Module):
         scale = math.sqrt(dim) if scale is None else scale
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("matrix", scale * torch.eye(dim))             # (D, D): U diag(1 / d)
+        self.register_buffer("spread", torch.ones(dim))                    # standard deviation of each coordinate of w
 
     @torch.no_grad()
     def fit(self, z):
@@ -47,6 +48,7 @@ class Whitening(nn.Module):
         width = width * (std / width).square().mean().sqrt()               # the floor makes w a little too narrow: back to unit variance
         self.mean.copy_(mean)
         self.matrix.copy_(directions / width)
+        self.spread.copy_(std / width)
 
     @torch.no_grad()
     def set(self, mean, std):
@@ -63,3 +65,7 @@ class Whitening(nn.Module):
         """w -> z, not normalised."""
         with in_float32(w):                                                # the columns of the matrix are at right angles, each 1 / d long
             return w.float() / self.matrix.square().sum(0) @ self.matrix.T + self.mean
+
+    def spoil(self, z, noise, level):
+        """z (B, D) gone astray as a prior's do: noise (B, D) added to w, `level` (B, 1) times, but nowhere wider than w's own spread there."""
+        return self.inverse(self(z) + noise * level.minimum(self.spread))

@@ -124,6 +124,18 @@ def test_z_img_is_dropped_a_tenth_the_caption_half_of_the_time_independently(mon
     assert (z_dropped * text_dropped).mean().item() == pytest.approx(0.05, abs=0.01)
 
 
+def test_z_img_may_be_spoiled_in_training(monkeypatch):
+    """At most by `z_noise`, each picture's by its own share of it, and the same z_img goes in at every door."""
+    (images, z, tokens), seen, model = batch(400), {}, tiny()
+    original = model.condition
+    for most in (0.0, 0.5):
+        monkeypatch.setattr(model, "condition", lambda z, *rest: seen.update({most: z}) or original(z, *rest))
+        model.loss(images, z, tokens, torch.Generator().manual_seed(0), z_noise=most)
+    assert torch.equal(seen[0.0], z)
+    levels = model.whitening(seen[0.5] - z).square().mean(1).sqrt()        # (400,): unfitted, spread is 1 in each coordinate
+    assert 0 < levels.min() < 0.05 and levels.max() < 0.5 * 2 and levels.mean().item() == pytest.approx(0.25, abs=0.03)
+
+
 @pytest.mark.parametrize("objective, vlb_weight", [("eps", 0.001), ("v", 0.02)])
 def test_loss_is_the_hybrid_loss_of_the_noised_picture(monkeypatch, objective, vlb_weight):
     model, (images, z, tokens), seen = tiny(objective=objective, vlb_weight=vlb_weight), batch(5), {}

@@ -20,6 +20,7 @@ import train                                               # the script at the t
 from conftest import ROOT, SMALL
 from mini_dalle2 import DALLE2, configs, data, pictures
 from mini_dalle2.data import CaptionedShapes, to_pil
+from mini_dalle2.decoder import Decoder
 from mini_dalle2.pipeline import load_model
 from mini_dalle2.prior import DiffusionPrior
 from mini_dalle2.shipped import ship
@@ -178,6 +179,19 @@ def test_one_stage_alone_equals_the_chain(run, tmp_path, capsys):
     assert code == 0 and "decoder" in out and "clip " not in out
     a, b = (load_checkpoint(folder / "decoder.pt")["ema"] for folder in (run, copy))
     assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_z_img_is_spoiled_towards_the_end_only(run, tmp_path, capsys, monkeypatch):
+    copy, seen, original = copy_of(run, tmp_path / "copy", ["decoder.pt", "decoder.resume.pt"]), [], Decoder.loss
+
+    def loss(self, *batch, z_noise=None, **rest):
+        seen.append(z_noise)
+        return original(self, *batch, **rest)
+
+    monkeypatch.setattr(Decoder, "loss", loss)
+    code, _, error = call(capsys, "--out", copy, "--stage=decoder", "--decoder.steps=4", "--decoder.z_noise=0.3", "--decoder.z_noise_from=0.5")
+    assert code == 0, error
+    assert seen == [None, 0.0, 0.0, 0.3, 0.3]                              # the first to see whether the sizes work
 
 
 def test_a_new_clip_makes_the_prior_stale(run, tmp_path, capsys):

@@ -46,6 +46,19 @@ def test_the_inverse_gives_z_back():
     assert torch.allclose(whitening.inverse(whitening(z)), z, atol=1e-5)
 
 
+def test_noise_is_no_wider_than_the_spread():
+    """Each coordinate gets `level` times its noise, but one in which all z are nearly alike gets hardly any, even of much noise."""
+    z, whitening = embeddings(500), Whitening(12)
+    z[:, 0] = 0.2                                                          # the same in all: a direction without any spread
+    whitening.fit(z)
+    assert whitening.spread.min() < 1e-3 and torch.allclose(whitening.spread, whitening(z).std(0), rtol=2e-3, atol=1e-5)   # n, n − 1
+    noise, level = torch.randn(500, 12, generator=torch.Generator().manual_seed(5)), torch.full((500, 1), 0.3)
+    level[250:] = 100.0
+    added = whitening(whitening.spoil(z, noise, level)) - whitening(z)
+    for rows, width in ((slice(250), whitening.spread.clamp(max=0.3)), (slice(250, 500), whitening.spread)):
+        assert torch.allclose(added[rows], noise[rows] * width, atol=1e-4)
+
+
 def test_it_lies_in_the_checkpoint():
     z, whitening, other = embeddings(), Whitening(12), Whitening(12)
     whitening.fit(z)
