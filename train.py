@@ -10,8 +10,8 @@
     torchrun --nproc_per_node=4 train.py                     four GPUs, or four processes on the CPU, share each batch
 
 Stages: tokenizer, clip, prior, ar_prior, sketch, decoder, upsampler1, upsampler2 (mini_dalle2/stages.py says what each learns from). A run
-folder holds config.json, tokenizer.json, a checkpoint STAGE.pt, a loss curve and a picture for each stage, and metrics.jsonl. A run keeps its
-configuration: with --resume, or for one more stage, only the changes need to be given. Read next: mini_dalle2/stages.py.
+folder holds config.json, tokenizer.json, a checkpoint STAGE.pt, a loss curve and a picture for each stage, metrics.jsonl and commands.txt. A run
+keeps its configuration: with --resume, or for one more stage, only the changes need to be given. Read next: mini_dalle2/stages.py.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from mini_dalle2.pictures import is_large, machine_memory
 from mini_dalle2.pipeline import MODELS, load_model, out_of_memory
 from mini_dalle2.stages import Job, learn, read_json, show, write_json
 from mini_dalle2.tokenizer import BPETokenizer
-from mini_dalle2.training import load_checkpoint, pick_device, read_metrics, save_checkpoint
+from mini_dalle2.training import atomic_open, load_checkpoint, pick_device, read_metrics, save_checkpoint
 
 
 def parse(argv):
@@ -53,6 +53,7 @@ def parse(argv):
     parser.add_argument("--compile", action="store_true", help="torch.compile all stages (one stage: --decoder.compile=true)")
     parser.add_argument("--shard", action="store_true", help="torchrun: each process keeps a part of the weights only, in all stages but clip")
     args, args.settings = parser.parse_known_args(argv)
+    args.given = sys.argv[1:] if argv is None else argv
     flags = {"dtype": args.dtype, "compile": args.compile and "true", "shard": args.shard and "true"}
     args.settings = [f"--{stage}.{key}={value}" for key, value in flags.items() for stage in configs.MODEL_CONFIGS
                      if value and (stage, key) != ("clip", "shard")] + args.settings
@@ -132,16 +133,29 @@ def saved_config(args, there):
 
 
 def check_unchanged(args, config, saved, there):
-    """Sizes, and the run's data, stay as they were for what is there already, or comes with --from. Raises ValueError."""
+    """Sizes, and the run's data, stay as they were for what is there already, or comes with --from; habits, unless it learns on. Raises ValueError."""
     for stage in there if args.origin is None else configs.STAGES:
         if stage == "tokenizer":
-            resized = config.tokenizer != saved.tokenizer
+            resized, other = config.tokenizer != saved.tokenizer, False
         else:
-            resized = getattr(config, stage).model != getattr(saved, stage).model
+            now, then = getattr(config, stage).model, getattr(saved, stage).model
+            resized, other = configs.sizes(now) != configs.sizes(then), now != then
         if args.origin is not None and resized:
             raise ValueError(f"{args.origin} holds a {stage} of other sizes: with --from they cannot be changed")
         if args.origin is None and (resized or config.data.source != saved.data.source):
             raise ValueError(f"{args.run} already holds a {stage} of other sizes or from other data: choose another folder with --out")
+        if other and not learns_on(args, config, stage):
+            habits = [name for name in configs.HABITS if getattr(now, name, None) != getattr(then, name, None)]
+            raise ValueError(f"{args.origin or args.run} holds a {stage} with another {' and '.join(habits)}, which can only change "
+                             f"while it is trained: let this call train it, with --{stage}.steps={2 * getattr(saved, stage).train.steps} say")
+
+
+def learns_on(args, config, stage):
+    """Whether this call takes further steps of a stage that is there already, or comes with --from. Raises OSError, ValueError."""
+    path = args.run / f"{stage}.pt"
+    if stage not in args.stages or args.origin is not None or not path.is_file():
+        return stage in args.stages
+    return load_checkpoint(path, stage)["step"] < getattr(config, stage).train.steps
 
 
 def settle(args):
@@ -249,7 +263,7 @@ def check_files(job, stages, resume):
             saved, now = load_checkpoint(latest, stage), asdict(getattr(job.config, stage).model)
             if "optimizer" not in saved:
                 raise ValueError(f"{latest} is not from training")
-            if any(value != now.get(name) for name, value in saved["model_config"].items()):
+            if any(value != now.get(name) for name, value in saved["model_config"].items() if name not in configs.HABITS):
                 raise ValueError(f"{latest} belongs to a model of other sizes")
         break
     return before
@@ -259,6 +273,15 @@ def keep(config, run):
     """Writes the configuration into the run folder."""
     if is_main():
         write_json(configs.to_dict(config), run / "config.json")
+
+
+def note_command(args):
+    """Adds the command line to commands.txt of the run folder, which says how the run came about."""
+    if is_main():
+        path = args.run / "commands.txt"
+        before = path.read_bytes() if path.is_file() else b""
+        with atomic_open(path) as file:
+            file.write(before + f"{launcher()} train.py {shlex.join(args.given)}".strip().encode() + b"\n")
 
 
 def summary(job, minutes):
@@ -309,6 +332,8 @@ def work(args, device):
                 tokenizer = job.tokenizer()
                 job.config = configs.changed(job.config, {"clip.vocab_size": tokenizer.vocab_size, "clip.eot_id": tokenizer.eot_id})
                 keep(job.config, args.run)
+            if not minutes:
+                note_command(args)
             learn(job, stage)
             minutes[stage] = (time.perf_counter() - began) / 60
     except KeyboardInterrupt as stop:

@@ -98,11 +98,19 @@ FOLLOWS |= {"sketch.clip_dim": "clip.clip_dim", "sketch.image_size": "decoder.im
 FOLLOWS |= {"decoder.sketch_width": "sketch.width", "decoder.sketch_layers": "sketch.layers"}
 FOLLOWS |= {"upsampler1.low_size": "decoder.image_size", "upsampler2.low_size": "upsampler1.high_size"}
 LEARNED = ("clip.vocab_size", "clip.eot_id")                               # what the tokenizer turned out to be
+# How a model is taught, and drawn from if one does not say: its weights mean the same with another value.
+HABITS = ("text_drop", "z_drop", "caption_drop", "z_noise", "z_noise_from", "dropout", "weighting", "vlb_weight", "timestep_sampling",
+          "sampling_steps", "sampler", "eta", "guidance", "candidates", "top", "temperature")
 
 
 def stages(config):
     """Those of STAGES that a run with this config trains: the sketch only if its decoder is shown one."""
     return [stage for stage in STAGES if stage != "sketch" or config.decoder.model.sketch]
+
+
+def sizes(model):
+    """A model's configuration without its habits, as a dict: what its weights are made for."""
+    return {name: value for name, value in asdict(model).items() if name not in HABITS}
 
 
 class Parser(argparse.ArgumentParser):
@@ -203,14 +211,6 @@ def override(config, arguments):
             raise ValueError(f"--{key} is not set by itself: it follows --{owner}")
         values[key] = parse_value(text, known[key], key)
     return changed(config, values)
-
-
-def differences(config):
-    """What a config has changed of its preset, as one would type it: ["--decoder.lr=0.0003", ...]."""
-    base = preset(config.preset)
-    keys = [key for key in kinds(config) if FOLLOWS.get(key, key) not in LEARNED and key not in FOLLOWS
-            and (config.decoder.model.sketch or not key.startswith("sketch."))]
-    return [f"--{key}={as_text(get(config, key))}" for key in keys if get(config, key) != get(base, key)]
 
 
 def as_text(value):

@@ -3,7 +3,7 @@
     python -m mini_dalle2.shipped runs/tiny --commit 1234abc          from a run that is trained and graded, into mini_dalle2/weights
 
 Of each stage only the averaged weights are kept, in half precision: 11 significant bits, of which a picture shows nothing. What was measured
-rather than learned (whitening, PCA) stays in float32. A card beside them, README.md, says what they are, with the command that makes them.
+rather than learned (whitening, PCA) stays in float32. A card beside them, README.md, says what they are, with the commands that made them.
 
 Read next: pipeline.py, which loads them when no run is named.
 """
@@ -28,7 +28,7 @@ CARD = """# Weights in the box
 Trained at commit {commit}, seed {seed}:
 
 ```bash
-{command}
+{commands}
 ```
 
 | stage | parameters | steps | minutes |
@@ -83,7 +83,7 @@ def ship(run, out, commit):
         if "clip_signature" in checkpoint and checkpoint["clip_signature"]:        # that of CLIP as it now is
             small[stage]["clip_signature"] = signature(small["clip"]["ema"])
     config = configs.from_dict(read_json(run / "config.json"))
-    command = on_lines(["python", "train.py", "--preset", config.preset, *configs.differences(config), "--out", str(run)])
+    given = [on_lines(shlex.split(line)) for line in (run / "commands.txt").read_text(encoding="utf-8").splitlines()]
     grades = read_json(run / "grade.json") if (run / "grade.json").is_file() else {}
     rows = [[name, *(f"{grade[aspect]:.1%}" for aspect in ASPECTS)] for name, grade in grades.items() if isinstance(grade, dict)]
     table = [f"| {' | '.join(row)} |" for row in (["captions, from, size", *ASPECTS], ["---"] * (1 + len(ASPECTS)), *rows)]
@@ -92,7 +92,8 @@ def ship(run, out, commit):
     for stage, checkpoint in small.items():
         save_checkpoint(checkpoint, out / f"{stage}.pt")
     with atomic_open(out / "README.md") as file:
-        file.write(CARD.format(commit=commit, seed=config.data.seed, command=command, stages="\n".join(lines), figures=figures).encode())
+        card = CARD.format(commit=commit, seed=config.data.seed, commands="\n".join(given), stages="\n".join(lines), figures=figures)
+        file.write(card.encode())
     return sum((out / f"{stage}.pt").stat().st_size for stage in small)
 
 

@@ -52,7 +52,8 @@ def test_run_folder(run):
     stages = set(configs.MODEL_CONFIGS)
     assert {f"{stage}{end}" for stage in stages for end in (".pt", ".resume.pt", ".png", "_loss.png")} <= names
     assert names - {f"{stage}{end}" for stage in stages for end in (".pt", ".resume.pt", ".png", "_loss.png")} == {
-        "config.json", "tokenizer.json", "embeddings.pt", "metrics.jsonl"}
+        "config.json", "tokenizer.json", "embeddings.pt", "metrics.jsonl", "commands.txt"}
+    assert (run / "commands.txt").read_text() == f"python train.py {shlex.join([*SMALL, f'--out={run}'])}\n"
     assert {line["stage"] for line in read_metrics(run)} == stages
     for name in names:
         if name.endswith(".png"):
@@ -96,6 +97,32 @@ def test_more_steps_on_resume(run, tmp_path, capsys):
     assert call(capsys, "--out", copy, "--resume", "--stage=decoder", "--decoder.steps=5", "--decoder.lr=1e-5")[0] == 0
     assert load_checkpoint(copy / "decoder.pt")["step"] == 5 and load_checkpoint(run / "decoder.pt")["step"] == 3
     assert json.loads((copy / "config.json").read_text())["decoder"]["train"]["lr"] == 1e-5
+    line = f"python train.py --out {copy} --resume --stage=decoder --decoder.steps=5 --decoder.lr=1e-5\n"
+    assert (copy / "commands.txt").read_text() == (run / "commands.txt").read_text() + line
+
+
+def test_habits_change_while_a_stage_learns_on(run, tmp_path, capsys):
+    """What weights do not depend on may change with further steps, but not behind the back of a finished stage, nor of one not asked for."""
+    copy = copy_of(run, tmp_path / "copy")
+    before = {path.name: path.read_bytes() for path in copy.iterdir()}
+    for arguments in (["--resume"], ["--resume", "--stage=prior", "--prior.steps=5"]):
+        code, _, error = call(capsys, "--out", copy, *arguments, "--decoder.caption_drop=0.2")
+        assert code == 2 and "another caption_drop" in error and "--decoder.steps=6" in error
+    assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
+    habits = ["--decoder.caption_drop=0.2", "--decoder.guidance=1.5"]
+    assert call(capsys, "--out", copy, "--resume", "--stage=decoder", "--decoder.steps=5", *habits)[0] == 0
+    model, checkpoint = load_model(copy / "decoder.pt")
+    assert checkpoint["step"] == 5 and (model.cfg.caption_drop, model.cfg.guidance) == (0.2, 1.5)
+    begun = tmp_path / "begun"
+    code, _, error = call(capsys, "--from", run, "--out", begun, "--stage=prior", "--prior.steps=2", *habits)
+    assert code == 2 and "another caption_drop and guidance" in error
+    assert call(capsys, "--from", run, "--out", begun, "--stage=decoder", "--decoder.steps=2", *habits)[0] == 0
+    assert load_model(begun / "decoder.pt")[0].cfg.guidance == 1.5
+
+
+def test_every_habit_is_one_of_a_model():
+    names = {name for config in configs.MODEL_CONFIGS.values() for name in config.__dataclass_fields__}
+    assert set(configs.HABITS) <= names
 
 
 def weights_of(model):
