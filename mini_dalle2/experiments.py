@@ -150,6 +150,22 @@ def apart(a, b):
     return (a.float() - b.float()).square().flatten(1).mean(1).sqrt().numpy()
 
 
+def moved(a, b):
+    """How far the things in pictures of shapes lie from the nearest of their kind in others (both Seen), in pixels (N,); NaN if one has none."""
+    def nearest(thing, others):
+        return min((np.hypot(thing["x"] - o["x"], thing["y"] - o["y"]) for o in others
+                    if (thing["colour"], thing["shape"]) == (o["colour"], o["shape"])), default=np.nan)
+
+    pairs = zip((g["objects"] for g in a.grades), (g["objects"] for g in b.grades))
+    return a.pictures.shape[-1] * np.array([np.mean([nearest(thing, others) for thing in ours]) if ours else np.nan for ours, others in pairs])
+
+
+def backgrounds(seen):
+    """The grey of the canvas of pictures of shapes, the median of its border, (N,) in grey levels."""
+    border = torch.cat([seen.pictures[..., [0, -1], :].flatten(1), seen.pictures[..., [0, -1]].flatten(1)], dim=1)
+    return border.float().median(dim=1).values.numpy()
+
+
 def cosine(a, b):
     """Cosines (N,) of embeddings (N, D), row by row."""
     return F.cosine_similarity(a, b).numpy()
@@ -381,15 +397,20 @@ def variations(lab, found, made):
     """Pictures from (z_img, x_T) of a true one: what stays, what moves, at each η?"""
     true = lab.true(lab.part(4))
     made = {f"η = {eta:g}": made[eta] for eta in ETAS} | {"drawn from its caption": made["drawn"]}
-    moved = {name: apart(seen.pictures, true.pictures) for name, seen in made.items()}
+    changed = {name: apart(seen.pictures, true.pictures) for name, seen in made.items()}
     close = {name: cosine(seen.z, true.z) for name, seen in made.items()}
-    found.table("beside the picture", {"right ↑": "%", "cosine with the picture": "", "difference in grey levels": ""},
-                {name: [share(seen.right), mean(close[name]), mean(moved[name])] for name, seen in made.items()})
+    columns = {"right ↑": "%", "cosine with the picture": "", "difference in grey levels": ""}
+    rows = {name: [share(seen.right), mean(close[name]), mean(changed[name])] for name, seen in made.items()}
+    if lab.shapes:
+        columns |= {"its things have moved, in pixels": "", "its background, in grey levels": ""}
+        for name, seen in made.items():
+            rows[name] += [mean(moved(seen, true)), mean(np.abs(backgrounds(seen) - backgrounds(true)))]
+    found.table("beside the picture", columns, rows)
     found.claim("what CLIP sees stays", "cosine with the picture: variation, η = 1 − another picture of its caption",
                 gap(close["η = 1"], close["drawn from its caption"]))
-    found.claim("the larger η, the more varies", "difference in grey levels: η = 1 − η = 0.5", gap(moved["η = 1"], moved["η = 0.5"]))
+    found.claim("the larger η, the more varies", "difference in grey levels: η = 1 − η = 0.5", gap(changed["η = 1"], changed["η = 0.5"]))
     found.check("η = 0 reconstructs the picture, a larger η does not", "difference in grey levels: η = 1 − η = 0",
-                gap(moved["η = 1"], moved["η = 0"]))
+                gap(changed["η = 1"], changed["η = 0"]))
     sheet(lab, found, "variations", {"true": true} | made)
 
 

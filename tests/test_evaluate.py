@@ -20,9 +20,10 @@ from mini_dalle2 import evaluate, lab as lab_module, training
 from mini_dalle2.data import Scene, Thing, from_pil, render
 from mini_dalle2.decoder import Decoder
 from mini_dalle2.evaluate import IN_README, known, main, split_readme, verdict
-from mini_dalle2.experiments import EXPERIMENTS, GUIDANCE, THETAS, Findings, concept_of, concepts_found, nearest, ranks, swapped
+from mini_dalle2.experiments import (EXPERIMENTS, GUIDANCE, THETAS, Findings, backgrounds, concept_of, concepts_found, moved, nearest, ranks,
+                                     swapped)
 from mini_dalle2.lab import BESIDES, EDITS, Draw, Embed, Lab, Seen, edited
-from mini_dalle2.metrics import Figure, agrees, bootstrap, frechet_distance, mean_change, share, share_apart, share_gap, wider, wilson
+from mini_dalle2.metrics import Figure, agrees, bootstrap, frechet_distance, mean_change, parse_caption, share, share_apart, share_gap, wider, wilson
 from mini_dalle2.pipeline import load_model
 from test_graph import package_graph
 
@@ -469,6 +470,20 @@ def test_binding_tells_what_is_so_from_its_converse(synthetic):
                                       ("true", "true", "poor", ["cannot tell", "cannot tell"])):        # fewer than twenty may have swapped them
         names = {"unCLIP": ours, "unCLIP, from true z_img alone": alone, "GLIDE": theirs}
         assert verdicts(synthetic, "binding", {(name, of): crowds[crowd][of] for name, crowd in names.items() for of in true}) == said
+
+
+def test_what_has_moved_is_measured_in_pixels(synthetic):
+    """All things two pixels further, another background: both are found; a thing of another colour has none of its kind to be near to."""
+    def further(scene):
+        return replace(scene, things=tuple(replace(thing, x=thing.x - 2 / 32 if thing.x > 0.5 else thing.x + 2 / 32) for thing in scene.things))
+
+    singles = [i for i, text in enumerate(synthetic.of_shapes("val")[2][:40]) if parse_caption(text)[0] == "size"]
+    true, there, lighter, other = (shown(synthetic, 40, change=change) for change in (
+        lambda scene: scene, further, other_background,
+        lambda scene: replace(scene, things=tuple(replace(t, colour="red" if t.colour != "red" else "blue") for t in scene.things))))
+    assert np.allclose(moved(there, true)[singles], 2, atol=0.3) and np.nanmax(moved(true, true)) == 0
+    assert np.isnan(moved(other, true)[singles]).all() and len(singles) > 4
+    assert (np.abs(backgrounds(lighter) - backgrounds(true)) == 30).all()
 
 
 def test_variations_and_interpolations_tell_what_is_so_from_its_converse(synthetic):
