@@ -36,7 +36,7 @@ from .stages import read_json, write_json
 from .training import atomic_open, load_checkpoint, pick_device
 
 README = Path(__file__).resolve().parent.parent / "README.md"
-N = 160                                                                    # captions: `tiny` then takes less than forty minutes on two cores
+N = 128                                                                    # captions: `tiny` then takes less than forty minutes on two cores
 IN_README = ("pictures.png", *(f"{name}_plot.png" for name in ("guidance", "components", "textdiff", "steps")))       # those that there are
 COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:purple")
 MARKERS = "osD^"

@@ -100,6 +100,7 @@ class DALLE2:
     """
 
     BATCH = 64                          # pictures drawn at once by prior and decoder
+    CHOICE = 16                         # z_img that inpainting chooses from
     PRIORS = ("diffusion", "ar", "z_txt", "caption")
 
     def __init__(self, tokenizer, clip, prior, decoder, upsamplers=(), device="cpu", ar_prior=None, dtype=None, offload=False):
@@ -463,10 +464,25 @@ class DALLE2:
 
         if not known(self.decoder.cfg.image_size)[1].any():
             raise ValueError("nothing in the mask's central square is white: there is nothing to draw")
-        seeds, tokens = [seed + j for j in range(n)], self.tokens([caption]).expand(n, -1)
-        z_img = self.embed(tokens, seeds, prior, progress)
-        base = self.base(z_img, tokens, seeds, progress, guidance=guidance, steps=steps, known=known(self.decoder.cfg.image_size))
+        seeds, tokens, given = [seed + j for j in range(n)], self.tokens([caption]).expand(n, -1), known(self.decoder.cfg.image_size)
+        choice = self.CHOICE if prior in ("diffusion", "ar") else 1        # the others have nothing to choose from
+        z_img = self.embed(tokens.repeat_interleave(choice, 0), [s + 10_000 * k for s in seeds for k in range(choice)], prior, progress)
+        if choice > 1:
+            z_img = self.fitting(z_img.unflatten(0, (n, choice)), seeds, *given)
+        base = self.base(z_img, tokens, seeds, progress, guidance=guidance, steps=steps, known=given)
         return self.enlarge(base, seeds, stage, progress, known)
+
+    # mini: neither paper has this; GLIDE trained a network of its own to inpaint. Ours is given z_img of a whole picture, whose ground and
+    # places the prior has chosen without a look at what must stay.
+    def fitting(self, z_img, seeds, picture, mask):
+        """Of z_img (B, n, D) the one whose picture, in four steps, is most like `picture` (1, 3, s, s) outside the mask (1, 1, s, s): (B, D)."""
+        chosen = []
+        with self.at_work(self.decoder):
+            for z, seed in zip(z_img, seeds):
+                x_T = self.start(seed).expand(len(z), -1, -1, -1)
+                drawn = self.decoder.sample(z, None, guidance=1.0, steps=min(4, self.decoder.cfg.num_timesteps), x_T=x_T, eta=0.0)
+                chosen.append(z[((drawn - picture) * (1 - mask)).square().flatten(1).sum(1).argmin()])
+        return torch.stack(chosen)
 
 
 def to_mask(mask):

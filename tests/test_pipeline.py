@@ -293,6 +293,8 @@ def test_inpainting_shows_each_model_what_is_known(model, picture, monkeypatch):
     for network in (model.decoder, *model.upsamplers):
         def spy(*args, sample_=network.sample, known=None, **rest):
             images = sample_(*args, known=known, **rest)
+            if known is None:                                              # drawn only to choose z_img by
+                return images
             masks[images.shape[-1]], ends[images.shape[-1]] = known[1], (images - known[0]).abs() * (1 - known[1])
             return images
         monkeypatch.setattr(network, "sample", spy)
@@ -300,6 +302,22 @@ def test_inpainting_shows_each_model_what_is_known(model, picture, monkeypatch):
     assert {side: int(m[0, 0, 0].sum()) for side, m in masks.items()} == {16: 8, 32: 15, 64: 29}
     assert all(m[..., :int(m[0, 0, 0].sum())].all() for m in masks.values())
     assert all(end.max() < 0.02 for end in ends.values())                  # the models themselves end at the known pixels
+
+
+def test_inpainting_takes_the_z_img_that_goes_with_what_is_known(model, monkeypatch):
+    """Of three per picture the second and the third draw what is outside the mask; what they draw inside is not looked at."""
+    z_img = torch.randn(2, 3, model.clip.cfg.clip_dim)
+    grey = {tuple(z.tolist()): (0.9, 0.2, -0.5)[i] for row, order in zip(z_img, ((0, 1, 2), (0, 2, 1))) for z, i in zip(row, order)}
+    mask = torch.zeros(1, 1, 16, 16)
+    mask[..., :8] = 1
+
+    def sample(z, tokens, **rest):
+        drawn = torch.stack([torch.full((3, 16, 16), grey[tuple(row.tolist())]) for row in z])
+        return torch.where(mask > 0.5, -drawn, drawn)
+    monkeypatch.setattr(model.decoder, "sample", sample)
+    known = torch.full((1, 3, 16, 16), 0.1)
+    known[..., :8] = -0.9                                                  # as the first draws it
+    assert torch.equal(model.fitting(z_img, [0, 1], known, mask), torch.stack([z_img[0, 1], z_img[1, 2]]))
 
 
 @pytest.mark.parametrize("paint", ["RGBA", "LA", "1", "P"])

@@ -78,7 +78,7 @@ def inversion(bench, steps=100):
 
 def inpainting(bench):
     """Half of a two-object picture is drawn anew, to a caption with another object there; the rest must be the picture's own."""
-    rows, labels, hits, kept = [], [], [], []
+    rows, labels, hits, kept, seams = [], [], [], [], []
     scenes = [s for s in map(bench.data.scene, range(4000)) if parse_caption(s.text)[0] == "relation"][:2 * bench.n]
     for scene, other in zip(scenes[:bench.n], scenes[bench.n:]):
         _, relation, (first, second) = parse_caption(scene.text)
@@ -94,11 +94,13 @@ def inpainting(bench):
         outside = np.asarray(mask) == 0
         kept.append((np.asarray(drawn)[outside] == np.asarray(picture)[outside]).all())
         hits.append(grade(drawn, caption)["all"])
+        seams.append(abs(np.median(np.asarray(drawn)[outside]) - np.median(np.asarray(drawn)[~outside])))
         if len(rows) < 8:
             rows.append([picture, mask, drawn])
             labels.append([scene.text, "mask", caption])
     bench.say("inpainting: follows the caption", float(np.mean(hits)))
     bench.say("inpainting: outside the mask equal to the input", float(np.mean(kept)))
+    bench.say("inpainting: grey levels between the ground inside and outside", float(np.mean(seams)))
     bench.grid("inpainting", rows, labels)
 
 
