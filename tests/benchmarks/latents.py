@@ -1,10 +1,10 @@
-"""What the evaluation command leaves out of the latents: the prior's cache, inversion, inpainting, a sticker.
+"""What the evaluation command leaves out of the latents: the priors' cache and variances, inversion, inpainting, a sticker.
 
     python tests/benchmarks/latents.py [--run runs/tiny] [--n 64] [--only cache inversion ...]
 
 All on unseen pictures (`val`) of the captioned shapes, judged by metrics.grade. Figures go to RUN/latents.json, pictures to
 RUN/latents_NAME.png (of the weights in the box: here). unCLIP §3 (what is done with the latents), §4 (the sticker, after the apple of
-Fig. 6). Both priors, the analytic variance, variations, interpolations and text diffs: `python -m mini_dalle2.evaluate`.
+Fig. 6). Both priors, variations, interpolations and text diffs: `python -m mini_dalle2.evaluate`.
 """
 
 import argparse
@@ -19,9 +19,10 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mini_dalle2 import DALLE2                                             # noqa: E402
-from mini_dalle2.data import CaptionedShapes, Scene, Thing, caption_grid, relation_caption, render      # noqa: E402
-from mini_dalle2.metrics import grade, parse_caption, read_objects         # noqa: E402
+from mini_dalle2.data import CaptionedShapes, Scene, Thing, caption_grid, load_table, relation_caption, render, to_float  # noqa: E402
+from mini_dalle2.metrics import frechet_distance, grade, parse_caption, read_objects       # noqa: E402
 from mini_dalle2.pipeline import results_folder                            # noqa: E402
+from mini_dalle2.sampling import analytic_step, ddpm_step, sample_loop, strided_timesteps  # noqa: E402
 
 
 class Bench:
@@ -41,7 +42,7 @@ class Bench:
     def say(self, key, value):
         """Prints a figure and keeps it."""
         self.results[key] = value
-        print(f"{key:<64}{value if isinstance(value, str) else format(value, '.4g')}", flush=True)
+        print(f"{key:<72}{value if isinstance(value, str) else format(value, '.4g')}", flush=True)
 
     def grid(self, name, rows, labels):
         """Writes a picture for people to look at."""
@@ -60,6 +61,28 @@ def cache(bench, N=64):
             seconds[use_cache].append(time.perf_counter() - began)
     bench.say("cache: codes that are the same", (found[True] == found[False]).float().mean().item())
     bench.say(f"cache: {N} embeddings, times faster", min(seconds[False]) / min(seconds[True]))
+
+
+def variances(bench, N=4000, steps=16):
+    """Few steps of the diffusion prior with Analytic-DPM's variance (Table 3), and with either fixed one, β̃ and β: how far from true z_img?"""
+    model, prior = bench.model, bench.model.prior
+    table, captions = load_table(CaptionedShapes("val", model.clip.cfg.image_size, 0, 2 * N), progress=False)
+    true = model.encode_image(to_float(table))
+    tokens, z_txt = model.tokens(captions[:N]), model.encode_text(captions[:N])
+
+    def with_beta(diffusion, out, x_t, t, noise):
+        mean, _ = diffusion.p_mean_variance(out, x_t, torch.full((len(x_t),), t))
+        return mean if t == 0 else mean + diffusion.betas[t].sqrt() * noise()
+
+    timesteps, found = strided_timesteps(prior.cfg.num_timesteps, steps), {"true z_img of these captions": true[:N]}
+    for name, step in {"analytic": analytic_step(prior.cov), "β̃": ddpm_step, "β": with_beta}.items():
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            x_T = torch.randn(N, prior.cfg.clip_dim, generator=generator)
+            found[name] = prior.unscale(sample_loop(prior.diffusion, prior.denoiser(tokens, z_txt), x_T, step, timesteps, generator))
+    for space, change in (("", lambda z: z), (", whitened", prior.whitening)):
+        for name, z in found.items():
+            bench.say(f"variances: {name}: Fréchet distance after {steps} steps{space}", frechet_distance(change(z), change(true[N:])))
 
 
 def inversion(bench, steps=100):
@@ -135,7 +158,7 @@ def sticker(bench):
     bench.grid("sticker", rows, labels)
 
 
-PARTS = {f.__name__: f for f in (cache, inversion, inpainting, sticker)}
+PARTS = {f.__name__: f for f in (cache, variances, inversion, inpainting, sticker)}
 
 
 def main():
