@@ -152,10 +152,10 @@ def check_unchanged(args, config, saved, there):
 
 def learns_on(args, config, stage):
     """Whether this call takes further steps of a stage that is there already, or comes with --from. Raises OSError, ValueError."""
+    if stage not in args.stages:
+        return False
     path = args.run / f"{stage}.pt"
-    if stage not in args.stages or args.origin is not None or not path.is_file():
-        return stage in args.stages
-    return load_checkpoint(path, stage)["step"] < getattr(config, stage).train.steps
+    return args.origin is not None or not path.is_file() or load_checkpoint(path, stage)["step"] < getattr(config, stage).train.steps
 
 
 def settle(args):
@@ -281,7 +281,7 @@ def note_command(args):
         path = args.run / "commands.txt"
         before = path.read_bytes() if path.is_file() else b""
         with atomic_open(path) as file:
-            file.write(before + f"{launcher()} train.py {shlex.join(args.given)}".strip().encode() + b"\n")
+            file.write(before + f"{launcher()} {shlex.join(['train.py', *args.given])}\n".encode())
 
 
 def summary(job, minutes):
