@@ -276,8 +276,8 @@ def micro():
         Stage(CLIPConfig(image_size=16, patch_size=4, vision_width=32, vision_layers=2, vision_heads=2, text_width=32, text_layers=2,
                          text_heads=2, picture_weight=10.0, **text), TrainConfig(**fast)),
         Stage(PriorConfig(width=32, layers=2, heads=2, sampling_steps=8, whiten_z=True, **text), TrainConfig(**fast)),
-        Stage(ARPriorConfig(width=32, layers=2, heads=2, text_width=32, text_layers=1, text_heads=2, buckets=64, whiten_z=True, **text),
-              TrainConfig(**fast)),
+        Stage(ARPriorConfig(width=32, layers=2, heads=2, text_width=32, text_layers=1, text_heads=2, buckets=64, place_width=8,
+                            whiten_z=True, **text), TrainConfig(**fast)),
         Stage(SketchConfig(clip_dim=32, image_size=16, width=32, layers=2), TrainConfig(**fast)),
         Stage(DecoderConfig(image_size=16, attn_resolutions=(8,), head_dim=16, text_width=32, text_layers=1, text_heads=2, sketch=True, z_noise=0.5,
                             sketch_width=32, sketch_layers=2, sampling_steps=8, whiten_z=True, **small, **text), TrainConfig(**fast)),
@@ -303,12 +303,10 @@ def tiny():
               TrainConfig(steps=2300, batch_size=128, lr=2e-3, beta2=0.98, eps=1e-6, weight_decay=0.2, ema=0.99, warmup=50)),
         Stage(PriorConfig(width=128, layers=1, heads=4, head_layers=4, head_width=512, whiten_z=True, **text),
               TrainConfig(steps=3500, batch_size=256, lr=2e-3, beta2=0.96, eps=1e-6, weight_decay=6e-2, ema=0.99, warmup=50)),
-        # mini: the paper keeps what holds 99 % of the variance. Here binding lies in the last percent: from true z_img, cut to 39 components
-        # (99 %), a decoder drew 77 % right, to 56 (99.9 %) 87 %, to 71 (99.97 %) 92 %, of 128. And a low temperature: so short a training
-        # leaves some probability on wrong codes everywhere, and so many draws find it.
-        Stage(ARPriorConfig(width=128, layers=4, heads=4, text_width=128, text_layers=1, text_heads=4, pca_error=0.0003, temperature=0.3,
-                            whiten_z=True, **text),
-              TrainConfig(steps=250, batch_size=64, lr=2e-3, beta2=0.96, eps=1e-6, weight_decay=4e-2, ema=0.99, warmup=50)),
+        # mini: a low temperature: so short a training leaves some probability on wrong codes everywhere, and so many draws find it.
+        Stage(ARPriorConfig(width=128, layers=1, heads=4, text_width=128, text_layers=1, text_heads=4, place_width=128, places=48,
+                            temperature=0.3, whiten_z=True, **text),
+              TrainConfig(steps=250, batch_size=128, lr=3e-3, beta2=0.96, eps=1e-6, weight_decay=4e-2, ema=0.99, warmup=50)),
         Stage(SketchConfig(clip_dim=128, image_size=32), SKETCH),
         # mini: every fifth picture is learned without its caption, as GLIDE learned (§4), not every second: where z_img is off, only the caption
         # says how many there are.

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from conftest import lively, three_words
 
-from mini_dalle2.ar_prior import ARPrior, ARPriorConfig, Codes, draw
+from mini_dalle2.ar_prior import ARPrior, ARPriorConfig, Codes, PlaceNetworks, draw
 
 EOT, L, D = 20, 6, 16
 TINY = ARPriorConfig(clip_dim=D, width=32, layers=2, heads=2, vocab_size=30, context_length=L, eot_id=EOT, text_width=16, text_layers=1,
@@ -103,9 +103,10 @@ def test_with_few_pictures_sampling_asks_only_for_fits_that_were_seen():
 
 # ---------------------------------------------------------------------- the network
 
+@pytest.mark.parametrize("place_width", [0, 12])
 @torch.no_grad()
-def test_a_code_depends_on_the_prefix_and_earlier_codes_only():
-    prior, (z_img, z_txt, tokens) = tiny(), batch(4)
+def test_a_code_depends_on_the_prefix_and_earlier_codes_only(place_width):
+    prior, (z_img, z_txt, tokens) = tiny(place_width=place_width), batch(4)
     codes, dot = prior.codes.encode(z_img), torch.tensor([3, 9, 20, 31])
     before, K = prior(codes, dot, tokens, z_txt), codes.shape[1]
     assert before.shape == (4, K, 32)
@@ -119,8 +120,45 @@ def test_a_code_depends_on_the_prefix_and_earlier_codes_only():
 
 
 @torch.no_grad()
+def test_each_place_has_a_network_of_its_own_that_sees_the_codes_before_it():
+    """Against one network after the other, written out; a part of the places is the part of all."""
+    torch.manual_seed(0)
+    places, values, text = lively(PlaceNetworks(5, 8, 12, text_width=4), 0.3), torch.randn(3, 4), torch.randn(3, 8)
+    all_of_them, t = places(values, text), places.text(text)
+    for i in range(5):
+        h = values[:, :i] @ places.from_values[i, :i] + t @ places.from_text[i] + places.bias[i]
+        assert torch.allclose(all_of_them[:, i], F.silu(h) @ places.leave[i], atol=1e-5)
+    assert torch.allclose(places(values, text, first=4), all_of_them[:, 4:], atol=1e-6)
+    assert torch.allclose(places(values[:, :2], text, first=1), all_of_them[:, 1:3], atol=1e-6)
+
+
+def test_with_networks_of_places_it_learns_faster():
+    """Embeddings from a space of four dimensions: the later codes follow from the earlier ones."""
+    generator = torch.Generator().manual_seed(0)
+    z_img, z_txt = F.normalize(torch.randn(256, 2, 4, generator=generator) @ torch.randn(4, D, generator=generator), dim=-1).unbind(1)
+    tokens, losses = three_words(256, L, EOT, generator), []
+    for place_width in (0, 32):
+        torch.manual_seed(0)
+        prior = ARPrior(replace(TINY, place_width=place_width, pca_error=0.0))
+        prior.measure(z_img, z_txt)
+        optimizer = torch.optim.Adam(prior.parameters(), lr=3e-3)
+        for _ in range(60):
+            loss = prior.loss(z_img, z_txt, tokens, torch.Generator().manual_seed(0))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        losses.append(loss.item())
+    assert losses[1] < losses[0] - 0.5
+
+
+def test_places_bound_the_codes_and_measuring_says_so(capsys):
+    assert tiny(places=3).codes.count == 3 and "3 of 16 components" in (said := capsys.readouterr().out) and "too small" in said
+    assert tiny(places=15).codes.count == tiny().codes.count < 15 and "too small" not in capsys.readouterr().out
+
+
+@torch.no_grad()
 def test_dropped_text_takes_tokens_and_z_txt_with_it():
-    prior, (z_img, z_txt, tokens) = tiny(), batch(4)
+    prior, (z_img, z_txt, tokens) = tiny(place_width=12), batch(4)
     codes, dot, keep = prior.codes.encode(z_img), torch.tensor([3, 9, 20, 31]), torch.tensor([True, False, True, False])
     a, b = prior(codes, dot, tokens, z_txt, keep), prior(codes, dot, tokens.flip(0), z_txt.flip(0), keep)
     assert ((a - b).abs().amax((1, 2)) > 1e-6).tolist() == keep.tolist()
@@ -151,9 +189,9 @@ def test_size_of_the_text_encoder_and_the_decoder(stage):
 
 # ---------------------------------------------------------------------- sampling
 
-@pytest.mark.parametrize("guidance", [1.0, 2.5])
-def test_the_cache_changes_nothing(guidance):
-    prior, (_, z_txt, tokens) = tiny().double(), batch(8)
+@pytest.mark.parametrize("guidance, place_width", [(1.0, 0), (2.5, 0), (2.5, 12)])
+def test_the_cache_changes_nothing(guidance, place_width):
+    prior, (_, z_txt, tokens) = tiny(place_width=place_width).double(), batch(8)
     options = dict(guidance=guidance)
     a, b = (prior.sample(tokens, z_txt.double(), generator=torch.Generator().manual_seed(3), use_cache=cache, **options)
             for cache in (True, False))
@@ -203,11 +241,12 @@ def test_draw_is_the_inverse_distribution_function():
     assert torch.bincount(drawn, minlength=4).tolist() == [100, 0, 400, 500] and (drawn.diff() >= 0).all()
 
 
-def test_one_batch_is_learned_by_heart():
+@pytest.mark.parametrize("place_width", [0, 12])
+def test_one_batch_is_learned_by_heart(place_width):
     """Different captions, one embedding each: what is drawn for a caption is its own embedding."""
     torch.manual_seed(0)
     z_img, z_txt, tokens = batch(8)
-    prior = ARPrior(replace(TINY, text_drop=0.0))
+    prior = ARPrior(replace(TINY, text_drop=0.0, place_width=place_width))
     prior.measure(z_img, z_txt)
     torch.nn.init.zeros_(prior.dot_embedding.weight).requires_grad_(False)                 # or the fit asked for may be that of another
     optimizer = torch.optim.Adam([p for p in prior.parameters() if p.requires_grad], lr=3e-3)
@@ -223,7 +262,7 @@ def test_one_batch_is_learned_by_heart():
 
 @pytest.mark.parametrize("changes, said", [
     (dict(buckets=1), "buckets 1"), (dict(width=33, heads=3), "width 33"), (dict(top=1.5), "top"), (dict(pca_error=-0.1), "pca_error"),
-    (dict(text_heads=3), "text_heads"), (dict(guidance=-1.0), "guidance")])
+    (dict(text_heads=3), "text_heads"), (dict(guidance=-1.0), "guidance"), (dict(place_width=-1), "place_width"), (dict(places=17), "places")])
 def test_impossible_settings_are_errors(changes, said):
     with pytest.raises(ValueError, match=said):
         replace(TINY, **changes)
