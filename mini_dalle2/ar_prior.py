@@ -114,14 +114,14 @@ class Codes(nn.Module):
         place = ((z - self.mean) @ self.directions[:, :K] - self.low[:K]) / (self.high[:K] - self.low[:K])     # 0..1
         return (place * self.buckets).long().clamp(0, self.buckets - 1)
 
-    def values(self, codes):
-        """codes (B, k) -> about -3..3: where in its interval each lies. The ends are some three spreads from the mean."""
-        return (codes + 0.5) / self.buckets * 6 - 3
+    def middle(self, codes):
+        """codes (B, k) -> the middles of their buckets, 0..1: how far along its interval each lies."""
+        return (codes + 0.5) / self.buckets
 
     def decode(self, codes):
         """codes (B, K) -> z (B, D), not normalised."""
         K = self.count
-        coordinates = self.low[:K] + (codes + 0.5) / self.buckets * (self.high[:K] - self.low[:K])
+        coordinates = self.low[:K] + self.middle(codes) * (self.high[:K] - self.low[:K])
         return coordinates @ self.directions[:, :K].T + self.mean
 
     def project(self, z, count):
@@ -198,8 +198,9 @@ class ARPrior(nn.Module):
     def measure(self, z_img, z_txt):
         """Fits what is fixed before training to the training embeddings (N, D): the codes, the fit's quantiles, the whitening of z_txt."""
         kept, lost, rounded = self.codes.fit(z_img, self.cfg.pca_error)
+        short = kept == self.cfg.places and lost > self.cfg.pca_error
         print(f"ar_prior: {kept} of {self.cfg.clip_dim} components leave out {lost:.2%} of the variance, {rounded:.2%} with the rounding "
-              f"to {self.cfg.buckets} buckets" + ("; ar_prior.places is too small for less" if lost > self.cfg.pca_error else ""))
+              f"to {self.cfg.buckets} buckets" + ("; ar_prior.places is too small for less" if short else ""))
         dots = (z_img * z_txt).sum(-1).sort().values
         at = torch.arange(1, self.cfg.buckets + 1, device=dots.device) * len(dots) // self.cfg.buckets - 1
         self.dots.copy_(dots[at.clamp(min=0)])
@@ -226,7 +227,8 @@ class ARPrior(nn.Module):
         items = torch.cat([self.dot_embedding(dot)[:, None], self.code_embedding(codes)], dim=1) + self.position[1:k + 2]
         if self.places is None:
             return items[:, first:]
-        return items[:, first:] + self.places(self.codes.values(codes), text, first)
+        values = self.codes.middle(codes) * 6 - 3                          # the ends of an interval are some three spreads from the mean
+        return items[:, first:] + self.places(values, text, first)
 
     def logits(self, states):
         """States (B, n, W) -> logits (B, n, M) of the next code."""

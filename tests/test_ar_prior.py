@@ -33,6 +33,17 @@ def tiny(seed=0, amount=0.2, **changes):
     return lively(prior, amount).eval()
 
 
+def learn(prior, steps, z_img, z_txt, tokens):
+    """The loss after so many steps of Adam on one batch."""
+    optimizer = torch.optim.Adam([p for p in prior.parameters() if p.requires_grad], lr=3e-3)
+    for _ in range(steps):
+        loss = prior.loss(z_img, z_txt, tokens)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return loss.item()
+
+
 # ---------------------------------------------------------------------- codes
 
 @pytest.mark.parametrize("error", [0.3, 0.02, 0.001, 0.0])
@@ -141,13 +152,7 @@ def test_with_networks_of_places_it_learns_faster():
         torch.manual_seed(0)
         prior = ARPrior(replace(TINY, place_width=place_width, pca_error=0.0))
         prior.measure(z_img, z_txt)
-        optimizer = torch.optim.Adam(prior.parameters(), lr=3e-3)
-        for _ in range(60):
-            loss = prior.loss(z_img, z_txt, tokens, torch.Generator().manual_seed(0))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        losses.append(loss.item())
+        losses.append(learn(prior, 60, z_img, z_txt, tokens))
     assert losses[1] < losses[0] - 0.5
 
 
@@ -249,13 +254,7 @@ def test_one_batch_is_learned_by_heart(place_width):
     prior = ARPrior(replace(TINY, text_drop=0.0, place_width=place_width))
     prior.measure(z_img, z_txt)
     torch.nn.init.zeros_(prior.dot_embedding.weight).requires_grad_(False)                 # or the fit asked for may be that of another
-    optimizer = torch.optim.Adam([p for p in prior.parameters() if p.requires_grad], lr=3e-3)
-    for _ in range(150):
-        loss = prior.loss(z_img, z_txt, tokens)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert loss.item() < 0.05
+    assert learn(prior, 150, z_img, z_txt, tokens) < 0.05
     cosine = prior.eval().sample(tokens, z_txt, generator=torch.Generator().manual_seed(0)) @ z_img.T
     assert cosine.argmax(1).tolist() == list(range(8)) and cosine.diagonal().mean() > 0.98
 
