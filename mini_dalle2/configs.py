@@ -258,7 +258,7 @@ def from_dict(saved):
 # mini: all presets but `paper` spoil what the second upsampler is given by the light BSR, as latent diffusion does: the full one's noise
 # and JPEG blocks hide the edges of a picture, and to guess them again takes more steps and a wider network than these presets have.
 
-SKETCH = TrainConfig(steps=7000, batch_size=128, lr=2e-3, ema=0.99, log_every=100)
+SKETCH = TrainConfig(steps=6000, batch_size=128, lr=2e-3, ema=0.99, log_every=100)
 
 
 def no_sketch(clip_dim, image_size):
@@ -302,7 +302,7 @@ def tiny():
                          text_heads=4, picture_weight=50.0, **text),
               TrainConfig(steps=2000, batch_size=128, lr=2e-3, beta2=0.98, eps=1e-6, weight_decay=0.2, ema=0.99, warmup=50)),
         Stage(PriorConfig(width=128, layers=1, heads=4, head_layers=4, head_width=512, whiten_z=True, **text),
-              TrainConfig(steps=4000, batch_size=256, lr=2e-3, beta2=0.96, eps=1e-6, weight_decay=6e-2, ema=0.99, warmup=50)),
+              TrainConfig(steps=6500, batch_size=256, lr=2e-3, beta2=0.96, eps=1e-6, weight_decay=6e-2, ema=0.99, warmup=50)),
         # mini: a low temperature: so short a training leaves some probability on wrong codes everywhere, and so many draws find it.
         Stage(ARPriorConfig(width=128, layers=1, heads=4, text_width=128, text_layers=1, text_heads=4, place_width=128, places=48,
                             temperature=0.3, whiten_z=True, **text),
@@ -315,7 +315,7 @@ def tiny():
                             text_layers=3, text_heads=4, vlb_weight=1e-5, weighting="snr_plus_1", sampler="ddim", eta=1.0,
                             sampling_steps=50, guidance=2.0, whiten_z=True,
                             **patches, **text),
-              TrainConfig(steps=3700, batch_size=16, lr=2e-3, ema=0.999, warmup=100, grad_clip=0.1)),
+              TrainConfig(steps=3100, batch_size=16, lr=2e-3, ema=0.999, warmup=100, grad_clip=0.1)),
         Stage(UpsamplerConfig(low_size=32, high_size=128, model_channels=32, channel_mult=(1, 2), patch_size=2, **patches),
               TrainConfig(steps=600, batch_size=32, lr=1e-3, ema=0.99, warmup=50)),
         Stage(UpsamplerConfig(low_size=128, high_size=512, model_channels=32, channel_mult=(1, 2), patch_size=4, schedule="linear",
