@@ -79,7 +79,7 @@ def parse(argv):
     textdiff = verb("textdiff", 'change a picture as caption TARGET differs from caption SOURCE ("" for none)',
                     {"image": None, "source": None, "target": None},
                     guidance=(float, 2.0, "the decoder's guidance scale; 1, none, reconstructs the picture at theta 0 (default: 2)"))
-    textdiff.add_argument("--theta", type=float, nargs="+", default=[0, 0.25, 0.5, 0.625, 0.75], help="how far to go (default: 0 0.25 0.5 0.625 0.75)")
+    textdiff.add_argument("--theta", type=float, nargs="+", default=[0, 0.2, 0.3, 0.4, 0.5], help="how far to go (default: 0 0.2 0.3 0.4 0.5)")
     reconstruct = verb("reconstruct", "a picture from its own latents", {"image": None})
     reconstruct.add_argument("--components", type=int, nargs="+", help="from so many principal components of z_img (default: from all and x_T)")
     verb("classify", "which caption fits?", {"image": None, "captions": "+"}, parent=common)

@@ -162,6 +162,11 @@ class Seen:
         return [note(caption, g) for caption, g in zip(self.captions, self.grades)] if self.lab.shapes else list(self.captions)
 
 
+def few_colours(image):
+    """The image in 256 colours, of which rare ones get their share: what pillow does by default gives them to the greys of the ground."""
+    return image.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE)
+
+
 def note(caption, grades):
     """A caption of the shapes, and beneath it what the grader found wrong with a picture of it."""
     wrong = ", ".join(aspect for aspect in ("colours", "shapes", "layout") if not grades[aspect])
@@ -593,7 +598,7 @@ class Lab:
         """Writes RUN/evaluate/NAME.png, a labelled sheet of pictures, in few colours: it stays small. Returns the name of the file."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with atomic_open(self.folder / f"{name}.png") as file:
-            caption_grid(rows, labels).quantize(256, dither=Image.Dither.NONE).save(file, format="PNG", optimize=True)
+            few_colours(caption_grid(rows, labels)).save(file, format="PNG", optimize=True)
         return f"{name}.png"
 
 

@@ -25,10 +25,11 @@ from torch import nn
 from .ar_prior import ARPrior, ARPriorConfig
 from .clip import CLIP, CLIPConfig
 from .decoder import Decoder, DecoderConfig
+from .diffusion import ModelOutput
 from .distributed import collect, gather_rows, is_main, own_part
 from .folder import central_square, from_pil, to_float, to_pil, to_rgb
 from .prior import DiffusionPrior, PriorConfig
-from .sampling import slerp
+from .sampling import flow_edit, slerp, strided_timesteps
 from .sketch import Sketch, SketchConfig
 from .tokenizer import BPETokenizer, clean
 from .training import load_checkpoint, pick_device
@@ -406,7 +407,7 @@ class DALLE2:
         seeds = [seed] * n
         return self.enlarge(self.base(z_img, None, seeds, progress, x_T, guidance=1.0, steps=steps, eta=0.0), seeds, stage, progress)
 
-    def textdiff(self, image, source, target, theta=(0.0, 0.25, 0.5, 0.625, 0.75), seed=0, guidance=2.0, steps=None, stage="full", progress=True):
+    def textdiff(self, image, source, target, theta=(0.0, 0.2, 0.3, 0.4, 0.5), seed=0, guidance=2.0, steps=None, stage="full", progress=True):
         """The image, changed as the caption `target` differs from the caption `source` (§3.3): a PIL image for each theta.
 
         z_d = normalised z_txt(target) − z_txt(source), z_θ = slerp(z_img, z_d, θ); x_T stays. source: what the image shows, a dummy like
@@ -422,25 +423,32 @@ class DALLE2:
             raise ValueError("both captions mean the same to this CLIP: there is no difference to follow")
         z_img, x_T = self.invert(image, steps, progress)
         n, seeds = len(theta), [seed] * len(theta)
-        z_img = self.follow(z_img.expand(n, -1), source and [source], [target], theta)
+        z_img = self.follow(z_img, source and [source], [target], theta, seed)
         base = self.base(z_img, None, seeds, progress, x_T.expand(n, -1, -1, -1), guidance=guidance, steps=steps, eta=0.0)
         return self.enlarge(base, seeds, stage, progress)
 
     @torch.no_grad()
-    def follow(self, z_img, sources, targets, theta):
-        """z_θ (N, D) of text diffs: z_img (N, D), captions (lists of N or of one; sources may be None), theta (N,) in [0, 1]."""
+    def follow(self, z_img, sources, targets, theta, seed=0):
+        """z_θ (M, D) of text diffs: z_img (N, D), captions (lists of N or of one; sources may be None), theta (M,) in [0, 1]; M = N, or N = 1."""
         # mini: whitening magnifies what is rare in pictures, of which a difference of captions has much, so that the paper's z_θ means nothing to
-        # the decoder. What the prior expects of either caption does: the difference is added, at θ = 1/2, the paper's farthest, in full;
-        # beyond, exaggerated.
+        # the decoder. The prior knows what it does mean: what it predicts for either caption, given the noised z_img, differs by what has to
+        # change in this one (FlowEdit). That is added, at θ = 1/2, the paper's farthest, in full; beyond, exaggerated. Of 70 edits 63 were right
+        # then; by the difference of what the prior expects of either caption, whatever the picture, 38.
         if self.prior.cfg.whiten_z:
-            def expected(captions):
-                tokens = self.tokens(captions)
-                return self.prior.expectation(tokens, self.clip.encode_text(tokens).float())
+            prior = self.prior
 
-            with self.at_work(self.clip, self.prior):
-                x = self.prior.scale(z_img)
-                change = expected(targets) - (x if sources is None else expected(sources))
-                return self.prior.unscale(x + 2 * theta[:, None] * change)
+            def denoiser(captions):
+                tokens = self.tokens(captions).expand(len(z_img), -1)
+                return prior.denoiser(tokens, self.clip.encode_text(tokens).float())
+
+            with self.at_work(self.clip, prior):
+                x = prior.scale(z_img)
+                itself = ModelOutput(x, torch.zeros_like(x))               # without a source, all of the picture is to go
+                timesteps = strided_timesteps(prior.cfg.num_timesteps, prior.cfg.sampling_steps)
+                change = flow_edit(prior.diffusion, denoiser(sources) if sources else lambda x_t, t: itself, denoiser(targets), x, timesteps,
+                                   seeded(seed, "textdiff"))
+                return prior.unscale(x + 2 * theta[:, None] * change)
+        z_img = z_img.expand(len(theta), -1)
         z_d = F.normalize(self.encode_text(targets), dim=-1) - (0 if sources is None else F.normalize(self.encode_text(sources), dim=-1))
         length = z_img.norm(dim=-1, keepdim=True)                          # 1, but for Karlo's
         return length * F.normalize(slerp(z_img / length, F.normalize(z_d, dim=-1).expand_as(z_img), theta), dim=-1)

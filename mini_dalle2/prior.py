@@ -262,17 +262,6 @@ class DiffusionPrior(nn.Module):
         return denoise
 
     @torch.no_grad()
-    def expectation(self, tokens, z_txt):
-        """The mean of all (scaled) z_img that a caption allows, (B, D): tokens (B, L), z_txt (B, D).
-
-        It is what f_θ predicts at the noisy end, T − 1: x_t says nothing about x_0 there, and the squared error of Eq. 2 is least at
-        E[x_0 | y]. A blurred z_img, which no picture has; but its difference between two captions is how z_img changes when they do.
-        """
-        x_T = torch.randn(1, self.cfg.clip_dim, generator=torch.Generator().manual_seed(0)).to(z_txt.device).expand(len(tokens), -1)
-        t = torch.full((len(tokens),), self.cfg.num_timesteps - 1, device=z_txt.device)
-        return self(x_T, t, self.condition(tokens, z_txt))
-
-    @torch.no_grad()
     def sample(self, tokens, z_txt, guidance=None, steps=None, generator=None, progress=False):
         """z_img (B, D) for captions tokens (B, L) with z_txt (B, D): the best of `candidates` samples by z_img · z_txt."""
         cfg, k = self.cfg, self.cfg.candidates

@@ -6,11 +6,12 @@
 The step rule is passed in: `ddpm_step` draws from the learned reverse process, `ddim_step(eta)` follows it with less noise, or none.
 Fewer steps than the process has are taken by a *strided* process over some of its indices (improved DDPM §4).
 
-Backwards, from data to its noise, goes `ddim_invert`; `keep_known` wraps a denoiser so that part of a picture stays as it is.
+Backwards, from data to its noise, goes `ddim_invert`; `flow_edit` says how an example of one condition changes to be one of another;
+`keep_known` wraps a denoiser so that part of a picture stays as it is.
 
 Steps are 0-based, t = 0..T−1. Shapes: x (B, ...) of any kind (images, embeddings); t (B,) integer.
 References: DDPM (2006.11239) Alg. 2; improved DDPM (2102.09672); DDIM (2010.02502); Analytic-DPM (2201.06503); inversion in ADM
-(2105.05233) App. F and unCLIP (2204.06125) §3; classifier-free guidance as in GLIDE (2112.10741) §2.3.
+(2105.05233) App. F and unCLIP (2204.06125) §3; FlowEdit (2412.08629) Alg. 1; classifier-free guidance as in GLIDE (2112.10741) §2.3.
 Read next: prior.py, unet.py.
 """
 
@@ -106,6 +107,26 @@ def ddim_invert(diffusion, denoise, x_0, timesteps, refine=0, progress=False):
             above = above + miss
         x = above
     return x
+
+
+def flow_edit(diffusion, source, target, x_0, timesteps, generator=None):
+    """What to add to x_0 (B, ...), examples of one condition, to make them such of another, and else as they are: d (B, ...).
+
+    source, target: denoise(x, t) under either condition; timesteps: ascending list of original indices. At each of them x_0 and x_0 + d get
+    the same noise, and Δ is how the two predictions of x_0 differ. At the noisy end Δ is the difference of the conditions' means; farther
+    down, the noised example tells what the change is for this one. From noise σ = √((1−ᾱ)/ᾱ) to the next, σ', d moves as DDIM would:
+
+        d' = Δ + σ'/σ · (d − Δ)
+    """
+    strided, d = diffusion.strided(timesteps), torch.zeros_like(x_0)
+    signal, noise = strided.alphas_cumprod.sqrt(), strided.sqrt_one_minus_alphas_cumprod
+    for k in reversed(range(len(timesteps))):
+        t = strided.timestep_map[k].expand(len(x_0))
+        x_t = diffusion.q_sample(x_0, t, randn_like(x_0, generator))
+        change = target(x_t + signal[k] * d, t).x_start - source(x_t, t).x_start
+        left = noise[k - 1] / signal[k - 1] * signal[k] / noise[k] if k > 0 else 0.0
+        d = change + left * (d - change)
+    return d
 
 
 def keep_known(denoise, diffusion, known, mask):

@@ -17,12 +17,12 @@ from PIL import Image, ImageDraw
 import train
 from conftest import ROOT, SMALL
 from mini_dalle2 import evaluate, lab as lab_module, training
-from mini_dalle2.data import Scene, Thing, from_pil, render
+from mini_dalle2.data import CaptionedShapes, Scene, Thing, from_pil, render
 from mini_dalle2.decoder import Decoder
 from mini_dalle2.evaluate import IN_README, known, main, split_readme, verdict
-from mini_dalle2.experiments import (EXPERIMENTS, GUIDANCE, THETAS, Findings, backgrounds, concept_of, concepts_found, moved, nearest, ranks,
+from mini_dalle2.experiments import (EDITED, EXPERIMENTS, GUIDANCE, THETAS, Findings, backgrounds, concept_of, concepts_found, moved, nearest, ranks,
                                      swapped)
-from mini_dalle2.lab import BESIDES, EDITS, Draw, Embed, Lab, Seen, edited
+from mini_dalle2.lab import BESIDES, EDITS, Draw, Embed, Lab, Seen, edited, few_colours
 from mini_dalle2.metrics import Figure, agrees, bootstrap, frechet_distance, mean_change, parse_caption, share, share_apart, share_gap, wider, wilson
 from mini_dalle2.pipeline import load_model
 from test_graph import package_graph
@@ -483,6 +483,7 @@ def test_what_has_moved_is_measured_in_pixels(synthetic):
         lambda scene: replace(scene, things=tuple(replace(t, colour="red" if t.colour != "red" else "blue") for t in scene.things))))
     assert np.allclose(moved(there, true)[singles], 2, atol=0.3) and np.nanmax(moved(true, true)) == 0
     assert np.isnan(moved(other, true)[singles]).all() and len(singles) > 4
+    assert np.allclose(moved(other, true, kind=())[singles], 0, atol=0.3)
     assert (np.abs(backgrounds(lighter) - backgrounds(true)) == 30).all()
 
 
@@ -496,6 +497,36 @@ def test_variations_and_interpolations_tell_what_is_so_from_its_converse(synthet
     a, b = synthetic.true(m), synthetic.true(m, first=m)
     for order, said in (((a, a, a, b, b), "yes"), ((b, b, a, a, a), "no")):
         assert verdicts(synthetic, "interpolation", dict(zip(THETAS, order))) == [said, "cannot tell"], "one of two is nothing in between"
+
+
+def test_text_diffs_tell_an_edit_from_another_picture_of_its_caption(synthetic, monkeypatch):
+    """True pictures with the edits of colour made are right; on another ground they are not what was there before."""
+    monkeypatch.setattr(synthetic, "real", lambda of, real=synthetic.real: real(of, 32))
+    data, chosen, captions = synthetic.of_shapes("edits")
+    scenes = [data.scene(i) for i in chosen]
+    edits = [next(edit for edit in EDITS if edited(scene.text, *edit) == wanted) for scene, wanted in zip(scenes, captions)]
+
+    def recoloured(scene, before, after):
+        return replace(scene, things=tuple(replace(thing, colour=after.split()[0]) if f"{thing.colour} {thing.shape}" == before else thing
+                                           for thing in scene.things))
+
+    made = [recoloured(scene, *edit) if edit in EDITS[:4] else scene for scene, edit in zip(scenes, edits)]
+    coloured = sum(edit in EDITS[:4] for edit in edits) / len(edits)
+    before, same, other = (Seen(synthetic, torch.stack([from_pil(render(scene, 32)) for scene in crowd]), captions)
+                           for crowd in (scenes, made, map(other_background, made)))
+    for seen, kept in ((same, coloured), (other, 0)):
+        found = Findings()
+        EXPERIMENTS["textdiff"].find(synthetic, found, dict.fromkeys(EDITED, before) | {0.5: seen})
+        rows = {name: [figure.value for figure in row] for name, row in found.tables[0]["rows"].items()}
+        assert rows["0.5"] == pytest.approx([coloured, kept]) and rows["0"] == [0, 0] and verdict(found.claims[0]) == "yes"
+
+
+def test_a_sheet_in_few_colours_keeps_the_rare_ones():
+    """Sixty pictures, most of each its ground: pillow's own choice made the one green triangle grey."""
+    pictures = [render(CaptionedShapes("val", 32, 0, 60).scene(i), 32) for i in range(60)]
+    sheet = np.concatenate([np.concatenate([np.asarray(one) for one in pictures[i:i + 10]], axis=1) for i in range(0, 60, 10)])
+    kept = np.asarray(few_colours(Image.fromarray(sheet)).convert("RGB"))
+    assert np.abs(kept.astype(int) - sheet).max() < 16
 
 
 def test_effective_rank():

@@ -243,16 +243,25 @@ def test_text_diffs_turn_to_the_difference_of_the_captions(model, picture, monke
     assert torch.allclose(model.follow(z_img, None, target, torch.ones(1)), model.encode_text(target), atol=1e-4)
 
 
-def test_text_diffs_of_whitened_runs_add_what_the_prior_expects(model, picture):
-    """Half-way is twice as far as a quarter; without a source, to the expectation itself; on the sphere."""
+def test_text_diffs_of_whitened_runs_add_what_the_prior_says(model, picture):
+    """Half-way is twice as far as a quarter; of two captions of one meaning nothing changes; on the sphere; the seed decides."""
     source, target, z_img, prior = ["a red circle"], ["a blue circle"], model.encode_image(picture), model.prior
-    z = model.follow(z_img.expand(3, -1), source, target, torch.tensor([0.0, 0.25, 0.5]))
-    of_source, of_target = (prior.expectation(model.tokens(captions), model.encode_text(captions)) for captions in (source, target))
-    assert not torch.allclose(of_source, of_target, atol=1e-3)
-    for row, share in zip(z, (0, 0.5, 1)):
-        assert torch.allclose(row, prior.unscale(prior.scale(z_img) + share * (of_target - of_source))[0], atol=1e-5)
-    assert torch.allclose(z.norm(dim=1), torch.ones(3), atol=1e-5)
-    assert torch.allclose(model.follow(z_img, None, target, torch.tensor([0.5])), prior.unscale(of_target), atol=1e-5)
+    theta = torch.tensor([0.0, 0.25, 0.5])
+    z = model.follow(z_img, source, target, theta)
+    assert torch.allclose(z[0], z_img[0], atol=1e-5) and torch.allclose(z.norm(dim=1), torch.ones(3), atol=1e-5)
+    assert torch.equal(z, model.follow(z_img, source, target, theta)) and not torch.equal(z, model.follow(z_img, source, target, theta, seed=1))
+    assert torch.allclose(model.follow(z_img, source, source, theta), z_img.expand(3, -1), atol=1e-5)
+    change = prior.scale(z[2:]) - prior.scale(z_img)
+    assert change.norm() > 0.1 and torch.allclose(z[1], prior.unscale(prior.scale(z_img) + change / 2)[0], atol=0.05)
+
+
+def test_text_diffs_without_a_source_end_where_the_caption_does(model, picture):
+    """From whichever picture: at the noisy end nothing is left of it, so that z_θ at 1/2 depends on the caption and the noise alone."""
+    z_img = model.encode_image(picture)
+    others = torch.nn.functional.normalize(torch.randn(1, z_img.shape[1], generator=torch.Generator().manual_seed(0)), dim=-1)
+    half = torch.tensor([0.5])
+    one, other = (model.follow(z, None, ["a blue circle"], half) for z in (z_img, others))
+    assert (one - other).norm() < 0.1 * (z_img - others).norm()
 
 
 def test_reconstructions_from_components(model, picture, monkeypatch):

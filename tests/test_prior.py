@@ -283,15 +283,6 @@ def test_measured_variance_is_that_of_the_posterior():
     assert (prior.cov <= 1 / prior.diffusion.snr).all() and (prior.cov >= 0).all()
 
 
-def test_expectation_is_the_mean():
-    """Of a perfect network at the noisy end, for each caption in any company; at the other end it would be x_t itself."""
-    torch.manual_seed(0)
-    prior, mean = tiny(), 0.7 * torch.randn(D)
-    assert torch.allclose(prior.expectation(batch(3)[2], batch(3)[1])[1:], prior.expectation(batch(3)[2][1:], batch(3)[1][1:]), atol=1e-6)
-    perfect(prior, 0.5, mean)
-    assert torch.allclose(prior.expectation(batch(3)[2], batch(3)[1]), mean.expand(3, -1), atol=1e-3)
-
-
 def test_analytic_steps_give_the_spread_that_fixed_variances_lose():
     torch.manual_seed(0)
     prior = tiny(candidates=1)

@@ -15,7 +15,7 @@ from conftest import exact_tables
 from diffusers import DDIMScheduler, DDPMScheduler, UnCLIPScheduler
 
 from mini_dalle2.diffusion import GaussianDiffusion, LossAwareSampler, ModelOutput, UniformSampler, make_betas, randn_like
-from mini_dalle2.sampling import (analytic_step, ddim_invert, ddim_step, ddpm_step, guide, keep_known, sample_loop, slerp,
+from mini_dalle2.sampling import (analytic_step, ddim_invert, ddim_step, ddpm_step, flow_edit, guide, keep_known, sample_loop, slerp,
                                   strided_timesteps)
 
 T = 1000
@@ -127,6 +127,40 @@ def test_corrections_make_a_coarse_inversion_exact():
     errors = [(sample_loop(diffusion, denoise, ddim_invert(diffusion, denoise, x_0, steps, refine), ddim_step(), steps) - x_0).abs().max().item()
               for refine in (0, 2, 20)]
     assert errors[0] > 0.02 and errors[1] < errors[0] / 3 and errors[2] < 2e-3
+
+
+def points_denoiser(diffusion, points):
+    """The perfect denoise(x, t) if x_0 is one of these points (P, D), each as likely: a softmax by distance, weighing them."""
+    def denoise(x, t):
+        a = diffusion.alphas_cumprod[t][:, None]
+        weights = (-(x[:, None] - a[..., None].sqrt() * points).square().sum(-1) / (2 * (1 - a))).softmax(dim=1)
+        return ModelOutput(weights @ points, x)
+
+    return denoise
+
+
+def test_an_edit_moves_between_conditions_of_one_spread_by_their_means():
+    """Gaussians N(m, s²) and N(m', s²): d solves dd/dσ = σ (d − δ) / (s² + σ²), so that d = δ(1 − s/√(s² + σ_T²)), δ = m' − m, for any x_0."""
+    diffusion, s = GaussianDiffusion("linear", T), 0.5
+    source, target = gaussian_denoiser(diffusion, 0.3, s), gaussian_denoiser(diffusion, 2.3, s)
+    x_0 = torch.tensor([[-1.0], [0.3], [5.0]])
+    last = 1 / diffusion.snr[-300].item()                                  # starting lower than T − 1, so that something is lost
+    d = flow_edit(diffusion, source, target, x_0, list(range(T - 299)), torch.Generator().manual_seed(0))
+    assert torch.allclose(d, torch.full_like(d, 2 * (1 - s / math.sqrt(s * s + last))), atol=5e-3)
+    assert torch.allclose(flow_edit(diffusion, source, target, x_0, strided_timesteps(T, 50)), torch.full_like(d, 2.0), atol=0.02)
+    assert not flow_edit(diffusion, source, source, x_0, strided_timesteps(T, 50)).any()
+
+
+def test_an_edit_asks_what_this_example_needs():
+    """Left, far above or far below, becomes right, a little above or below, each on its own side. The difference of the means is no help there."""
+    diffusion = GaussianDiffusion("cosine", T)
+    left, right = torch.tensor([[-1.0, 2.0], [-1.0, -2.0]]), torch.tensor([[1.0, 1.0], [1.0, -1.0]])
+    source, target = points_denoiser(diffusion, left), points_denoiser(diffusion, right)
+    x_0 = left.repeat(50, 1)
+    edited = x_0 + flow_edit(diffusion, source, target, x_0, strided_timesteps(T, 100), torch.Generator().manual_seed(0))
+    found = torch.cdist(edited, right)
+    assert found.min(dim=1).values.median() < 0.05
+    assert (found.argmin(dim=1) == torch.tensor([0, 1]).repeat(50)).float().mean() > 0.95
 
 
 def test_what_is_known_stays_and_the_rest_is_drawn():
