@@ -34,7 +34,8 @@ from mini_dalle2.unet import UNet
 from mini_dalle2.upsampler import Upsampler, UpsamplerConfig
 
 os.environ.setdefault("TQDM_DISABLE", "1")                                 # dalle2-pytorch's bars, which nothing else turns off
-INSTALL = {"dalle2-pytorch": "pip install --no-deps dalle2-pytorch==1.15.6", "diffusers": "pip install -r tests/requirements.txt",
+INSTALL = {"dalle2-pytorch": "pip install --no-deps dalle2-pytorch==1.15.6 x-clip==0.14.4 coca-pytorch==0.1.0 rotary-embedding-torch==0.9.1 "
+                             "einops==0.8.2 kornia==0.9.0 resize-right==0.0.2", "diffusers": "pip install -r tests/requirements.txt",
            "transformers": "pip install -r tests/requirements.txt"}
 GUIDANCE = 3.0
 

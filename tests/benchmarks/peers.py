@@ -11,9 +11,10 @@ those of single rounds. A training step is loss, backward pass and the same Adam
 3 % (peer_models.py says how), but that our prior and CLIP do not compute, in their last block, the places that nobody reads. Ours runs as
 train.py runs it: channels last. The peers run as their users find them; with `--layout channels_last` they are given that too. Sampling is that
 of 16 captioned pictures in 50 steps, with guidance. Peak memory is that of a step in a process of its own. Nothing else may run meanwhile.
-The peer that is not in tests/requirements.txt:
+The peer that is not in tests/requirements.txt, with what it imports (but not with what it asks for: that would bring another torch):
 
-    pip install --no-deps dalle2-pytorch==1.15.6
+    pip install --no-deps dalle2-pytorch==1.15.6 x-clip==0.14.4 coca-pytorch==0.1.0 rotary-embedding-torch==0.9.1 \
+        einops==0.8.2 kornia==0.9.0 resize-right==0.0.2
 """
 
 import argparse
