@@ -456,13 +456,13 @@ def textdiff(lab, found, made):
         there, alike = moved(true, seen, kind=()) < seen.pictures.shape[-1] / 10, np.abs(backgrounds(seen) - backgrounds(true)) < 12
         return [share(seen.right[of]), share((seen.right & there & alike)[of])]
 
-    columns = {"what the new caption says, and nothing else ↑": "%", "and where it was, on the same ground ↑": "%"}
+    columns = {"what the new caption says, and nothing else ↑": "%", "and near where things were, on the same ground ↑": "%"}
     paper = {"0.5, by the paper's formula": row(slerped)} if slerped else {}
     found.table("θ", columns, {f"{theta:g}": row(seen) for theta, seen in made.items()} | paper)
     found.table("edit, θ = 0.5", columns, {" → ".join(EDITS[i]): row(made[0.5], which == i) for i in sorted(set(which.tolist()))})
     found.plot("θ, how far", list(EDITED), {"what the new caption says": ("%", {"all ten edits": [share(seen.right) for seen in made.values()]})})
-    found.notes.append("Where it was: from each thing of the picture it is less than a tenth of a side to one of the new picture, in the mean. "
-                       "The same ground: its grey differs by less than 12 of 255 levels.")
+    found.notes.append("Near where things were: from each thing of the picture it is less than a tenth of a side to the nearest thing of the new one, "
+                       "whatever that is, in the mean. The same ground: its grey differs by less than 12 of 255 levels.")
     found.claim("a difference of captions changes the picture accordingly (θ up to 0.5)", "edit made: θ = 0.5 − θ = 0",
                 gap(made[0.5].right, made[0.0].right), "%")
     if slerped:

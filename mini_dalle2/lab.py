@@ -526,7 +526,7 @@ class Lab:
         elif move == "between":                                            # the first n, and n others: no picture is in two pairs
             z, x_T = (slerp(x[:n], x[n:], amount) for x in (z, x_T))
         elif move == "text":
-            z = model.follow(z, self.shown(recipe.of)[:n], captions, torch.full((n,), float(amount), device=z.device))
+            z = model.follow(z, self.shown(recipe.of)[:n], captions, torch.full((n,), float(amount)), recipe.seed)
         elif move == "slerp":                                              # the paper's own formula, whatever the decoder sees of z_img
             z_d = F.normalize(model.encode_text(captions) - model.encode_text(self.shown(recipe.of)[:n]), dim=-1)
             z = slerp(z, z_d, amount)

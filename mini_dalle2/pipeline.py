@@ -6,7 +6,8 @@ The right factor is the prior, the left one decoder and upsamplers. This file on
 captions to pictures, and, by z_img and the noise x_T together, from pictures to others like them, between them, or changed (§3).
 
 Shapes: B pictures, L context length, D = clip_dim, s side of the decoder's pictures, S of the largest.
-References: unCLIP (2204.06125) §2, §3, §4, and Table 3 for the steps of each model. Read next: sample.py at the top level, which calls this.
+References: unCLIP (2204.06125) §2, §3, §4, and Table 3 for the steps of each model; FlowEdit (2412.08629) for text diffs. Read next:
+sample.py at the top level, which calls this.
 """
 
 import contextlib
@@ -412,8 +413,9 @@ class DALLE2:
 
         z_d = normalised z_txt(target) − z_txt(source), z_θ = slerp(z_img, z_d, θ); x_T stays. source: what the image shows, a dummy like
         "a photo", or None, which takes z_txt(target) itself. theta: how far, from 0 to 1; the paper goes to between 0.25 and 0.5.
-        With `whiten_z`: see `follow`; captions of the whole picture do best there. guidance 1 reconstructs the image at theta 0, more
-        brings the change out.
+        With `whiten_z` (`tiny` and `micro`): w_θ = w + 2θ·d, whitened; see `follow`. The source should then be a caption of the whole
+        picture: with None, at θ = 1/2 nothing is left of the picture but x_T. The seed is that of the noise in which the prior compares the
+        captions, and of the upsamplers'. guidance 1 reconstructs the image at theta 0, more brings the change out.
         """
         theta = torch.as_tensor(theta, dtype=torch.float32, device=self.device).flatten()
         self.check(n=len(theta), stage=stage, guidance=guidance, steps=steps)
@@ -429,7 +431,12 @@ class DALLE2:
 
     @torch.no_grad()
     def follow(self, z_img, sources, targets, theta, seed=0):
-        """z_θ (M, D) of text diffs: z_img (N, D), captions (lists of N or of one; sources may be None), theta (M,) in [0, 1]; M = N, or N = 1."""
+        """z_θ (M, D) of text diffs: z_img (N, D), captions (lists of N or of one; sources may be None), theta (M,) in [0, 1]; M = N, or N = 1.
+
+        The paper's slerp(z_img, z_d, θ), or with `whiten_z` w + 2θ·d, d from `flow_edit` by the prior, without guidance. One seed draws the
+        noise for all N. Without sources, d goes all the way from the picture to what is typical of the target, a mean of many such z_img.
+        """
+        theta = torch.as_tensor(theta, device=z_img.device)
         # mini: whitening magnifies what is rare in pictures, of which a difference of captions has much, so that the paper's z_θ means nothing to
         # the decoder. The prior knows what it does mean: what it predicts for either caption, given the noised z_img, differs by what has to
         # change in this one (FlowEdit). That is added, at θ = 1/2, the paper's farthest, in full; beyond, exaggerated. Of 70 edits 63 were right
@@ -443,7 +450,7 @@ class DALLE2:
 
             with self.at_work(self.clip, prior):
                 x = prior.scale(z_img)
-                itself = ModelOutput(x, torch.zeros_like(x))               # without a source, all of the picture is to go
+                itself = ModelOutput(x, torch.zeros_like(x))               # without a source, all of the picture goes
                 timesteps = strided_timesteps(prior.cfg.num_timesteps, prior.cfg.sampling_steps)
                 change = flow_edit(prior.diffusion, denoiser(sources) if sources else lambda x_t, t: itself, denoiser(targets), x, timesteps,
                                    seeded(seed, "textdiff"))

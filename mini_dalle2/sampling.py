@@ -112,11 +112,14 @@ def ddim_invert(diffusion, denoise, x_0, timesteps, refine=0, progress=False):
 def flow_edit(diffusion, source, target, x_0, timesteps, generator=None):
     """What to add to x_0 (B, ...), examples of one condition, to make them such of another, and else as they are: d (B, ...).
 
-    source, target: denoise(x, t) under either condition; timesteps: ascending list of original indices. At each of them x_0 and x_0 + d get
-    the same noise, and Δ is how the two predictions of x_0 differ. At the noisy end Δ is the difference of the conditions' means; farther
-    down, the noised example tells what the change is for this one. From noise σ = √((1−ᾱ)/ᾱ) to the next, σ', d moves as DDIM would:
+    source, target: denoise(x, t) under either condition; timesteps: ascending list of original indices. d begins at 0. At each timestep
+    new noise is drawn, the same for x_0 and x_0 + d, and Δ is how the two predictions of x_0 differ. At the noisy end Δ is the difference of
+    the conditions' means; farther down, the noised example tells what the change is for this one. From the noise level σ = √((1−ᾱ)/ᾱ) to the
+    next one visited, σ' (in the end 0), d moves as DDIM would:
 
         d' = Δ + σ'/σ · (d − Δ)
+
+    That is FlowEdit's Alg. 1 for x_t / √ᾱ = x_0 + σ·n, from the noisiest step on (n_max) and with one draw of noise per step (n_avg = 1).
     """
     strided, d = diffusion.strided(timesteps), torch.zeros_like(x_0)
     signal, noise = strided.alphas_cumprod.sqrt(), strided.sqrt_one_minus_alphas_cumprod

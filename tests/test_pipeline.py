@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import sample                                              # the script at the top level
-from mini_dalle2 import DALLE2
+from mini_dalle2 import DALLE2, pipeline
 from mini_dalle2.data import CaptionedShapes, to_pil
 from mini_dalle2.pipeline import load_model, seeded, to_mask
 from mini_dalle2.prior import DiffusionPrior
@@ -243,16 +243,39 @@ def test_text_diffs_turn_to_the_difference_of_the_captions(model, picture, monke
     assert torch.allclose(model.follow(z_img, None, target, torch.ones(1)), model.encode_text(target), atol=1e-4)
 
 
-def test_text_diffs_of_whitened_runs_add_what_the_prior_says(model, picture):
-    """Half-way is twice as far as a quarter; of two captions of one meaning nothing changes; on the sphere; the seed decides."""
-    source, target, z_img, prior = ["a red circle"], ["a blue circle"], model.encode_image(picture), model.prior
-    theta = torch.tensor([0.0, 0.25, 0.5])
-    z = model.follow(z_img, source, target, theta)
-    assert torch.allclose(z[0], z_img[0], atol=1e-5) and torch.allclose(z.norm(dim=1), torch.ones(3), atol=1e-5)
-    assert torch.equal(z, model.follow(z_img, source, target, theta)) and not torch.equal(z, model.follow(z_img, source, target, theta, seed=1))
-    assert torch.allclose(model.follow(z_img, source, source, theta), z_img.expand(3, -1), atol=1e-5)
-    change = prior.scale(z[2:]) - prior.scale(z_img)
-    assert change.norm() > 0.1 and torch.allclose(z[1], prior.unscale(prior.scale(z_img) + change / 2)[0], atol=0.05)
+def test_text_diffs_of_whitened_runs_add_what_the_prior_says(model, picture, monkeypatch):
+    """All of it at 1/2, half at 1/4, and back on the sphere: of one picture or of several, each with captions of its own."""
+    source, target, prior = ["a red circle", "two cyan rings"], ["a blue circle", "three cyan rings"], model.prior
+    z_img, theta = torch.cat([model.encode_image(picture), model.encode_text(["a star"])]), torch.tensor([0.5, 0.25])
+    d = torch.randn(2, z_img.shape[1], generator=torch.Generator().manual_seed(0))
+    asked = []
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "flow_edit", lambda *args: asked.append(args) or d[:len(args[3])])
+        z = model.follow(z_img, source, target, theta)
+        one = model.follow(z_img[:1], source[:1], target[:1], torch.tensor([0.0, 0.25, 0.5]))
+    x = prior.scale(z_img)
+    assert torch.allclose(z, prior.unscale(x + torch.tensor([[1.0], [0.5]]) * d), atol=1e-5)
+    assert torch.allclose(one, prior.unscale(x[:1] + torch.tensor([[0.0], [0.5], [1.0]]) * d[:1]), atol=1e-5)
+    noisy, t = torch.randn(2, x.shape[1], generator=torch.Generator().manual_seed(1)), torch.tensor([500, 500])
+    for denoise, captions in zip(asked[0][1:3], (source, target)):
+        tokens = model.tokens(captions)
+        assert torch.allclose(denoise(noisy, t).x_start, prior.denoiser(tokens, model.encode_text(captions))(noisy, t).x_start, atol=1e-5)
+    assert torch.equal(asked[0][3], x) and len(asked[0][4]) == prior.cfg.sampling_steps
+
+
+def test_text_diffs_take_their_noise_from_the_seed(model, picture, monkeypatch):
+    monkeypatch.setattr(model.prior, "cfg", replace(model.prior.cfg, sampling_steps=8))
+    z_img, half = model.encode_image(picture), torch.tensor([0.5])
+    one, again, other = (model.follow(z_img, ["a red circle"], ["a blue circle"], half, seed) for seed in (0, 0, 1))
+    assert torch.equal(one, again) and not torch.equal(one, other)
+    assert torch.allclose(model.follow(z_img, ["a red circle"], ["a red circle"], half), z_img, atol=1e-5)
+
+
+def test_text_diffs_in_reduced_precision_are_nearly_the_same(run, model, picture):
+    light = DALLE2.load(run, "cpu", torch.bfloat16, offload=True)
+    z_img, half = model.encode_image(picture), torch.tensor([0.5])
+    full, reduced = (one.follow(z_img, ["a red circle"], ["a blue circle"], half) for one in (model, light))
+    assert reduced.dtype == torch.float32 and (full * reduced).sum() > 0.99
 
 
 def test_text_diffs_without_a_source_end_where_the_caption_does(model, picture):

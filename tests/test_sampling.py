@@ -152,13 +152,14 @@ def test_an_edit_moves_between_conditions_of_one_spread_by_their_means():
 
 
 def test_an_edit_asks_what_this_example_needs():
-    """Left, far above or far below, becomes right, a little above or below, each on its own side. The difference of the means is no help there."""
+    """Left, far above or far below, becomes right, a little above or below, each on its own side; the difference of the means misses both."""
     diffusion = GaussianDiffusion("cosine", T)
     left, right = torch.tensor([[-1.0, 2.0], [-1.0, -2.0]]), torch.tensor([[1.0, 1.0], [1.0, -1.0]])
     source, target = points_denoiser(diffusion, left), points_denoiser(diffusion, right)
     x_0 = left.repeat(50, 1)
     edited = x_0 + flow_edit(diffusion, source, target, x_0, strided_timesteps(T, 100), torch.Generator().manual_seed(0))
-    found = torch.cdist(edited, right)
+    found, by_means = torch.cdist(edited, right), torch.cdist(x_0 + right.mean(0) - left.mean(0), right)
+    assert by_means.min() > 0.9
     assert found.min(dim=1).values.median() < 0.05
     assert (found.argmin(dim=1) == torch.tensor([0, 1]).repeat(50)).float().mean() > 0.95
 
