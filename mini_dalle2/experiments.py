@@ -451,15 +451,18 @@ def textdiff(lab, found, made):
     which = np.array([next(i for i, edit in enumerate(EDITS) if edited(old, *edit) == new) for old, new in zip(shown, wanted)])
     true = Seen(lab, lab.real("edits")[0], shown)
     slerped, made = made.get("slerp"), {theta: made[theta] for theta in EDITED}
+    ground = backgrounds(true)
 
-    def row(seen, of=slice(None)):
-        there, alike = moved(true, seen, kind=()) < seen.pictures.shape[-1] / 10, np.abs(backgrounds(seen) - backgrounds(true)) < 12
-        return [share(seen.right[of]), share((seen.right & there & alike)[of])]
+    def hits(seen):
+        there, alike = moved(true, seen, kind=()) < seen.pictures.shape[-1] / 10, np.abs(backgrounds(seen) - ground) < 12
+        return [seen.right, seen.right & there & alike]
 
+    by_theta = {theta: hits(seen) for theta, seen in made.items()}
     columns = {"what the new caption says, and nothing else ↑": "%", "and near where things were, on the same ground ↑": "%"}
-    paper = {"0.5, by the paper's formula": row(slerped)} if slerped else {}
-    found.table("θ", columns, {f"{theta:g}": row(seen) for theta, seen in made.items()} | paper)
-    found.table("edit, θ = 0.5", columns, {" → ".join(EDITS[i]): row(made[0.5], which == i) for i in sorted(set(which.tolist()))})
+    rows = {f"{theta:g}": both for theta, both in by_theta.items()} | ({"0.5, by the paper's formula": hits(slerped)} if slerped else {})
+    found.table("θ", columns, {name: [share(one) for one in both] for name, both in rows.items()})
+    found.table("edit, θ = 0.5", columns, {
+        " → ".join(EDITS[i]): [share(one[which == i]) for one in by_theta[0.5]] for i in sorted(set(which.tolist()))})
     found.plot("θ, how far", list(EDITED), {"what the new caption says": ("%", {"all ten edits": [share(seen.right) for seen in made.values()]})})
     found.notes.append("Near where things were: from each thing of the picture it is less than a tenth of a side to the nearest thing of the new one, "
                        "whatever that is, in the mean. The same ground: its grey differs by less than 12 of 255 levels.")

@@ -445,15 +445,15 @@ class DALLE2:
             prior = self.prior
 
             def denoiser(captions):
+                if captions is None:                                       # without a source, all of the picture goes
+                    return lambda x_t, t: ModelOutput(x, torch.zeros_like(x))
                 tokens = self.tokens(captions).expand(len(z_img), -1)
                 return prior.denoiser(tokens, self.clip.encode_text(tokens).float())
 
             with self.at_work(self.clip, prior):
                 x = prior.scale(z_img)
-                itself = ModelOutput(x, torch.zeros_like(x))               # without a source, all of the picture goes
                 timesteps = strided_timesteps(prior.cfg.num_timesteps, prior.cfg.sampling_steps)
-                change = flow_edit(prior.diffusion, denoiser(sources) if sources else lambda x_t, t: itself, denoiser(targets), x, timesteps,
-                                   seeded(seed, "textdiff"))
+                change = flow_edit(prior.diffusion, denoiser(sources), denoiser(targets), x, timesteps, seeded(seed, "textdiff"))
                 return prior.unscale(x + 2 * theta[:, None] * change)
         z_img = z_img.expand(len(theta), -1)
         z_d = F.normalize(self.encode_text(targets), dim=-1) - (0 if sources is None else F.normalize(self.encode_text(sources), dim=-1))

@@ -122,12 +122,11 @@ def flow_edit(diffusion, source, target, x_0, timesteps, generator=None):
     That is FlowEdit's Alg. 1 for x_t / √ᾱ = x_0 + σ·n, from the noisiest step on (n_max) and with one draw of noise per step (n_avg = 1).
     """
     strided, d = diffusion.strided(timesteps), torch.zeros_like(x_0)
-    signal, noise = strided.alphas_cumprod.sqrt(), strided.sqrt_one_minus_alphas_cumprod
     for k in reversed(range(len(timesteps))):
         t = strided.timestep_map[k].expand(len(x_0))
         x_t = diffusion.q_sample(x_0, t, randn_like(x_0, generator))
-        change = target(x_t + signal[k] * d, t).x_start - source(x_t, t).x_start
-        left = noise[k - 1] / signal[k - 1] * signal[k] / noise[k] if k > 0 else 0.0
+        change = target(x_t + strided.sqrt_alphas_cumprod[k] * d, t).x_start - source(x_t, t).x_start
+        left = (strided.snr[k] / strided.snr[k - 1]).sqrt() if k > 0 else 0.0          # σ'/σ
         d = change + left * (d - change)
     return d
 

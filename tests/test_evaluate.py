@@ -424,6 +424,11 @@ def exchanged(scene):
     return replace(scene, things=(replace(first, colour=second.colour), replace(second, colour=first.colour)))
 
 
+def further(scene, by):
+    """Each of its things by that share of the side farther to where there is room for it."""
+    return replace(scene, things=tuple(replace(thing, x=thing.x - by if thing.x > 0.5 else thing.x + by) for thing in scene.things))
+
+
 def other_background(scene):
     return replace(scene, background=scene.background + (30 if scene.background < 210 else -30))
 
@@ -474,12 +479,9 @@ def test_binding_tells_what_is_so_from_its_converse(synthetic):
 
 def test_what_has_moved_is_measured_in_pixels(synthetic):
     """All things two pixels further, another background: both are found; a thing of another colour has none of its kind to be near to."""
-    def further(scene):
-        return replace(scene, things=tuple(replace(thing, x=thing.x - 2 / 32 if thing.x > 0.5 else thing.x + 2 / 32) for thing in scene.things))
-
     singles = [i for i, text in enumerate(synthetic.of_shapes("val")[2][:40]) if parse_caption(text)[0] == "size"]
     true, there, lighter, other = (shown(synthetic, 40, change=change) for change in (
-        lambda scene: scene, further, other_background,
+        lambda scene: scene, lambda scene: further(scene, 2 / 32), other_background,
         lambda scene: replace(scene, things=tuple(replace(t, colour="red" if t.colour != "red" else "blue") for t in scene.things))))
     assert np.allclose(moved(there, true)[singles], 2, atol=0.3) and np.nanmax(moved(true, true)) == 0
     assert np.isnan(moved(other, true)[singles]).all() and len(singles) > 4
@@ -500,13 +502,8 @@ def test_variations_and_interpolations_tell_what_is_so_from_its_converse(synthet
 
 
 def test_text_diffs_tell_an_edit_from_another_picture_of_its_caption(synthetic, monkeypatch):
-    """True pictures with the edits of colour made are right; on another ground, or mirrored, they are not what was there before."""
+    """True pictures with the edits of colour made are right; on another ground, or elsewhere, they are not what was there before."""
     monkeypatch.setattr(synthetic, "real", lambda of, real=synthetic.real: real(of, 32))
-
-    def further(scene):                                                    # single things only, or else the relation would be another
-        lone = [replace(thing, x=thing.x + (0.2 if thing.x < 0.5 else -0.2)) for thing in scene.things]
-        return replace(scene, things=tuple(lone)) if len(lone) == 1 else scene
-
     data, chosen, captions = synthetic.of_shapes("edits")
     scenes = [data.scene(i) for i in chosen]
     edits = [next(edit for edit in EDITS if edited(scene.text, *edit) == wanted) for scene, wanted in zip(scenes, captions)]
@@ -518,8 +515,9 @@ def test_text_diffs_tell_an_edit_from_another_picture_of_its_caption(synthetic, 
     made = [recoloured(scene, *edit) if edit in EDITS[:4] else scene for scene, edit in zip(scenes, edits)]
     coloured = sum(edit in EDITS[:4] for edit in edits) / len(edits)
     pairs = sum(edit in EDITS[:4] and len(scene.things) > 1 for edit, scene in zip(edits, scenes)) / len(edits)
+    elsewhere = [further(scene, 0.2) if len(scene.things) == 1 else scene for scene in made]   # of two the relation would be another
     before, same, other, moved_on = (Seen(synthetic, torch.stack([from_pil(render(scene, 32)) for scene in crowd]), captions)
-                                     for crowd in (scenes, made, map(other_background, made), map(further, made)))
+                                     for crowd in (scenes, made, map(other_background, made), elsewhere))
     assert 0 < pairs < coloured
     for seen, kept in ((same, coloured), (other, 0), (moved_on, pairs)):
         found = Findings()
