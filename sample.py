@@ -67,7 +67,9 @@ def parse(argv):
     guidance = float, None, "the decoder's guidance scale, 1 for none (default: the run's own)"
     unguided = float, 1.0, "the decoder's guidance scale (default: 1, none)"
     text = verb("text", "draw captions", {"captions": "+"}, n=number, guidance=guidance,
-                rerank=(int, None, "draw so many of each, show the --n that CLIP finds closest to the caption, the best first"))
+                rerank=(int, None, "draw so many of each, show the --n that CLIP finds closest to the caption, the best first"),
+                sketches=(int, DALLE2.SKETCHES, "of how many image embeddings of the prior's the one is drawn whose sketch CLIP finds closest "
+                          f"to the caption, where the run has a sketch; 1: the prior's own (default: {DALLE2.SKETCHES})"))
     inpaint = verb("inpaint", "draw into a picture", {"image": None, "mask": None, "caption": None}, n=number, guidance=guidance)
     for one in (text, inpaint):
         one.add_argument("--prior", choices=DALLE2.PRIORS, default="diffusion", help="where the image embedding comes from; z_txt takes CLIP's "
@@ -85,10 +87,10 @@ def parse(argv):
     verb("classify", "which caption fits?", {"image": None, "captions": "+"}, parent=common)
 
     args = parser.parse_args(argv)
-    for option in ("n", "rerank"):
+    for option, what in {"n": "pictures", "rerank": "pictures", "sketches": "sketches"}.items():
         value = getattr(args, option, None)
         if value is not None and not 1 <= value <= 1000:
-            raise ValueError(f"--{option} {value}: from 1 to 1000 pictures")
+            raise ValueError(f"--{option} {value}: from 1 to 1000 {what}")
     if not 0 <= args.seed < 2 ** 63:
         raise ValueError(f"--seed {args.seed}: a whole number from 0 to 2 ** 63 - 1")
     if not 0 <= getattr(args, "eta", 0) <= 1:
@@ -150,7 +152,8 @@ def given(path, size=None):
 # Each: (model, args, side of the pictures, options for drawing) -> (rows of the grid, their labels, rows of what was drawn of it)
 
 def text(model, args, size, options):
-    rows = model.text_to_image(args.captions, n=args.n, seed=args.seed, prior=args.prior, guidance=args.guidance, rerank=args.rerank, **options)
+    rows = model.text_to_image(args.captions, n=args.n, seed=args.seed, prior=args.prior, guidance=args.guidance, rerank=args.rerank,
+                               sketches=args.sketches, **options)
     return rows, args.captions, rows
 
 

@@ -24,7 +24,7 @@ from mini_dalle2.experiments import (EDITED, EXPERIMENTS, GUIDANCE, THETAS, Find
                                      swapped)
 from mini_dalle2.lab import BESIDES, EDITS, Draw, Embed, Lab, Seen, edited, few_colours
 from mini_dalle2.metrics import Figure, agrees, bootstrap, frechet_distance, mean_change, parse_caption, share, share_apart, share_gap, wider, wilson
-from mini_dalle2.pipeline import load_model
+from mini_dalle2.pipeline import DALLE2, load_model
 from test_graph import package_graph
 
 SHAPES = [name for name, one in EXPERIMENTS.items() if one.data != "folder"]
@@ -367,6 +367,15 @@ def test_recipes_say_what_is_needed_before_it_is_drawn(evaluated):
     assert [type(one).__name__ for one in lab.ingredients(Draw(4, z="diffusion", x_T="inverted"))] == ["Embed", "Inverted", "Draw"]
     cfg = lab.model.decoder.cfg
     assert lab.settled(Draw(16)) == lab.settled(Draw(16, guidance=cfg.guidance, steps=cfg.sampling_steps)), "said or not, it is the same"
+
+
+def test_priors_are_judged_by_z_img_of_their_own(evaluated, monkeypatch):
+    """Not by the best of several sketches: neither the paper nor GLIDE, whom they are compared with, has that."""
+    lab = Lab(evaluated, 16, "cpu")
+    monkeypatch.setattr(DALLE2, "choose", lambda *_: pytest.fail("a sketch was looked at"))
+    for prior in ("diffusion", "ar"):
+        z_img = lab.embed(Embed(8, prior=prior))
+        assert lab.model.has_sketch and z_img.shape == (8, lab.model.clip.cfg.clip_dim)
 
 
 def test_each_picture_of_a_crowd_has_noise_of_its_own_and_keeps_it(evaluated):

@@ -167,6 +167,43 @@ def test_reranking_keeps_what_clip_finds_closest(model):
         best[0]))
 
 
+def priors_own(model, monkeypatch, prior, **options):
+    """What a prior drew, (3, k, D) for the k of each of CAPTIONS, and which of them the decoder was then given (3, D)."""
+    drawn = []
+    with monkeypatch.context() as patch:
+        part = model.ar_prior if prior == "ar" else model.prior
+        sample_ = part.sample
+        patch.setattr(part, "sample", lambda *inputs, **rest: drawn.append(sample_(*inputs, **rest)) or drawn[0])
+        given = given_to_the_decoder(model, monkeypatch, prior=prior, **options)[0]
+    return drawn[0].unflatten(0, (len(CAPTIONS), -1)), given
+
+
+@pytest.mark.parametrize("prior", ["diffusion", "ar"])
+def test_of_several_z_img_the_one_is_drawn_whose_sketch_clip_finds_closest(model, monkeypatch, prior):
+    """Each sketch as a picture by itself, shown to CLIP, compared with its own caption; the choice is not always the first."""
+    chosen = []
+    for k in (5, None):
+        z_img, given = priors_own(model, monkeypatch, prior, **({"sketches": k} if k else {}))
+        assert z_img.shape == (3, k or model.SKETCHES, model.clip.cfg.clip_dim)
+        for candidates, z, caption in zip(z_img, given, CAPTIONS):
+            fit = [(model.encode_image(to_pil(model.decoder.sketch(one[None])[0])) @ model.encode_text(caption)[0]).item() for one in candidates]
+            assert torch.equal(z, candidates[int(np.argmax(fit))])
+            chosen.append(int(np.argmax(fit)))
+    assert len(set(chosen)) > 1
+
+
+def test_without_a_choice_the_priors_own_is_drawn(model, monkeypatch):
+    """For one sketch, none, a CLIP without eyes and where there is nothing to choose from, nobody looks at sketches."""
+    z_img, given = priors_own(model, monkeypatch, "diffusion", sketches=1)
+    assert z_img.shape[1] == 1 and torch.equal(z_img[:, 0], given)
+    monkeypatch.setattr(model, "choose", lambda *_: pytest.fail("a sketch was looked at"))
+    assert torch.equal(given_to_the_decoder(model, monkeypatch, prior="z_txt")[0], model.encode_text(CAPTIONS))
+    for part, name in ((model.clip, "visual"), (model.decoder, "sketch")):
+        with monkeypatch.context() as patch:
+            patch.setattr(part, name, None)
+            assert torch.equal(model.embed(model.tokens(CAPTIONS), [0, 0, 0]), given)
+
+
 # ---------------------------------------------------------------------------------------------------------------- from picture to picture
 
 @pytest.fixture(scope="module")
@@ -336,6 +373,11 @@ def test_inpainting_shows_each_model_what_is_known(model, picture, monkeypatch):
     assert all(end.max() < 0.02 for end in ends.values())                  # the models themselves end at the known pixels
 
 
+def test_inpainting_chooses_by_what_is_known_not_by_sketches(model, picture, monkeypatch):
+    monkeypatch.setattr(model, "choose", lambda *_: pytest.fail("a sketch was looked at"))
+    model.inpaint(picture, half_mask(), CAPTIONS[0], **QUIET)
+
+
 def test_inpainting_takes_the_z_img_that_goes_with_what_is_known(model, monkeypatch):
     """Of three per picture the second and the third draw what is outside the mask; what they draw inside is not looked at."""
     z_img = torch.randn(2, 3, model.clip.cfg.clip_dim)
@@ -411,7 +453,7 @@ def test_embeddings_are_unit_vectors_of_the_clip(model):
     (dict(captions=[""]), "empty"), (dict(captions=["  "]), "empty"), (dict(captions=[]), "no caption"),
     (dict(captions=["a red circle " * 40]), "context_length"), (dict(n=0), "at least one"), (dict(prior="none such"), "unknown prior"),
     (dict(stage="huge"), "unknown stage"), (dict(steps=0), "sampling steps"), (dict(steps=2000), "sampling steps"),
-    (dict(guidance=-1.0), "guidance"), (dict(guidance=float("nan")), "guidance"),
+    (dict(guidance=-1.0), "guidance"), (dict(guidance=float("nan")), "guidance"), (dict(sketches=0), "at least one"),
 ])
 def test_mistakes_are_named(model, options, words):
     with pytest.raises(ValueError, match=words):
@@ -557,7 +599,7 @@ def test_mistakes_are_one_sentence_and_exit_code_2(run, tmp_path, capsys, monkey
 
 
 @pytest.mark.parametrize("arguments, said", [
-    (["--n=0"], "--n 0"), (["--n=-3"], "--n -3"), (["--n=1000000000"], "from 1 to 1000"), (["--seed=-1"], "--seed -1"),
+    (["--n=0"], "--n 0"), (["--sketches=0"], "--sketches 0"), (["--n=-3"], "--n -3"), (["--n=1000000000"], "from 1 to 1000"), (["--seed=-1"], "--seed -1"),
     (["--seed=9223372036854775808"], "--seed 9223372036854775808"), (["--seed=1.5"], "invalid int"), (["--steps=0"], "sampling steps"),
     (["--guidance=-1"], "guidance"), (["--out=nowhere/x.png"], "there is no folder nowhere"), (["--out=x.tiff"], "written as .png"),
     (["--out=x"], "written as .png"), (["--out=folder.png"], "is a folder"), (["--out=file/x.png"], "there is no folder file"),
