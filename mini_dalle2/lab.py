@@ -34,7 +34,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from . import configs
-from .data import CaptionedShapes, caption_grid, from_pil, load_table, render, to_float, to_pil, to_uint8
+from .data import CaptionedFolder, CaptionedShapes, caption_grid, from_pil, load_table, render, to_float, to_pil, to_uint8
 from .metrics import grade, parse_caption, retrieval_hits
 from .pipeline import DALLE2, batched, load_model
 from .sampling import analytic_step, ddim_step, ddpm_step, sample_loop, slerp, strided_timesteps
@@ -272,14 +272,16 @@ class Lab:
                 data, chosen, captions = self.of_shapes(of)
                 return torch.stack([from_pil(render(data.scene(i), size)) for i in chosen]), captions
 
-            return load_table(self.job.pictures.dataset(of, size, 10 ** 9), progress=False)
+            pictures = self.job.pictures
+            data = pictures.dataset(of, size, 10 ** 9) if of == "val" else CaptionedFolder(Path(pictures.cfg.source, of), size)
+            return load_table(data, progress=False)
 
         return self.remembered(("real", of, size), make)
 
     @property
     def has_held_out(self):
         """Whether there are true pictures of combinations that training has not seen."""
-        return self.shapes or self.job.pictures.is_split and Path(self.job.config.data.source, "held_out").is_dir()
+        return self.shapes or Path(self.job.config.data.source, "held_out").is_dir()
 
     def part(self, k, of=None):
         """A k-th of n, but at least 4; not more than half of those that there are `of` a crowd."""

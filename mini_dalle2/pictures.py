@@ -41,14 +41,11 @@ class Pictures:
             print(folder.report)
 
     def folder(self, split, size):
-        """All pictures of the folder, at size × size; of its subfolder for the split, such as "held_out", if it has both "train" and "val"."""
+        """All pictures of the folder, at size × size; of its subfolder for the split, if it has both "train" and "val"."""
         return CaptionedFolder(Path(self.cfg.source, split) if self.is_split else self.cfg.source, size)
 
     def dataset(self, split, size, limit):
-        """At most `limit` examples of a split, in an order by the seed: names are often sorted by what pictures show.
-
-        A folder that is not split into subfolders lends a tenth to "val".
-        """
+        """At most `limit` examples of "train" or "val". A folder that is not split lends a tenth to "val", chosen by the seed."""
         if self.cfg.source == "shapes":
             return CaptionedShapes(split, size, self.cfg.seed, limit)
         folder = self.folder(split, size)

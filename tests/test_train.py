@@ -289,18 +289,6 @@ def test_a_folder_that_is_split_already_stays_so(folder, tmp_path):
     assert len(pictures.table("val", 8, 100)[1]) == 2 and set(pictures.table("val", 8, 100)[1]) == texts["val"]
 
 
-def test_held_out_pictures_come_in_an_order_of_the_seed(folder, tmp_path):
-    """Not in that of their names, by which emoji are sorted by artist: whoever looks at the first of them would see one style only."""
-    for split in ("train", "val", "held_out"):
-        shutil.copytree(folder, tmp_path / split)
-    orders = []
-    for seed in (0, 1, 0):
-        held_out = Pictures(configs.DataConfig(source=str(tmp_path), seed=seed), torch.device("cpu")).dataset("held_out", 8, 9)
-        assert held_out.dataset.path == tmp_path / "held_out" and len(set(held_out.indices)) == 9 < len(held_out.dataset)
-        orders.append(held_out.indices)
-    assert orders[0] == orders[2] != orders[1] and all(order != sorted(order) for order in orders)
-
-
 # ---------------------------------------------------------------------------------------------------------------- batches
 
 def job(*settings):
