@@ -68,8 +68,8 @@ def parse(argv):
     unguided = float, 1.0, "the decoder's guidance scale (default: 1, none)"
     text = verb("text", "draw captions", {"captions": "+"}, n=number, guidance=guidance,
                 rerank=(int, None, "draw so many of each, show the --n that CLIP finds closest to the caption, the best first"),
-                sketches=(int, DALLE2.SKETCHES, "of how many image embeddings of the prior's the one is drawn whose sketch CLIP finds closest "
-                          f"to the caption, where the run has a sketch; 1: the prior's own (default: {DALLE2.SKETCHES})"))
+                sketches=(int, DALLE2.SKETCHES, "draw so many image embeddings from the prior for each picture, and keep the one whose sketch CLIP "
+                          f"finds closest to the caption; 1, or a run without sketch: no choice (default: {DALLE2.SKETCHES})"))
     inpaint = verb("inpaint", "draw into a picture", {"image": None, "mask": None, "caption": None}, n=number, guidance=guidance)
     for one in (text, inpaint):
         one.add_argument("--prior", choices=DALLE2.PRIORS, default="diffusion", help="where the image embedding comes from; z_txt takes CLIP's "

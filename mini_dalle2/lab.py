@@ -487,7 +487,7 @@ class Lab:
         for rows in batched(range(n), model.BATCH):
             tokens = self.job.tokens([captions[i] for i in rows])
             if recipe.rule is None:
-                # The priors' own z_img: to let CLIP choose by sketches would help unCLIP alone, whom the paper compares with GLIDE without.
+                # Not chosen by sketches: GLIDE has no z_img to choose from, and the paper's comparison knows no such choice.
                 made.append(model.embed(tokens, self.seeds(recipe, rows), recipe.prior, sketches=1))
             else:
                 made.append(self.one_sample(tokens, recipe, torch.Generator().manual_seed(self.seeds(recipe, rows)[0])))

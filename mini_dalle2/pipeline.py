@@ -101,8 +101,8 @@ class DALLE2:
     the noise from which the decoder draws just this one of all the pictures with that z_img.
     """
 
-    BATCH = 64                          # pictures drawn at once by prior and decoder
-    SKETCHES = 8                        # z_img of a prior's that each one is chosen from, where there are sketches to look at; see `choose`
+    BATCH = 64                          # pictures drawn at once by the decoder; by the prior, with up to SKETCHES z_img each
+    SKETCHES = 8                        # z_img to choose from for each picture, where there are sketches of them; see `choose`
     CHOICE = 16                         # z_img that inpainting chooses from, by what must stay; see `fitting`
     PRIORS = ("diffusion", "ar", "z_txt", "caption")
 
@@ -260,13 +260,11 @@ class DALLE2:
         stage: "full" for the largest pictures, "base" for the decoder's, "up1" and "up2" for those after an upsampler, "each" for dicts
         {"base", "up1", "up2"} of PIL images.
         rerank: draw so many, and return the n of them that CLIP finds closest to the caption, the best first.
-        sketches: of how many z_img of a prior's the one is drawn whose sketch CLIP finds closest (see `choose`); 1, and wherever the decoder
-        has no sketch: the prior's own.
+        sketches: draw so many z_img from the prior for each picture, and keep the one whose sketch CLIP finds closest to the caption (see
+        `choose`; of two that are equally close rounding may decide). 1, or a run without sketch or image encoder: no choice.
         Raises ValueError for captions or numbers that cannot be drawn.
         """
-        self.check(n=n, stage=stage, guidance=guidance, steps=steps, prior=prior)
-        if sketches < 1:
-            raise ValueError(f"{sketches} sketches to choose from: it takes at least one")
+        self.check(n=n, stage=stage, guidance=guidance, steps=steps, prior=prior, sketches=sketches)
         if rerank is not None and rerank < n:
             raise ValueError(f"rerank {rerank}: to choose {n} pictures, draw at least as many")
         if rerank:
@@ -283,7 +281,7 @@ class DALLE2:
         pictures = self.enlarge(base, seeds, stage, progress)
         return [pictures[i:i + n] for i in range(0, len(pictures), n)]
 
-    def check(self, *, n=1, stage="full", guidance=None, steps=None, eta=0.0, prior="diffusion"):
+    def check(self, *, n=1, stage="full", guidance=None, steps=None, eta=0.0, prior="diffusion", sketches=1):
         """Raises ValueError unless one can draw with these."""
         if n < 1:
             raise ValueError(f"{n} pictures: ask for at least one")
@@ -293,6 +291,8 @@ class DALLE2:
             raise ValueError(f"unknown prior '{prior}': it is one of {', '.join(self.PRIORS)}")
         if prior == "ar" and self.ar_prior is None:
             raise ValueError("this run has no autoregressive prior: train it with --stage ar_prior")
+        if sketches < 1:
+            raise ValueError(f"{sketches} sketches to choose from: ask for at least one")
         if not 0 <= eta <= 1:
             raise ValueError(f"eta {eta}: it is a number from 0 to 1")
         if steps is not None and not 1 <= steps <= self.decoder.cfg.num_timesteps:
@@ -307,15 +307,18 @@ class DALLE2:
             return None
         model, progress = self.ar_prior if prior == "ar" else self.prior, progress and is_main()
         k = sketches if self.has_sketch and prior != "z_txt" else 1
-        drawn, tokens = [torch.empty(0, self.clip.cfg.clip_dim, device=self.device)], own_part(tokens)
-        for part, some in zip(tokens.split(self.BATCH), batched(own_part(seeds), self.BATCH)):
-            with self.at_work(self.clip, model):
+        size = max(1, self.BATCH * self.SKETCHES // max(k, self.SKETCHES))
+        drawn, chosen = [], [torch.empty(0, self.clip.cfg.clip_dim, device=self.device)]
+        with self.at_work(self.clip, model):
+            for part, some in zip(own_part(tokens).split(size), batched(own_part(seeds), size)):
                 z_txt = z_img = self.clip.encode_text(part).float()
                 if prior != "z_txt":
                     noise = [seeded(s, "prior") for s in some]             # each for k rows
                     z_img = model.sample(part.repeat_interleave(k, 0), z_txt.repeat_interleave(k, 0), generator=noise, progress=progress)
-            drawn.append(z_img if k == 1 else self.choose(z_img.unflatten(0, (-1, k)), z_txt))
-        return gather_rows(torch.cat(drawn))
+                drawn.append((z_img.unflatten(0, (-1, k)), z_txt))
+        for z_img, z_txt in drawn:
+            chosen.append(z_img[:, 0] if k == 1 else self.choose(z_img, z_txt))
+        return gather_rows(torch.cat(chosen))
 
     @property
     def has_sketch(self):
@@ -327,7 +330,7 @@ class DALLE2:
     # by the best of eight sketches, 91.4 % by the paper's rule alone; of several things of a kind, 78 and 58 %.
     def choose(self, z_img, z_txt):
         """Of z_img (B, k, D) the one whose sketch CLIP finds closest to the caption, z_txt (B, D): (B, D)."""
-        with self.at_work(self.decoder):
+        with self.at_work(self.decoder.sketch):
             sketches = self.decoder.sketch(z_img.flatten(0, 1)).float()    # (B · k, 3, s, s)
         best = self.fit(sketches, z_txt.repeat_interleave(z_img.shape[1], 0)).view(z_img.shape[:2]).argmax(dim=1)
         return z_img[torch.arange(len(z_img), device=best.device), best]

@@ -7,7 +7,8 @@ spends nearly all of its training on that, because its convolutions turn a vecto
 of unseen pictures of two things a sketch had a squared error of 0.018 after 40 seconds on two cores, the guess x̂_0 of a decoder of 4 million
 parameters 0.021 (at t = 999) after 195 minutes. So it is learned first and alone; then the decoder is shown it beside x_t, as the upsamplers
 are shown the small picture. What is in z_img is sharp in the sketch, what is not is blurred: that is what a regression makes of a question
-with many answers, and why the decoder, which draws one of them, is a diffusion model. Presets without `decoder.sketch` do as the paper does.
+with many answers, and why the decoder, which draws one of them, is a diffusion model. CLIP, too, looks at it, to choose between z_img that the
+prior gives (pipeline.py). Presets without `decoder.sketch` do as the paper does.
 
 Shapes: B batch, S image side, D = clip_dim. References: SR3 (2104.07636) §2 and unCLIP (2204.06125) §2.1 for showing a picture beside x_t.
 Read next: decoder.py, which is shown it.

@@ -204,6 +204,22 @@ def test_without_a_choice_the_priors_own_is_drawn(model, monkeypatch):
             assert torch.equal(model.embed(model.tokens(CAPTIONS), [0, 0, 0]), given)
 
 
+def test_many_sketches_are_drawn_in_parts(model, monkeypatch):
+    """A choice among more than SKETCHES takes no more memory at once, and no other pictures."""
+    whole, (z_img, given) = model.embed(model.tokens(CAPTIONS), [0, 0, 0], sketches=20), priors_own(model, monkeypatch, "diffusion", sketches=20)
+    assert torch.allclose(whole, given, atol=1e-5)
+    rows, sample_ = [], model.prior.sample
+    monkeypatch.setattr(model, "BATCH", 3)
+    monkeypatch.setattr(model.prior, "sample", lambda tokens, *rest, **options: rows.append(len(tokens)) or sample_(tokens, *rest, **options))
+    assert torch.allclose(model.embed(model.tokens(CAPTIONS), [0, 0, 0], sketches=20), whole, atol=1e-5) and rows == [20, 20, 20]
+
+
+def test_a_choice_in_reduced_precision_with_models_that_come_and_go(run):
+    light = DALLE2.load(run, "cpu", torch.bfloat16, offload=True)
+    (picture,), = draw(light, CAPTIONS[:1], stage="base", sketches=3)
+    assert picture.size == (16, 16) and light.here == []
+
+
 # ---------------------------------------------------------------------------------------------------------------- from picture to picture
 
 @pytest.fixture(scope="module")

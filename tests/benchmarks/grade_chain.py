@@ -3,7 +3,7 @@
     python tests/benchmarks/grade_chain.py --run runs/tiny [--n 256] [--seed 0] [--stage base|full] [--guidance 1 2 3] [--rerank 4]
 
 For captions of `val` (seen combinations) and `held_out` (a combination that training never saw) it draws one picture each, from the
-whole chain, from the prior's own z_img (not chosen by its sketch, see DALLE2.choose), with the autoregressive prior in it, and from the true z_img of a
+whole chain, from the prior's own z_img (not chosen by its sketch, see DALLE2.choose), with the autoregressive prior in it (likewise), and from the true z_img of a
 picture of that caption, and lets metrics.grade read the picture back. Every figure is the share of pictures where that holds. A grid of
 the first pictures, with what is wrong written beneath, goes into the run folder (of the weights in the box, `--run mini_dalle2/weights`:
 here). With --guidance it tries several scales at the base size instead; with --rerank it also draws so many of each, and grades the one
@@ -90,6 +90,8 @@ def main():
                 other_ways["z_img not chosen"] = dict(sketches=1)
             if model.ar_prior is not None and guidance is None:
                 other_ways["AR prior"] = dict(prior="ar")
+                if model.has_sketch:
+                    other_ways["AR prior not chosen"] = dict(prior="ar", sketches=1)
             if args.rerank:
                 other_ways[f"best of {args.rerank}"] = dict(rerank=args.rerank)
             for way, options in other_ways.items():
