@@ -181,7 +181,7 @@ def test_half_an_hour():
         if isinstance(row, dict):                                          # "val: whole chain, up1 (128 px)"; the other is CLIP's
             split, way, size = re.fullmatch(r"(\w+): ([\w ]+), \w+(?: \((.*)\))?", name).groups()
             graded.append([f"`{split}`", way, size or "32 px", *(f"{row[aspect]:.1%}".replace("%", " %") for aspect in ASPECTS)])
-    assert [row for row in rows if row[0] in ("`val`", "`held_out`")][:len(graded)] == graded and len(graded) == 10
+    assert [row for row in rows if row[0] in ("`val`", "`held_out`")][:len(graded)] == graded and len(graded) == 12
     assert f"for {record['grade']['val retrieval']:.1%}".replace("%", " %") in next(row for row in rows if row[0] == "clip")[4]
 
 
