@@ -200,7 +200,7 @@ def test_without_a_choice_the_priors_own_is_drawn(model, monkeypatch):
     assert torch.equal(given_to_the_decoder(model, monkeypatch, prior="z_txt")[0], model.encode_text(CAPTIONS))
     for part, name in ((model.clip, "visual"), (model.decoder, "sketch")):
         with monkeypatch.context() as patch:
-            patch.setattr(part, name, None)
+            patch.setitem(part._modules, name, None)
             assert torch.equal(model.embed(model.tokens(CAPTIONS), [0, 0, 0]), given)
 
 
