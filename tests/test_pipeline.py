@@ -391,7 +391,7 @@ def test_inpainting_shows_each_model_what_is_known(model, picture, monkeypatch):
 
 def test_inpainting_chooses_by_what_is_known_not_by_sketches(model, picture, monkeypatch):
     monkeypatch.setattr(model, "choose", lambda *_: pytest.fail("a sketch was looked at"))
-    model.inpaint(picture, half_mask(), CAPTIONS[0], **QUIET)
+    assert len(model.inpaint(picture, half_mask(), CAPTIONS[0], n=2, **QUIET)) == 2
 
 
 def test_inpainting_takes_the_z_img_that_goes_with_what_is_known(model, monkeypatch):
