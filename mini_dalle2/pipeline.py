@@ -307,7 +307,7 @@ class DALLE2:
             return None
         model, progress = self.ar_prior if prior == "ar" else self.prior, progress and is_main()
         k = sketches if self.has_sketch and prior != "z_txt" else 1
-        size = max(1, self.BATCH * self.SKETCHES // max(k, self.SKETCHES))
+        size = max(1, self.BATCH * self.SKETCHES // max(k, self.SKETCHES))             # captions at once
         drawn, chosen = [], [torch.empty(0, self.clip.cfg.clip_dim, device=self.device)]
         with self.at_work(self.clip, model):
             for part, some in zip(own_part(tokens).split(size), batched(own_part(seeds), size)):

@@ -3,11 +3,11 @@
     python tests/benchmarks/grade_chain.py --run runs/tiny [--n 256] [--seed 0] [--stage base|full] [--guidance 1 2 3] [--rerank 4]
 
 For captions of `val` (seen combinations) and `held_out` (a combination that training never saw) it draws one picture each, from the
-whole chain, from the prior's own z_img (not chosen by its sketch, see DALLE2.choose), with the autoregressive prior in it (likewise), and from the true z_img of a
-picture of that caption, and lets metrics.grade read the picture back. Every figure is the share of pictures where that holds. A grid of
-the first pictures, with what is wrong written beneath, goes into the run folder (of the weights in the box, `--run mini_dalle2/weights`:
-here). With --guidance it tries several scales at the base size instead; with --rerank it also draws so many of each, and grades the one
-that CLIP likes best.
+whole chain, from the prior's own z_img (not chosen by its sketch, see DALLE2.choose), with the autoregressive prior in it (likewise), and
+from the true z_img of a picture of that caption, and lets metrics.grade read the picture back. Every figure is the share of pictures where
+that holds. A grid of the first pictures, with what is wrong written beneath, goes into the run folder (of the weights in the box,
+`--run mini_dalle2/weights`: here). With --guidance it tries several scales at the base size instead; with --rerank it also draws so many
+of each, and grades the one that CLIP likes best.
 """
 
 import argparse
