@@ -4,8 +4,8 @@
 
 Every process runs the same program. Each learns from its share of every batch; the gradients are averaged, so that all keep the same weights.
 With `shard`, torch's fully_shard, each process keeps but a part of every weight, gradient and average of the optimiser, and fetches a block's
-weights when it gets to that block: for models that one GPU cannot hold. The first process alone writes files. When pictures are drawn (sample.py), each process draws some. Without torchrun there is one process,
-and everything here does nothing.
+weights when it gets to that block: for models that one GPU cannot hold. The first process alone writes files. When pictures are drawn (sample.py,
+evaluate.py), each process draws some. Without torchrun there is one process, and everything here does nothing.
 
 References: torch.distributed (gloo between CPUs, nccl between GPUs). Read next: training.py.
 """
@@ -150,6 +150,14 @@ def anyone(flag, device):
     flags = torch.tensor(float(flag), device=device)
     dist.all_reduce(flags)
     return bool(flags > 0)
+
+
+def agreed(value):
+    """The first process's plain value, in all of them: what it has found on disk they all go by, and none waits for one that has gone elsewhere."""
+    values = [value]
+    if world() > 1:
+        dist.broadcast_object_list(values)
+    return values[0]
 
 
 def own_part(rows):

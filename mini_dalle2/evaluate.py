@@ -4,6 +4,7 @@
     python -m mini_dalle2.evaluate --run runs/tiny --only fig8 steps     some of them
     python -m mini_dalle2.evaluate --run runs/tiny --n 64                quicker, with wider intervals
     python -m mini_dalle2.evaluate --run runs/tiny --readme              also puts the main table and some plots into README.md
+    torchrun --nproc_per_node=2 -m -- mini_dalle2.evaluate --run runs/tiny     each process draws half of the pictures
 
 It writes RUN/report.md, and into RUN/evaluate what the report shows. First it says how long each part will take. Whatever has been done stays
 done: called again after Ctrl-C it goes on, called again after the end it only writes the report. It does again what other weights, other
@@ -15,7 +16,9 @@ Read next: lab.py, experiments.py.
 """
 
 import argparse
+import contextlib
 import difflib
+import os
 import shlex
 import sys
 import time
@@ -27,6 +30,7 @@ from tqdm import tqdm
 
 from . import lab as lab_module
 from .configs import Parser, sentence
+from .distributed import agreed, is_main, left_alone, processes
 from .experiments import EXPERIMENTS, Findings
 from .lab import LEAST, Draw, Lab, digest, has_efficientnet
 from .metrics import Figure, agrees, retrieval_hits, share
@@ -82,12 +86,12 @@ def key(lab, one):
 
 def known(lab, one):
     """The findings of an experiment from RUN/evaluate/NAME.json, or None if they are not there, damaged or out of date."""
-    try:
+    now, found = key(lab, one), None
+    with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
         saved = read_json(lab.folder / f"{one.name}.json")
-        same = saved["key"] == key(lab, one) and all((lab.folder / name).is_file() for name in saved["findings"]["grids"])
-        return saved["findings"] if same else None
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None
+        if saved["key"] == now and all((lab.folder / name).is_file() for name in saved["findings"]["grids"]):
+            found = saved["findings"]
+    return agreed(found)
 
 
 def perform(lab, one, place):
@@ -100,7 +104,8 @@ def perform(lab, one, place):
     missing = lab.missing(needs.values())
     graded = lab.speed("grader") if lab.shapes else 0.0
     total = sum(map(lab.seconds, missing)) + graded * sum(recipe.n for recipe in needs.values() if isinstance(recipe, Draw))
-    with tqdm(total=max(total, 1e-3), desc=f"{one.name} ({place})", bar_format="{l_bar}{bar}| {elapsed}<{remaining}", leave=False) as lab.bar:
+    with tqdm(total=max(total, 1e-3), desc=f"{one.name} ({place})", bar_format="{l_bar}{bar}| {elapsed}<{remaining}", leave=False,
+              disable=not is_main()) as lab.bar:
         for name, recipe in needs.items():
             for part in lab.ingredients(recipe):
                 made[name] = lab.make(part)
@@ -115,7 +120,9 @@ def perform(lab, one, place):
     seconds |= {lab.key(part): lab.took[part] for recipe in needs.values() for part in lab.ingredients(recipe)}
     seconds |= {name: load_checkpoint(lab.folder / f"{name}.pt", stage)["seconds"] for name, (stage, _, _) in models_of(lab, one).items()}
     findings = vars(found) | {"seconds": seconds, "n": sorted({recipe.n for recipe in needs.values()})}
-    write_json({"key": key(lab, one), "findings": findings}, lab.folder / f"{one.name}.json")
+    now = key(lab, one)
+    if is_main():
+        write_json({"key": now, "findings": findings}, lab.folder / f"{one.name}.json")
     print(f"{one.name}: does it agree with the paper? {', '.join(map(verdict, found.claims)) or 'nothing to compare'}", flush=True)
 
 
@@ -212,7 +219,8 @@ def write_report(lab, all_findings):
         found, files = all_findings[one.name], {}
         for i, spec in enumerate(found["plots"], start=1):
             files[f"{one.name}_plot{i if i > 1 else ''}.png"] = f"{one.title}: by {spec['x']}"
-            plot(spec, lab.folder / list(files)[-1])
+            if is_main():
+                plot(spec, lab.folder / list(files)[-1])
         plots |= files
         images = [f"![{title}](evaluate/{file})" for file, title in (files | {grid: one.title for grid in found["grids"]}).items()]
         claims = [claims_of({one.name: found}, False, kind, head) for kind, head in (
@@ -225,8 +233,9 @@ def write_report(lab, all_findings):
     head = [f"# What {lab.run} shows of the paper's findings", WORDS, about(lab), claims_of(all_findings),
             f"Together {sum(seconds.values()) / 60:.1f} minutes, of training and drawing for it, and of looking."]
     head += [f"Not done yet: {', '.join(missing)}."] if missing else []
-    with atomic_open(lab.run / "report.md") as file:
-        file.write(("\n\n".join(head + parts) + "\n").encode())
+    if is_main():
+        with atomic_open(lab.run / "report.md") as file:
+            file.write(("\n\n".join(head + parts) + "\n").encode())
     return plots
 
 
@@ -298,9 +307,9 @@ def write_readme(lab, path, name, all_findings, plots, command):
 
 # ---------------------------------------------------------------------------------------------------------------- the command
 
-def work(args):
-    """Does what is asked for."""
-    lab = Lab(args.run, args.n, pick_device(args.device))
+def work(args, device):
+    """Does what is asked for. Several processes all go through the same, for they must meet wherever pictures are drawn; the first one writes."""
+    lab = Lab(args.run, args.n, device)
     name = "shapes" if lab.shapes else Path(lab.job.config.data.source).resolve().name
     if args.readme is not None:
         split_readme(args.readme, f"evaluate {name}")                      # before half an hour is spent
@@ -314,7 +323,7 @@ def work(args):
     all_findings = {one.name: found for one in EXPERIMENTS.values() if (found := known(lab, one)) is not None}
     plots = write_report(lab, all_findings)
     print(f"the report: {lab.run / 'report.md'}")
-    if args.readme is not None:
+    if args.readme is not None and is_main():
         n = f" --n {args.n}" if args.n != N else ""
         write_readme(lab, args.readme, name, all_findings, plots, f"python -m mini_dalle2.evaluate --run {shlex.quote(str(args.run))}{n} --readme")
 
@@ -322,17 +331,25 @@ def work(args):
 def main(argv=None):
     """The command: 0 when all went well, 2 after a mistake (one sentence on standard error), 130 after Ctrl-C."""
     try:
-        work(parse(argv))
+        args = parse(argv)
+        with processes(pick_device(args.device)) as device:
+            work(args, device)
         return 0
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on where it was", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print("\nstopped; the same command goes on where it was", file=sys.stderr)
         return 130
     except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
+        if left_alone(error):
+            message = f"process {os.environ.get('RANK')} cannot go on, since another one has ended"
+        elif out_of_memory(error):
+            message = "there is not enough memory for this: lower --n"
+        else:
             raise
-        message = "there is not enough memory for this: lower --n"
     except (ValueError, OSError, FloatingPointError) as error:
         message = sentence(error)
+        if (not isinstance(error, OSError) or isinstance(error, FileNotFoundError)) and os.environ.get("RANK", "0") != "0":
+            return 2                                                       # all processes have found the same; the first one says it
     print(f"evaluate: {message}", file=sys.stderr)
     return 2
 

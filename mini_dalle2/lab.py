@@ -35,6 +35,7 @@ from torch.nn import functional as F
 
 from . import configs
 from .data import CaptionedFolder, CaptionedShapes, caption_grid, from_pil, load_table, render, to_float, to_pil, to_uint8
+from .distributed import agreed, barrier, gather_rows, is_main, own_part
 from .metrics import grade, parse_caption, retrieval_hits
 from .pipeline import DALLE2, batched, load_model
 from .sampling import analytic_step, ddim_step, ddpm_step, sample_loop, slerp, strided_timesteps
@@ -309,19 +310,24 @@ class Lab:
         config, path, work = configs.changed(self.job.config, values), self.folder / f"{name}.pt", self.folder / name
         if self.trained(name, stage, values) is None:
             wanted, before = self.made_from(stage, values), None
-            with contextlib.suppress(FileNotFoundError, ValueError):
-                before = read_json(work / "made_from.json")
-            if before != wanted:                                           # begun with something else
-                shutil.rmtree(work, ignore_errors=True)
-            work.mkdir(parents=True, exist_ok=True)
-            write_json(wanted, work / "made_from.json")
+            if is_main():
+                with contextlib.suppress(FileNotFoundError, ValueError):
+                    before = read_json(work / "made_from.json")
+                if before != wanted:                                       # begun with something else
+                    shutil.rmtree(work, ignore_errors=True)
+                work.mkdir(parents=True, exist_ok=True)
+                write_json(wanted, work / "made_from.json")
+            barrier()
             job = copy.copy(self.job)                                      # the same pictures, tokens and embeddings
             job.config, job.run = config, work
             job.tokenizer, job.frozen_clip, job.embeddings = self.job.tokenizer, self.job.frozen_clip, self.job.embeddings
             job.finished = self.job.finished                               # its sketch
             TRAIN[stage](job)
-            save_checkpoint(load_checkpoint(work / f"{stage}.pt") | {"made_from": wanted}, path)
-        shutil.rmtree(work, ignore_errors=True)
+            if is_main():
+                save_checkpoint(load_checkpoint(work / f"{stage}.pt") | {"made_from": wanted}, path)
+            barrier()
+        if is_main():
+            shutil.rmtree(work, ignore_errors=True)
         model, saved = load_model(path, stage)
         self.memory["signature", name] = signature(saved["ema"])
         return model.to(self.model.device, memory_format=torch.channels_last), self.memory["signature", name]
@@ -338,10 +344,12 @@ class Lab:
 
     def trained(self, name, stage, values):
         """The signature of a model that `beside` need not train any more, or None."""
+        found = None
         with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
             saved = load_checkpoint(self.folder / f"{name}.pt", stage)
-            return signature(saved["ema"]) if saved["made_from"] == self.made_from(stage, values) and saved["step"] >= saved["steps"] else None
-        return None
+            if saved["made_from"] == self.made_from(stage, values) and saved["step"] >= saved["steps"]:
+                found = signature(saved["ema"])
+        return agreed(found)
 
     def judge_settings(self, steps=2, **more):
         """What the judge does otherwise than the run's CLIP: three quarters as wide, another seed, a part of the steps, captions alone."""
@@ -448,16 +456,18 @@ class Lab:
         def load_or_make():
             if getattr(recipe, "glide", False):
                 self.glide                                                 # trained before anything is named after it
-            path = self.place(recipe)
+            path, made = self.place(recipe), None
             with contextlib.suppress(FileNotFoundError, ValueError, KeyError):        # a damaged one is made again
                 saved = load_checkpoint(path, "cache")
-                self.took[recipe] = saved["seconds"]
-                return saved["made"]
+                made, self.took[recipe] = saved["made"], saved["seconds"]
+            if agreed(made is not None):
+                return made
             began = time.perf_counter()
             made = {Embed: self.embed, Inverted: self.invert, Draw: self.draw}[type(recipe)](recipe).cpu()
-            self.cache.mkdir(parents=True, exist_ok=True)
             self.took[recipe] = time.perf_counter() - began
-            save_checkpoint({"stage": "cache", "made": made, "recipe": repr(recipe), "seconds": self.took[recipe]}, path)
+            if is_main():
+                self.cache.mkdir(parents=True, exist_ok=True)
+                save_checkpoint({"stage": "cache", "made": made, "recipe": repr(recipe), "seconds": self.took[recipe]}, path)
             return made
 
         return self.remembered(recipe, load_or_make)
@@ -504,12 +514,13 @@ class Lab:
 
     def invert(self, recipe):
         """x_T (n, 3, S, S) of an Inverted."""
-        n, made = recipe.n, []
-        each, table = self.seconds(recipe) / n, self.real(recipe.of)[0][:n]
-        for part in table.split(self.model.BATCH):
-            made.append(self.model.invert([to_pil(picture) for picture in part])[1])
-            self.spent(each * len(part))
-        return torch.cat(made)
+        table, made = self.real(recipe.of)[0][:recipe.n], [torch.empty(0, 3, self.size, self.size, device=self.model.device)]
+        each, own = self.seconds(recipe) / recipe.n, own_part(table)
+        for part in own.split(self.model.BATCH):
+            if len(part):
+                made.append(self.model.invert([to_pil(picture) for picture in part])[1])
+                self.spent(each * len(part) * recipe.n / len(own))
+        return gather_rows(torch.cat(made))
 
     @torch.no_grad()
     def draw(self, recipe):
@@ -584,22 +595,23 @@ class Lab:
 
     def missing(self, recipes):
         """All that has to be made for recipes, ingredients first, each once."""
-        return [one for one in dict.fromkeys(one for recipe in recipes for one in self.ingredients(recipe))
-                if one not in self.memory and not self.place(one).is_file()]
+        return agreed([one for one in dict.fromkeys(one for recipe in recipes for one in self.ingredients(recipe))
+                       if one not in self.memory and not self.place(one).is_file()])
 
     # ------------------------------------------------------------------ what is kept
 
     def sweep(self):
         """Throws away what is out of date."""
-        for folder in self.folder.glob("cache-*"):
+        for folder in self.folder.glob("cache-*") if is_main() else ():
             if folder != self.cache:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def grid(self, name, rows, labels):
         """Writes RUN/evaluate/NAME.png, a labelled sheet of pictures, in few colours: it stays small. Returns the name of the file."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with atomic_open(self.folder / f"{name}.png") as file:
-            few_colours(caption_grid(rows, labels)).save(file, format="PNG", optimize=True)
+        if is_main():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with atomic_open(self.folder / f"{name}.png") as file:
+                few_colours(caption_grid(rows, labels)).save(file, format="PNG", optimize=True)
         return f"{name}.png"
 
 

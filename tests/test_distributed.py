@@ -11,17 +11,19 @@ import torch
 from PIL import Image
 
 from conftest import ROOT, SMALL
-from mini_dalle2 import configs
+from mini_dalle2 import configs, evaluate
 from mini_dalle2.data import CaptionedShapes, to_pil
 from mini_dalle2.distributed import collect, gather_rows, is_main, rank, world
+from mini_dalle2.stages import read_json
 from mini_dalle2.training import load_checkpoint, read_metrics
 
 STAGES = list(configs.MODEL_CONFIGS)
 
 
 def torchrun(*arguments, script="train.py"):
-    """train.py, or another script, by torchrun, two processes on one thread each."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--", script]       # without the dashes, torchrun takes --n for its own
+    """train.py, or another script or module, by torchrun, two processes on one thread each."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+               *(["--", script] if script.endswith(".py") else ["-m", "--", script])]      # without the dashes, torchrun takes --n for its own
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run([*command, *map(str, arguments), "--device=cpu"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1800)
 
@@ -151,13 +153,15 @@ def test_sharded_weights_train_as_whole_ones(run, tmp_path):
     assert len(losses(whole, "decoder")) == 4 and losses(whole, "decoder") == pytest.approx(losses(folder, "decoder"), abs=1e-5)
 
 
-@pytest.mark.parametrize("arguments, said", [
-    (["--decoder.lrr=1"], "train.py: there is no setting --decoder.lrr; the closest is --decoder.lr"),
-    (["--clip.shard=true"], "train.py: clip.shard must be false: CLIP's temperature is a single number, which fully_shard cannot divide"),
-    ([*SMALL, "--clip.batch_size=15"], "train.py: --clip.batch_size=15 cannot be divided among 2 processes, 1 parts each")])
-def test_mistakes_are_said_once(arguments, said, tmp_path):
-    process = torchrun(*arguments, "--out", tmp_path / "run")
-    assert process.returncode != 0 and process.stderr.splitlines().count(said) == 1
+@pytest.mark.parametrize("script, arguments, said", [
+    ("train.py", ["--decoder.lrr=1"], "train.py: there is no setting --decoder.lrr; the closest is --decoder.lr"),
+    ("train.py", ["--clip.shard=true"], "train.py: clip.shard must be false: CLIP's temperature is a single number, which fully_shard cannot divide"),
+    ("train.py", [*SMALL, "--clip.batch_size=15"], "train.py: --clip.batch_size=15 cannot be divided among 2 processes, 1 parts each"),
+    ("sample.py", ["text", ""], "sample.py: there is no run folder "),
+    ("mini_dalle2.evaluate", ["--only", "fig9"], 'evaluate: there is no experiment "fig9"')])
+def test_mistakes_are_said_once(script, arguments, said, tmp_path):
+    process = torchrun(*arguments, "--out" if script == "train.py" else "--run", tmp_path / "run", script=script)
+    assert process.returncode != 0 and sum(line.startswith(said) for line in process.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("verb", [["text", "two cyan rings", "--n=1", "--rerank=5", "--prior=ar"], ["variations", "GIVEN", "--n=1"]],
@@ -172,3 +176,27 @@ def test_two_processes_draw_what_one_draws(run, tmp_path, verb):
     assert two.stdout.count("two.png") == 1
     a, b = (np.asarray(Image.open(tmp_path / f"{name}.png")).astype(int) for name in ("one", "two"))
     assert a.shape == b.shape and abs(a - b).max() <= 2                    # batches of other sizes round differently
+
+
+def numbers(found):
+    """All numbers in findings, in order, but for the seconds that they took."""
+    if isinstance(found, dict):
+        return [n for key, value in found.items() if key != "seconds" for n in numbers(value)]
+    return [n for value in found for n in numbers(value)] if isinstance(found, list) else [found] * isinstance(found, (int, float))
+
+
+def test_two_processes_find_what_one_finds(run, tmp_path):
+    """The evaluation: a judge trained, pictures inverted and drawn by both, findings, sheets and report written by the first; then nothing more."""
+    folders, asked = [shutil.copytree(run, tmp_path / name) for name in ("one", "two")], ["--only", "variations", "--n", "16"]
+    assert evaluate.main(["--run", str(folders[0]), *asked, "--device=cpu"]) == 0
+    two = torchrun("--run", folders[1], *asked, script="mini_dalle2.evaluate")
+    assert two.returncode == 0 and two.stdout.count("the report: ") == 1, two.stderr[-3000:]
+    files = [{path.relative_to(folder) for path in folder.rglob("*")} for folder in folders]
+    assert files[0] == files[1]
+    findings = [numbers(read_json(folder / "evaluate" / "variations.json")["findings"]) for folder in folders]
+    assert findings[1] == pytest.approx(findings[0], rel=1e-3, abs=1e-3) and len(findings[0]) > 20
+    for one in folders[0].glob("evaluate/cache-*/*.pt"):
+        a, b = (load_checkpoint(folders[i] / one.relative_to(folders[0]))["made"].float() for i in (0, 1))
+        assert a.shape == b.shape and (a - b).abs().max() <= (2 if "draw" in one.name else 1e-3)
+    again = torchrun("--run", folders[1], *asked, script="mini_dalle2.evaluate")
+    assert again.returncode == 0 and "variations: " not in again.stdout
