@@ -28,6 +28,13 @@ def is_large(nbytes):
     return nbytes > machine_memory() / 4 / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
+def on_device(batch, device):
+    """A tensor on the device. From memory to a GPU by way of pinned memory, so that the next batch is picked while this one is learned from."""
+    if batch.device.type == "cpu" and device.type == "cuda":
+        batch = batch.pin_memory()
+    return batch.to(device, non_blocking=True)
+
+
 class Pictures:
     """The captioned pictures of a run: data sets of any size, and tables of them; the last training table is kept. Large ones lie in `scratch`."""
 

@@ -24,7 +24,7 @@ from .data import to_float
 from .distributed import barrier, gather_rows, is_main, main_first, world
 from .near_misses import with_near_misses
 from .noise import draw_rows, rows_of
-from .pictures import Pictures
+from .pictures import Pictures, on_device
 from .pipeline import MODELS, load_model, seeded
 from .tokenizer import BPETokenizer
 from .training import atomic_open, fit, load_checkpoint, save_checkpoint
@@ -271,7 +271,7 @@ def train_clip(job):
 
     def draw(generator, step):
         i = rows_of(indices(step), generator)
-        images, texts = to_float(pictures[i.to(pictures.device)].to(job.device)), tokens[i.to(job.device)]     # texts (B, 1 + K, L)
+        images, texts = to_float(on_device(pictures[i.to(pictures.device)], job.device)), tokens[i.to(job.device)]     # texts (B, 1 + K, L)
         own = texts[:, 0]
         if not near:
             return images, own
@@ -323,7 +323,7 @@ def train_sketch(job):
 
     def draw(generator, step):
         i = rows_of(indices(step), generator)
-        return to_float(pictures[i.to(pictures.device)].to(job.device)), z_img[i.to(job.device)]
+        return to_float(on_device(pictures[i.to(pictures.device)], job.device)), z_img[i.to(job.device)]
 
     return job.train("sketch", indices, draw, lambda model, batch, generator: model.loss(*batch), lambda model: model.measure(z_img))
 
@@ -351,7 +351,7 @@ def train_decoder(job):
 
     def draw(generator, step):
         i = rows_of(indices(step), generator)
-        images = to_float(pictures[i.to(pictures.device)].to(job.device)).contiguous(memory_format=torch.channels_last)
+        images = to_float(on_device(pictures[i.to(pictures.device)], job.device)).contiguous(memory_format=torch.channels_last)
         return images, z_img[i.to(job.device)], tokens[i.to(job.device)], cfg.z_noise if step >= cfg.z_noise_from * steps else 0.0
 
     def loss(model, batch, generator):
@@ -382,7 +382,7 @@ def train_upsampler(job, stage):
 
     def draw(generator, step):
         crops = random_crop(pictures[rows_of(indices(step), generator).to(pictures.device)], cfg.crop_size, generator)
-        return to_float(crops.to(job.device)).contiguous(memory_format=torch.channels_last)
+        return to_float(on_device(crops, job.device)).contiguous(memory_format=torch.channels_last)
 
     return job.train(stage, indices, draw, lambda model, batch, generator: model.loss(batch, generator=generator))
 

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -382,6 +383,17 @@ def test_many_pictures_lie_on_disk(folder, tmp_path, monkeypatch):
     assert asked and torch.equal(many, few) and texts == captions and not list(tmp_path.iterdir())
     with pytest.raises(OSError, match="no room for 1,000,000.0 GB of pictures"):
         data.empty_table((10 ** 15,), tmp_path)
+
+
+def test_a_batch_goes_to_a_gpu_through_pinned_memory():
+    """Where there is no GPU, as far as can be seen without one."""
+    rows, batch, gpu = torch.rand(2, 3), mock.Mock(device=torch.device("cpu")), torch.device("cuda")
+    assert pictures.on_device(rows, torch.device("cpu")) is rows
+    assert pictures.on_device(batch, gpu) is batch.pin_memory().to.return_value
+    batch.pin_memory().to.assert_called_once_with(gpu, non_blocking=True)
+    if torch.cuda.is_available():
+        there = pictures.on_device(rows, gpu)
+        assert there.is_cuda and torch.equal(there.cpu(), rows)
 
 
 def test_too_little_memory_is_one_sentence(tmp_path, capsys, monkeypatch):
