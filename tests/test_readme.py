@@ -106,10 +106,10 @@ COMMANDS = commands(README)
 
 def check(words):
     """Raises AssertionError or ValueError unless a command names files and flags that there are."""
-    if words[0] == "torchrun":                                             # its own flags, perhaps "--", then a script
-        script = next(i for i, word in enumerate(words) if word.endswith(".py"))
-        assert all(word.startswith("--nproc_per_node=") or word == "--" for word in words[1:script]), words
-        words = ["python", *words[script:]]
+    if words[0] == "torchrun":                                             # its own flags, perhaps "--", then a script, or "-m" and a module
+        script = next(i for i, word in enumerate(words) if word.endswith(".py") or word.startswith("mini_dalle2."))
+        assert all(word.startswith("--nproc_per_node=") or word in ("-m", "--") for word in words[1:script]), words
+        words = ["python", *["-m"] * ("-m" in words[:script]), *words[script:]]
     if words[0] == "pip":
         assert words[1] == "install"
         for file in [words[i + 1] for i, word in enumerate(words) if word == "-r"]:
@@ -143,7 +143,7 @@ def test_commands_can_be_read(words, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("line", ["python train.py --reset tiny", "python train.py --decoder.setps=3", "python sample.py text", "python sample.py draw x",
                                   "python nowhere.py", "python -m mini_dalle2.configs papre", "python tests/benchmarks/kills.py --sparks 3",
-                                  "torchrun --nprocs=2 train.py", "pip install -r nowhere.txt", "make all"])
+                                  "torchrun --nprocs=2 train.py", "torchrun -m -- mini_dalle2.nowhere", "pip install -r nowhere.txt", "make all"])
 def test_wrong_commands_are_found(line, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises((AssertionError, ValueError, SystemExit)):
