@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from . import lab as lab_module
 from .configs import Parser, sentence
-from .distributed import agreed, is_main, left_alone, processes
+from .distributed import agreed, is_main, launcher, left_alone, processes, world
 from .experiments import EXPERIMENTS, Findings
 from .lab import LEAST, Draw, Lab, digest, has_efficientnet
 from .metrics import Figure, agrees, retrieval_hits, share
@@ -86,12 +86,13 @@ def key(lab, one):
 
 def known(lab, one):
     """The findings of an experiment from RUN/evaluate/NAME.json, or None if they are not there, damaged or out of date."""
-    now, found = key(lab, one), None
+    before, findings = None, None
     with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
         saved = read_json(lab.folder / f"{one.name}.json")
-        if saved["key"] == now and all((lab.folder / name).is_file() for name in saved["findings"]["grids"]):
-            found = saved["findings"]
-    return agreed(found)
+        if all((lab.folder / name).is_file() for name in saved["findings"]["grids"]):
+            before, findings = saved["key"], saved["findings"]
+    before, findings = agreed((before, findings))
+    return findings if findings and before == key(lab, one) else None      # the key is asked for by all processes, or by none
 
 
 def perform(lab, one, place):
@@ -314,6 +315,9 @@ def work(args, device):
     if args.readme is not None:
         split_readme(args.readme, f"evaluate {name}")                      # before half an hour is spent
     chosen = fitting(lab, args.only)
+    for stage in ("clip", "decoder"):                                      # which are trained once more
+        if (size := getattr(lab.job.config, stage).train.batch_size) % world():
+            raise ValueError(f"{stage} learned from {size} examples a step, which cannot be divided among {world()} processes")
     lab.sweep()
     lab.folder.mkdir(exist_ok=True)
     plan(lab, chosen)
@@ -324,8 +328,9 @@ def work(args, device):
     plots = write_report(lab, all_findings)
     print(f"the report: {lab.run / 'report.md'}")
     if args.readme is not None and is_main():
-        n = f" --n {args.n}" if args.n != N else ""
-        write_readme(lab, args.readme, name, all_findings, plots, f"python -m mini_dalle2.evaluate --run {shlex.quote(str(args.run))}{n} --readme")
+        n, dashes = f" --n {args.n}" if args.n != N else "", "-- " if world() > 1 else ""
+        command = f"{launcher()} -m {dashes}mini_dalle2.evaluate --run {shlex.quote(str(args.run))}{n} --readme"
+        write_readme(lab, args.readme, name, all_findings, plots, command)
 
 
 def main(argv=None):

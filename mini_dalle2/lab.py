@@ -35,7 +35,7 @@ from torch.nn import functional as F
 
 from . import configs
 from .data import CaptionedFolder, CaptionedShapes, caption_grid, from_pil, load_table, render, to_float, to_pil, to_uint8
-from .distributed import agreed, barrier, gather_rows, is_main, own_part
+from .distributed import agreed, barrier, gather_rows, is_main, own_part, world
 from .metrics import grade, parse_caption, retrieval_hits
 from .pipeline import DALLE2, batched, load_model
 from .sampling import analytic_step, ddim_step, ddpm_step, sample_loop, slerp, strided_timesteps
@@ -340,7 +340,8 @@ class Lab:
         config = configs.to_dict(configs.changed(self.job.config, values))
         clip = self.weights[0] if stage in configs.ON_CLIP else None
         shown = signature(self.model.decoder.sketch.state_dict()) if stage == "decoder" and config[stage]["model"]["sketch"] else None
-        return digest(config["data"], config[stage], self.data, clip, shown, code(*BESIDES, "lab"))
+        climbers = world() if config[stage]["train"]["sam_rho"] else 1     # each by a gradient of its own, see training.backward
+        return digest(config["data"], config[stage], self.data, clip, shown, climbers, code(*BESIDES, "lab"))
 
     def trained(self, name, stage, values):
         """The signature of a model that `beside` need not train any more, or None."""
@@ -494,7 +495,7 @@ class Lab:
         if recipe.prior == "true":
             table = self.real(recipe.of, model.clip.cfg.image_size)[0][:n]
             return torch.cat([model.encode_image(to_float(part)) for part in table.split(256)])
-        for rows in batched(range(n), model.BATCH):
+        for rows in batched(range(n), world() * model.BATCH):              # of which each process takes its part
             tokens = self.job.tokens([captions[i] for i in rows])
             if recipe.rule is None:
                 # Not chosen by sketches: GLIDE has no z_img to choose from, and the paper's comparison knows no such choice.
@@ -548,7 +549,7 @@ class Lab:
             model.decoder = copy.copy(model.decoder)
             model.decoder.cfg = replace(model.decoder.cfg, sampler="ddpm")
         made, each = [], self.seconds(recipe) / n
-        for rows in batched(range(n), model.BATCH):
+        for rows in batched(range(n), world() * model.BATCH):
             z_rows, y_rows, x_rows = (None if x is None else x[rows.start:rows.stop] for x in (z, tokens, x_T))
             images = model.base(z_rows, y_rows, self.seeds(recipe, rows), x_T=x_rows, guidance=recipe.guidance, steps=recipe.steps, eta=eta)
             made.append(to_uint8(images))
@@ -591,7 +592,7 @@ class Lab:
             return 0.0
         cfg = self.model.prior.cfg
         steps = recipe.steps or (self.model.ar_prior.codes.count if recipe.prior == "ar" else cfg.sampling_steps)
-        return self.speed("prior") * recipe.n * steps / (cfg.candidates if recipe.rule else 1)
+        return self.speed("prior") * recipe.n * steps / (cfg.candidates if recipe.rule else world())       # `one_sample` is not shared out
 
     def missing(self, recipes):
         """All that has to be made for recipes, ingredients first, each once."""

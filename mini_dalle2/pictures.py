@@ -29,7 +29,7 @@ def is_large(nbytes):
 
 
 def on_device(batch, device):
-    """A tensor on the device. From memory to a GPU by way of pinned memory, so that the next batch is picked while this one is learned from."""
+    """A tensor on the device. From memory to a GPU by way of pinned memory: the processor does not wait for the copy."""
     if batch.device.type == "cpu" and device.type == "cuda":
         batch = batch.pin_memory()
     return batch.to(device, non_blocking=True)

@@ -271,7 +271,8 @@ def train_clip(job):
 
     def draw(generator, step):
         i = rows_of(indices(step), generator)
-        images, texts = to_float(on_device(pictures[i.to(pictures.device)], job.device)), tokens[i.to(job.device)]     # texts (B, 1 + K, L)
+        images = to_float(on_device(pictures[i.to(pictures.device)], job.device))
+        texts = tokens[on_device(i, job.device)]                           # (B, 1 + K, L)
         own = texts[:, 0]
         if not near:
             return images, own
@@ -294,7 +295,7 @@ def train_prior(job, stage):
     tokens, indices = job.tokens(captions), job.batches(stage, len(captions))
 
     def draw(generator, step):
-        i = rows_of(indices(step), generator).to(job.device)
+        i = on_device(rows_of(indices(step), generator), job.device)
         return z_img[i], z_txt[i], tokens[i]
 
     prior = job.train(stage, indices, draw, lambda model, batch, generator: model.loss(*batch, generator=generator),
@@ -323,7 +324,7 @@ def train_sketch(job):
 
     def draw(generator, step):
         i = rows_of(indices(step), generator)
-        return to_float(on_device(pictures[i.to(pictures.device)], job.device)), z_img[i.to(job.device)]
+        return to_float(on_device(pictures[i.to(pictures.device)], job.device)), z_img[on_device(i, job.device)]
 
     return job.train("sketch", indices, draw, lambda model, batch, generator: model.loss(*batch), lambda model: model.measure(z_img))
 
@@ -352,7 +353,8 @@ def train_decoder(job):
     def draw(generator, step):
         i = rows_of(indices(step), generator)
         images = to_float(on_device(pictures[i.to(pictures.device)], job.device)).contiguous(memory_format=torch.channels_last)
-        return images, z_img[i.to(job.device)], tokens[i.to(job.device)], cfg.z_noise if step >= cfg.z_noise_from * steps else 0.0
+        i = on_device(i, job.device)
+        return images, z_img[i], tokens[i], cfg.z_noise if step >= cfg.z_noise_from * steps else 0.0
 
     def loss(model, batch, generator):
         *batch, z_noise = batch

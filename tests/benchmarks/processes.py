@@ -4,7 +4,7 @@
 
 Both see the same batches, so that twice the speed would be all there is to gain; a machine whose cores share memory and clock gives less even
 to two processes that know nothing of each other. So two of these are timed too, each with half a batch: "apart" is the most that two could reach
-here, and what "together" lacks of it is the price of averaging gradients. By turns, each `rounds` times, and the best of each counts; the first
+here, about, and what "together" lacks of it is the price of averaging gradients. By turns, each `rounds` times, and the best of each counts; the first
 window of steps does not. Prints a table and writes RUN/processes.json. Give it a machine with nothing else to do.
 """
 
