@@ -15,7 +15,6 @@ else is drawn with it; picture j of a row of text, variations or inpaint has see
 """
 
 import argparse
-import os
 import re
 import sys
 import time
@@ -25,13 +24,14 @@ import torch
 from PIL import Image
 
 from mini_dalle2 import DALLE2
-from mini_dalle2.configs import Parser, sentence
+from mini_dalle2.commands import run_command
+from mini_dalle2.configs import Parser
 from mini_dalle2.data import caption_grid
-from mini_dalle2.distributed import is_main, processes
+from mini_dalle2.distributed import is_main
 from mini_dalle2.folder import central_square
-from mini_dalle2.pipeline import default_run, out_of_memory, results_folder
+from mini_dalle2.pipeline import default_run, results_folder
 from mini_dalle2.pretrained import load_karlo
-from mini_dalle2.training import atomic_open, pick_device
+from mini_dalle2.training import atomic_open
 
 
 DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -224,23 +224,7 @@ def work(args, device):
 
 def main(argv=None):
     """The command: 0 when all went well, 2 after a mistake (one sentence on standard error), 130 after Ctrl-C."""
-    try:
-        args = parse(argv)
-        with processes(pick_device(args.device)) as device:
-            work(args, device)
-        return 0
-    except KeyboardInterrupt:
-        return 130
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
-            raise
-        message = "there is not enough memory for this: lower --n, or draw small pictures only with --stage base"
-    except (ValueError, OSError) as error:
-        message = sentence(error)
-        if os.environ.get("RANK", "0") != "0":
-            return 2                                                       # all processes have found the same; the first one says it
-    print(f"sample.py: {message}", file=sys.stderr)
-    return 2
+    return run_command("sample.py", parse, work, argv, less="lower --n, or draw small pictures only with --stage base")
 
 
 if __name__ == "__main__":

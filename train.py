@@ -15,7 +15,6 @@ keeps its configuration: with --resume, or for one more stage, only the changes 
 """
 
 import argparse
-import math
 import os
 import shlex
 import shutil
@@ -27,13 +26,14 @@ from pathlib import Path
 import torch
 
 from mini_dalle2 import configs
-from mini_dalle2.configs import Parser, sentence
-from mini_dalle2.distributed import barrier, is_main, launcher, left_alone, main_first, processes, world
+from mini_dalle2.commands import run_command
+from mini_dalle2.configs import Parser
+from mini_dalle2.distributed import barrier, is_main, launcher, main_first, world
 from mini_dalle2.pictures import is_large, machine_memory
-from mini_dalle2.pipeline import MODELS, load_model, out_of_memory
+from mini_dalle2.pipeline import MODELS, load_model
 from mini_dalle2.stages import Job, learn, read_json, show, write_json
 from mini_dalle2.tokenizer import BPETokenizer
-from mini_dalle2.training import atomic_open, load_checkpoint, pick_device, read_metrics, save_checkpoint
+from mini_dalle2.training import atomic_open, load_checkpoint, read_metrics, save_checkpoint
 
 
 def parse(argv):
@@ -349,25 +349,7 @@ def work(args, device):
 def main(argv=None):
     """The command: 0 when all went well, 2 after a mistake (one sentence on standard error), 130 after Ctrl-C."""
     torch.set_float32_matmul_precision("high")                             # TF32 on GPUs that have it
-    try:
-        args = parse(argv)
-        with processes(pick_device(args.device)) as device:
-            return work(args, device)
-    except KeyboardInterrupt:
-        return 130
-    except (RuntimeError, MemoryError) as error:
-        if left_alone(error):
-            message = f"process {os.environ.get('RANK')} cannot go on, since another one has ended"
-        elif out_of_memory(error):
-            message = "there is not enough memory for this: make a batch smaller, as in --decoder.batch_size=16"
-        else:
-            raise
-    except (ValueError, OSError, FloatingPointError) as error:
-        message = sentence(error)
-        if (not isinstance(error, OSError) or isinstance(error, FileNotFoundError)) and os.environ.get("RANK", "0") != "0":
-            return 2                                                       # all processes have found the same; the first one says it
-    print(f"train.py: {message}", file=sys.stderr)
-    return 2
+    return run_command("train.py", parse, work, argv, less="make a batch smaller, as in --decoder.batch_size=16")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ Read next: lab.py, experiments.py.
 import argparse
 import contextlib
 import difflib
-import os
 import shlex
 import sys
 import time
@@ -29,15 +28,15 @@ from matplotlib.figure import Figure as Sheet
 from tqdm import tqdm
 
 from . import lab as lab_module
-from .configs import Parser, sentence
-from .distributed import agreed, is_main, launcher, left_alone, processes, world
+from .commands import run_command
+from .configs import Parser
+from .distributed import agreed, is_main, launcher, world
 from .experiments import EXPERIMENTS, Findings
 from .lab import LEAST, Draw, Lab, digest, has_efficientnet
 from .metrics import Figure, agrees, retrieval_hits, share
-from .pipeline import out_of_memory
 from .report import save_figure
 from .stages import read_json, write_json
-from .training import atomic_open, load_checkpoint, pick_device
+from .training import atomic_open, load_checkpoint
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 N = 128                                                                    # captions: `tiny` then takes less than forty minutes on two cores
@@ -335,28 +334,7 @@ def work(args, device):
 
 def main(argv=None):
     """The command: 0 when all went well, 2 after a mistake (one sentence on standard error), 130 after Ctrl-C."""
-    try:
-        args = parse(argv)
-        with processes(pick_device(args.device)) as device:
-            work(args, device)
-        return 0
-    except KeyboardInterrupt:
-        if os.environ.get("RANK", "0") == "0":
-            print("\nstopped; the same command goes on where it was", file=sys.stderr)
-        return 130
-    except (RuntimeError, MemoryError) as error:
-        if left_alone(error):
-            message = f"process {os.environ.get('RANK')} cannot go on, since another one has ended"
-        elif out_of_memory(error):
-            message = "there is not enough memory for this: lower --n"
-        else:
-            raise
-    except (ValueError, OSError, FloatingPointError) as error:
-        message = sentence(error)
-        if (not isinstance(error, OSError) or isinstance(error, FileNotFoundError)) and os.environ.get("RANK", "0") != "0":
-            return 2                                                       # all processes have found the same; the first one says it
-    print(f"evaluate: {message}", file=sys.stderr)
-    return 2
+    return run_command("evaluate", parse, work, argv, less="lower --n", stopped="stopped; the same command goes on where it was")
 
 
 if __name__ == "__main__":

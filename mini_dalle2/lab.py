@@ -53,7 +53,7 @@ EDITS = [("red circle", "blue circle"), ("yellow star", "cyan star"), ("black cr
 
 
 # Modules that neither training nor drawing uses: what was trained and drawn outlives a change of theirs.
-BESIDES = ("evaluate", "experiments", "pretrained", "shipped")
+BESIDES = ("commands", "evaluate", "experiments", "pretrained", "shipped")
 
 
 # ---------------------------------------------------------------------------------------------------------------- what things depend on
