@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import Subset
 
-from .data import CaptionedFolder, CaptionedShapes, load_table
+from .data import CaptionedFolder, CaptionedShapes, load_table, to_float
 from .distributed import is_main
 
 
@@ -33,6 +33,11 @@ def on_device(batch, device):
     if batch.device.type == "cpu" and device.type == "cuda":
         batch = batch.pin_memory()
     return batch.to(device, non_blocking=True)
+
+
+def pictures_at(indices, table, device):
+    """Rows of a table of pictures (N, 3, S, S) uint8, wherever it lies -> (B, 3, S, S) float in [-1, 1], on the device."""
+    return to_float(on_device(table[indices.to(table.device)], device))
 
 
 class Pictures:

@@ -24,7 +24,7 @@ from .data import to_float
 from .distributed import barrier, gather_rows, is_main, main_first, world
 from .near_misses import with_near_misses
 from .noise import draw_rows, rows_of
-from .pictures import Pictures, on_device
+from .pictures import Pictures, on_device, pictures_at
 from .pipeline import MODELS, load_model, seeded
 from .tokenizer import BPETokenizer
 from .training import atomic_open, fit, load_checkpoint, save_checkpoint
@@ -271,7 +271,7 @@ def train_clip(job):
 
     def draw(generator, step):
         i = rows_of(indices(step), generator)
-        images = to_float(on_device(pictures[i.to(pictures.device)], job.device))
+        images = pictures_at(i, pictures, job.device)
         texts = tokens[on_device(i, job.device)]                           # (B, 1 + K, L)
         own = texts[:, 0]
         if not near:
@@ -324,7 +324,7 @@ def train_sketch(job):
 
     def draw(generator, step):
         i = rows_of(indices(step), generator)
-        return to_float(on_device(pictures[i.to(pictures.device)], job.device)), z_img[on_device(i, job.device)]
+        return pictures_at(i, pictures, job.device), z_img[on_device(i, job.device)]
 
     return job.train("sketch", indices, draw, lambda model, batch, generator: model.loss(*batch), lambda model: model.measure(z_img))
 
@@ -352,7 +352,7 @@ def train_decoder(job):
 
     def draw(generator, step):
         i = rows_of(indices(step), generator)
-        images = to_float(on_device(pictures[i.to(pictures.device)], job.device)).contiguous(memory_format=torch.channels_last)
+        images = pictures_at(i, pictures, job.device).contiguous(memory_format=torch.channels_last)
         i = on_device(i, job.device)
         return images, z_img[i], tokens[i], cfg.z_noise if step >= cfg.z_noise_from * steps else 0.0
 

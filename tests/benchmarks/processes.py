@@ -1,87 +1,112 @@
 """How much faster do two processes train, each on one core, than one process on one core?
 
-    python tests/benchmarks/processes.py [--run runs/tiny] [--steps 40] [--rounds 2] [--stages clip prior ...]
+    python tests/benchmarks/processes.py [--run runs/tiny] [--steps 16] [--rounds 7] [--stages clip prior ...] [--batch-times 1]
 
 Both see the same batches, so that twice the speed would be all there is to gain; a machine whose cores share memory and clock gives less even
-to two processes that know nothing of each other. So two of these are timed too, each with half a batch: "apart" is the most that two could reach
-here, about, and what "together" lacks of it is the price of averaging gradients. By turns, each `rounds` times, and the best of each counts; the first
-window of steps does not. Prints a table and writes RUN/processes.json. Give it a machine with nothing else to do.
+to two processes that know nothing of each other. So three things are timed, by turns and within seconds of each other, since such a machine
+may be half as fast a minute later: "one" takes whole batches while the other waits; two "together" are what torchrun does; two "apart" take half
+a batch each and average nothing, which is about the most that two could reach here. What "together" lacks of it is the price of averaging
+gradients and, with the weights' update that both make, does not depend on the batch: `--batch-times 4` takes four times as many pictures a step
+as the run does, and loses less. It is train.py's own loop (training.fit) on its own batches. A ratio is the median of those of single rounds. Prints a table and
+writes RUN/processes.json. Give it a machine with nothing else to do.
 """
 
 import argparse
-import json
+import contextlib
+import functools
 import os
-import shlex
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from dataclasses import replace
 from pathlib import Path
+from unittest import mock
+
+import torch
+import torch.distributed as dist
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
-from mini_dalle2 import configs                                            # noqa: E402
-from mini_dalle2.stages import read_json                                   # noqa: E402
-from mini_dalle2.training import read_metrics                              # noqa: E402
+from mini_dalle2 import configs, distributed, stages, training             # noqa: E402
+
+HOW = ("one", "together", "apart")
+IMAGES = {f"data.{name}": 2048 for name in ("images", "upsampler1_images", "upsampler2_images")}       # more would only take longer to draw
 
 
-def stages_of(run):
-    """What there is to train in a run."""
-    return configs.stages(configs.from_dict(read_json(run / "config.json")))
+def as_if(how):
+    """A context in which this process trains alone, or with the other one, or takes its half of the batches but does not talk to it."""
+    if how == "one":
+        return mock.patch.object(dist, "is_initialized", lambda: False)
+    return mock.patch.object(distributed, "world", lambda: 1) if how == "apart" else contextlib.nullcontext()
 
 
-def arguments(run, folder, stage, steps):
-    """train.py's, to train a stage for some steps on what the run's earlier stages made, which are copied to `folder`."""
-    folder.mkdir()
-    stages = stages_of(run)
-    for name in ["config.json", "tokenizer.json", "embeddings.pt", *(f"{name}.pt" for name in stages[1:stages.index(stage)])]:
-        shutil.copy(run / name, folder / name)
-    return ["train.py", "--device=cpu", "--out", str(folder), "--stage", stage, f"--{stage}.steps={steps}",
-            f"--{stage}.log_every={max(1, steps // 4)}", f"--{stage}.warmup=0", f"--{stage}.save_every={steps}"]
+def timed_fit(rounds, seconds):
+    """A function to be called in place of training.fit: trains in the three ways by turns, and notes in `seconds` what a step took, round by round."""
+
+    def fit(stage, model, draw, loss_fn, cfg, *arguments):
+        for how in HOW * rounds:
+            distributed.barrier()
+            stamps = []
+
+            def noting(generator, step):
+                stamps.append(time.perf_counter())
+                return draw(generator, step)
+
+            if how != "one" or distributed.is_main():
+                with as_if(how):
+                    trained = training.fit(stage, model, noting, loss_fn, cfg, *arguments)
+                seconds[how].append((stamps[-1] - stamps[2]) / (len(stamps) - 3))                     # the first two warm up
+        return trained
+
+    return fit
 
 
-def seconds_a_step(run, stage, steps, how):
-    """Seconds of one step; how: "one" process, two "together", or two "apart", each with half the batch (then those of the slower one)."""
-    with tempfile.TemporaryDirectory() as temporary:
-        folders = [Path(temporary) / str(i) for i in range(2 if how == "apart" else 1)]
-        commands = [[sys.executable, *arguments(run, folder, stage, steps)] for folder in folders]
-        if how == "together":
-            commands[0][1:1] = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-        if how == "apart":
-            batch = read_json(run / "config.json")[stage]["train"]["batch_size"]
-            commands = [[*command, f"--{stage}.batch_size={batch // 2}"] for command in commands]
-        running = [subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL,
-                                    stderr=subprocess.DEVNULL) for command in commands]
-        if any([child.wait() for child in running]):
-            raise SystemExit(f"processes.py: {stage} could not be trained: {shlex.join(commands[0])}")
-        taken = []
-        for folder in folders:
-            lines = [line for line in read_metrics(folder) if line["stage"] == stage]
-            taken.append((lines[-2]["seconds"] - lines[0]["seconds"]) / (lines[-2]["step"] - lines[0]["step"]))   # the last window saves
-        return max(taken)
+def child(args):
+    """One of the two processes."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[int(os.environ["LOCAL_RANK"])]})
+    training.keep_memory()
+    with distributed.processes(torch.device("cpu")) as device:
+        config = configs.changed(configs.from_dict(stages.read_json(args.run / "config.json")), IMAGES)
+        results = {}
+        print(f"{'stage':<12}{'batch':>7}" + "".join(f"{how:>12}" for how in HOW) + f"{'times faster':>14}{'at most':>10}   seconds a step")
+        for stage in args.stages or configs.stages(config)[1:]:
+            cfg = getattr(config, stage).train
+            cfg = replace(cfg, batch_size=args.batch_times * cfg.batch_size, steps=args.steps, log_every=args.steps, save_every=args.steps, warmup=0)
+            changed = replace(config, **{stage: replace(getattr(config, stage), train=cfg)})
+            seconds = {how: [] for how in HOW}
+            with (tempfile.TemporaryDirectory() as folder, mock.patch.object(stages, "fit", timed_fit(args.rounds, seconds)),
+                  mock.patch.object(training, "tqdm", functools.partial(training.tqdm, leave=False))):
+                for name in ["tokenizer.json", *(f"{name}.pt" for name in configs.stages(config)[1:] if name != stage)]:
+                    shutil.copy(args.run / name, folder)
+                stages.TRAIN[stage](stages.Job(changed, Path(folder), device, resume=False))
+            everyone = distributed.collect(seconds)
+            seconds |= {"apart": [max(pair) for pair in zip(*(each["apart"] for each in everyone))]}  # the slower of the two
+            ratio = {how: statistics.median(one / two for one, two in zip(everyone[0]["one"], seconds[how])) for how in HOW[1:]}
+            middle = {how: statistics.median(seconds[how] or everyone[0][how]) for how in HOW}
+            results[stage] = middle | {"batch": cfg.batch_size, "times faster": ratio["together"], "at most": ratio["apart"], "all": everyone}
+            print(f"{stage:<12}{cfg.batch_size:>7}" + "".join(f"{middle[how]:>12.4f}" for how in HOW) + f"{ratio['together']:>14.2f}{ratio['apart']:>10.2f}", flush=True)
+        if distributed.is_main():
+            stages.write_json(results, args.run / "processes.json")
 
 
 def main():
     """Prints the table; writes RUN/processes.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, default=Path("runs/tiny"))
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--batch-times", type=int, default=1, help="how many times the run's own batch a step takes")
     parser.add_argument("--stages", nargs="+", choices=list(configs.MODEL_CONFIGS))
     args = parser.parse_args()
-    results = {}
-    print(f"{'stage':<12}{'one, s/step':>14}{'together':>14}{'apart':>14}{'times faster':>14}{'at most':>10}")
-    for stage in args.stages or stages_of(args.run)[1:]:
-        taken = {"one": [], "together": [], "apart": []}
-        for _ in range(args.rounds):
-            for how, seconds in taken.items():
-                seconds.append(seconds_a_step(args.run, stage, args.steps, how))
-        best = {how: min(seconds) for how, seconds in taken.items()}
-        results[stage] = best | {"times faster": best["one"] / best["together"], "at most": best["one"] / best["apart"], "all": taken}
-        print(f"{stage:<12}{best['one']:>14.4f}{best['together']:>14.4f}{best['apart']:>14.4f}{results[stage]['times faster']:>14.2f}"
-              f"{results[stage]['at most']:>10.2f}", flush=True)
-    (args.run / "processes.json").write_text(json.dumps(results, indent=1))
+    if "LOCAL_RANK" in os.environ:
+        return child(args)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--", __file__, *sys.argv[1:]]
+    return subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}).returncode
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
