@@ -88,6 +88,13 @@ def test_ours_runs_alone(tmp_path, capsys):
     assert "missed" in capsys.readouterr().out                             # nothing so small comes near a matrix product's rate
 
 
+def test_ours_runs_in_two_precisions(tmp_path):
+    out = tmp_path / "peers.json"
+    assert peers.main(["--size=micro", "--rounds=1", "--precision", "--subjects", "prior", "decoder", f"--out={out}", "--peers"]) == 0
+    for table in (value for key, value in json.loads(out.read_text()).items() if ", " in key):
+        assert table["ours"]["flops"] == table["in bf16"]["flops"] > 0 and table["in bf16"]["ratio"] > 0
+
+
 def test_a_preset_s_decoder_takes_a_step(capsys):
     assert decoder_step.main(["--preset=micro", "--device=cpu", "--steps=1", "--batch=2", "--recompute"]) == 0
     assert "2 pictures a step" in capsys.readouterr().out

@@ -5,6 +5,7 @@
     python tests/benchmarks/peers.py --alone       is a step as fast among others as alone?
     python tests/benchmarks/peers.py --sweep       cost of the decoder's step against resolution, batch and width
     python tests/benchmarks/peers.py --profile     where the decoder's step goes
+    python tests/benchmarks/peers.py --precision   how many times faster are our steps in bfloat16?
 
 All in one process and by turns (ours, a peer, the next peer, ours, …), so that a machine's moods meet all alike; a ratio is the median of
 those of single rounds. A training step is loss, backward pass and the same AdamW on the same data, and has the same FLOPs for all, to within
@@ -297,6 +298,16 @@ def profile(bench):
     bench.write()
 
 
+def precision(bench, subjects):
+    """Our training steps in float32 and in bfloat16, by turns: "ours / it" is how many times faster the second are."""
+    for subject in subjects:
+        n, hows = bench.size.batch[subject], {"ours": replace(bench.how, dtype="fp32"), "in bf16": replace(bench.how, dtype="bf16")}
+        steps = {name: training(made(subject, "ours", bench.size, how, {}, n), how) for name, how in hows.items()}
+        found = in_turns(steps, bench.rounds, bench.how.device, bench.rate)
+        bench.keep(f"{subject}, a training step of {n} in two precisions", found,
+                   dict.fromkeys(hows, n * flops_of_one(subject, "ours", bench.size, {})))
+
+
 def machine(device):
     """What this ran on."""
     name = platform.processor() or platform.machine()
@@ -324,7 +335,8 @@ def parse(argv):
     parser.add_argument("--keep-memory", default=True, action=argparse.BooleanOptionalAction, help="as train.py does; here for all alike")
     parser.add_argument("--out", type=Path, default=Path("runs/peers.json"))
     instead = parser.add_mutually_exclusive_group()
-    for option, text in (("alone", "our step alone and in turns"), ("sweep", "resolution, batch, width"), ("profile", "where time goes")):
+    for option, text in (("alone", "our step alone and in turns"), ("sweep", "resolution, batch, width"), ("profile", "where time goes"),
+                         ("precision", "float32 and bfloat16")):
         instead.add_argument(f"--{option}", action="store_true", help=f"instead: {text}")
     args = parser.parse_args(argv)
     if args.rounds < 1 or args.sampling_rounds < 0:
@@ -350,6 +362,8 @@ def main(argv=None):
         print("{name}, {threads} threads, torch {torch}".format(**bench.results["machine"]))
         if args.alone or args.sweep or args.profile:
             (study_alone if args.alone else sweep if args.sweep else profile)(bench)
+        elif args.precision:
+            precision(bench, args.subjects)
         else:
             for subject in args.subjects:
                 compare(bench, subject, args.sampling_rounds, args.memory)
