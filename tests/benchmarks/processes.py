@@ -6,9 +6,9 @@ Both see the same batches, so that twice the speed would be all there is to gain
 to two processes that know nothing of each other. So three things are timed, by turns and within seconds of each other, since such a machine
 may be half as fast a minute later: "one" takes whole batches while the other waits; two "together" are what torchrun does; two "apart" take half
 a batch each and average nothing, which is about the most that two could reach here. What "together" lacks of it is the price of averaging
-gradients and, with the weights' update that both make, does not depend on the batch: `--batch-times 4` takes four times as many pictures a step
-as the run does, and loses less. It is train.py's own loop (training.fit) on its own batches. A ratio is the median of those of single rounds. Prints a table and
-writes RUN/processes.json. Give it a machine with nothing else to do.
+gradients. That and the weights' update, which both make, take as long for any batch: `--batch-times 4`, of four times the run's own, loses less.
+It is train.py's own loop (training.fit) on its own batches. A ratio is the median of those of single rounds. Prints a table and writes
+RUN/processes.json. Give it a machine with nothing else to do.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def as_if(how):
 
 
 def timed_fit(rounds, seconds):
-    """A function to be called in place of training.fit: trains in the three ways by turns, and notes in `seconds` what a step took, round by round."""
+    """What is called in place of training.fit: it trains in the three ways by turns, and notes in `seconds` what a step took, round by round."""
 
     def fit(stage, model, draw, loss_fn, cfg, *arguments):
         for how in HOW * rounds:
@@ -88,7 +88,8 @@ def child(args):
             ratio = {how: statistics.median(one / two for one, two in zip(everyone[0]["one"], seconds[how])) for how in HOW[1:]}
             middle = {how: statistics.median(seconds[how] or everyone[0][how]) for how in HOW}
             results[stage] = middle | {"batch": cfg.batch_size, "times faster": ratio["together"], "at most": ratio["apart"], "all": everyone}
-            print(f"{stage:<12}{cfg.batch_size:>7}" + "".join(f"{middle[how]:>12.4f}" for how in HOW) + f"{ratio['together']:>14.2f}{ratio['apart']:>10.2f}", flush=True)
+            print(f"{stage:<12}{cfg.batch_size:>7}" + "".join(f"{middle[how]:>12.4f}" for how in HOW)
+                  + f"{ratio['together']:>14.2f}{ratio['apart']:>10.2f}", flush=True)
         if distributed.is_main():
             stages.write_json(results, args.run / "processes.json")
 
@@ -102,6 +103,8 @@ def main():
     parser.add_argument("--batch-times", type=int, default=1, help="how many times the run's own batch a step takes")
     parser.add_argument("--stages", nargs="+", choices=list(configs.MODEL_CONFIGS))
     args = parser.parse_args()
+    if args.steps < 4:
+        parser.error("--steps must be at least 4: the first two warm up")
     if "LOCAL_RANK" in os.environ:
         return child(args)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--", __file__, *sys.argv[1:]]
