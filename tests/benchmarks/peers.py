@@ -5,7 +5,7 @@
     python tests/benchmarks/peers.py --alone       is a step as fast among others as alone?
     python tests/benchmarks/peers.py --sweep       cost of the decoder's step against resolution, batch and width
     python tests/benchmarks/peers.py --profile     where the decoder's step goes
-    python tests/benchmarks/peers.py --precision   how many times faster are our steps in bfloat16?
+    python tests/benchmarks/peers.py --precision   how many times faster are our steps in bfloat16? (without peers or --dtype)
 
 All in one process and by turns (ours, a peer, the next peer, ours, …), so that a machine's moods meet all alike; a ratio is the median of
 those of single rounds. A training step is loss, backward pass and the same AdamW on the same data, and has the same FLOPs for all, to within

@@ -33,13 +33,14 @@ sys.path.insert(0, str(ROOT))
 from mini_dalle2 import configs, distributed, stages, training             # noqa: E402
 
 HOW = ("one", "together", "apart")
-IMAGES = {f"data.{name}": 2048 for name in ("images", "upsampler1_images", "upsampler2_images")}       # more would only take longer to draw
+IMAGES = 2048                           # or the run's own number, or a batch: more would only take longer to draw
 
 
 def as_if(how):
     """A context in which this process trains alone, or with the other one, or takes its half of the batches but does not talk to it."""
     if how == "one":
         return mock.patch.object(dist, "is_initialized", lambda: False)
+    # training.py and stages.py keep the true number, so that batches are still shared out; only distributed.py, which would talk, believes this.
     return mock.patch.object(distributed, "world", lambda: 1) if how == "apart" else contextlib.nullcontext()
 
 
@@ -52,8 +53,13 @@ def timed_fit(rounds, seconds):
             stamps = []
 
             def noting(generator, step):
+                if step == 2 and how != "one":
+                    dist.barrier()
                 stamps.append(time.perf_counter())
-                return draw(generator, step)
+                batch = draw(generator, step)
+                rows = len(batch if torch.is_tensor(batch) else batch[0])
+                assert rows == (cfg.batch_size if how == "one" else cfg.batch_size // 2)
+                return batch
 
             if how != "one" or distributed.is_main():
                 with as_if(how):
@@ -67,20 +73,26 @@ def timed_fit(rounds, seconds):
 def child(args):
     """One of the two processes."""
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[int(os.environ["LOCAL_RANK"])]})
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(os.environ["LOCAL_RANK"]) % len(cores)]})
+    torch.set_float32_matmul_precision("high")                             # as train.py
     training.keep_memory()
     with distributed.processes(torch.device("cpu")) as device:
-        config = configs.changed(configs.from_dict(stages.read_json(args.run / "config.json")), IMAGES)
+        config = configs.from_dict(stages.read_json(args.run / "config.json"))
         results = {}
         print(f"{'stage':<12}{'batch':>7}" + "".join(f"{how:>12}" for how in HOW) + f"{'times faster':>14}{'at most':>10}   seconds a step")
         for stage in args.stages or configs.stages(config)[1:]:
             cfg = getattr(config, stage).train
-            cfg = replace(cfg, batch_size=args.batch_times * cfg.batch_size, steps=args.steps, log_every=args.steps, save_every=args.steps, warmup=0)
-            changed = replace(config, **{stage: replace(getattr(config, stage), train=cfg)})
+            cfg = replace(cfg, batch_size=args.batch_times * cfg.batch_size, steps=args.steps, log_every=args.steps, save_every=args.steps, warmup=0,
+                          accumulate=1, shard=False)
+            pictures = f"{stage}_images" if stage.startswith("upsampler") else "images"
+            few = max(cfg.batch_size, min(getattr(config.data, pictures), IMAGES))
+            changed = replace(config, data=replace(config.data, **{pictures: few}), **{stage: replace(getattr(config, stage), train=cfg)})
             seconds = {how: [] for how in HOW}
             with (tempfile.TemporaryDirectory() as folder, mock.patch.object(stages, "fit", timed_fit(args.rounds, seconds)),
                   mock.patch.object(training, "tqdm", functools.partial(training.tqdm, leave=False))):
-                for name in ["tokenizer.json", *(f"{name}.pt" for name in configs.stages(config)[1:] if name != stage)]:
+                names = configs.stages(config)
+                for name in ["tokenizer.json", *(f"{name}.pt" for name in names[1:names.index(stage)])]:
                     shutil.copy(args.run / name, folder)
                 stages.TRAIN[stage](stages.Job(changed, Path(folder), device, resume=False))
             everyone = distributed.collect(seconds)
@@ -103,8 +115,8 @@ def main():
     parser.add_argument("--batch-times", type=int, default=1, help="how many times the run's own batch a step takes")
     parser.add_argument("--stages", nargs="+", choices=list(configs.MODEL_CONFIGS))
     args = parser.parse_args()
-    if args.steps < 4:
-        parser.error("--steps must be at least 4: the first two warm up")
+    if args.steps < 4 or args.rounds < 1 or args.batch_times < 1:
+        parser.error("--steps must be at least 4, of which the first two warm up, --rounds and --batch-times at least 1")
     if "LOCAL_RANK" in os.environ:
         return child(args)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--", __file__, *sys.argv[1:]]
