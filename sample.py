@@ -44,7 +44,7 @@ def parse(argv):
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--run", help="run folder of train.py (default: the weights in the box, or without these runs/tiny)")
     common.add_argument("--weights", metavar="FOLDER", help="Karlo's public weights instead of a run (see README)")
-    common.add_argument("--dtype", choices=DTYPES, default="fp32", help="precision of the matrices; the shorter ones are for a GPU (default: fp32)")
+    common.add_argument("--dtype", choices=DTYPES, default="fp32", help="of the matrices: fp16 for GPUs, bf16 also for CPUs with AMX (default: fp32)")
     common.add_argument("--offload", action="store_true", help="keep on the GPU only the model that is at work: for large models on small GPUs")
     common.add_argument("--seed", type=int, default=0)
     common.add_argument("--out", type=Path, metavar="FILE.png", help="the grid (default: VERB.png in the run folder, or here if none is named)")
