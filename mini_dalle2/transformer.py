@@ -38,9 +38,14 @@ def past(q, k):
     return torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries)
 
 
+def is_short_on_cpu(x):
+    """Whether a tensor has numbers of 16 bits on a CPU, for which some of torch's kernels take several times as long as for float32."""
+    return x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16)
+
+
 def attention(q, k, v, causal=False, mask=None):
     """The same function by torch's fused kernel, which is what runs: it never stores the (L, L) matrix."""
-    if q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16) and torch.is_grad_enabled():
+    if is_short_on_cpu(q) and torch.is_grad_enabled():
         # The CPU's kernel takes three to eight times as long for gradients in bfloat16 as in float32 (torch 2.13, 17 to 96 places; not for 1,000).
         with torch.autocast("cpu", enabled=False):
             return attention(q.float(), k.float(), v.float(), causal, mask).to(q.dtype)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .checks import check_positive, check_range
-from .transformer import attention, merge_heads, run_block, split_heads, timestep_embedding
+from .transformer import attention, is_short_on_cpu, merge_heads, run_block, split_heads, timestep_embedding
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class GroupNorm(nn.GroupNorm):
     """torch's, but numbers of 16 bits on a CPU are normalised in float32 and rounded back: its own kernel takes two to three times as long."""
 
     def forward(self, x):
-        if x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16):
+        if is_short_on_cpu(x):
             return F.group_norm(x.float(), self.num_groups, self.weight.float(), self.bias.float(), self.eps).to(x.dtype)
         return super().forward(x)
 

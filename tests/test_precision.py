@@ -1,7 +1,5 @@
 """Less memory, other precision: parts of a batch, gradient checkpointing, bfloat16 and torch.compile give the losses of plain training."""
 
-import copy
-
 import pytest
 import torch
 import torch.nn.functional as F

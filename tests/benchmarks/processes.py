@@ -70,38 +70,40 @@ def timed_fit(rounds, seconds):
     return fit
 
 
+def seconds_of(stage, config, args, device):
+    """(batch, {how: [seconds of a step in each round]} of each process) for one stage of a run."""
+    cfg, names = getattr(config, stage).train, configs.stages(config)
+    cfg = replace(cfg, batch_size=args.batch_times * cfg.batch_size, steps=args.steps, log_every=args.steps, save_every=args.steps, warmup=0,
+                  accumulate=1, shard=False)
+    pictures = f"{stage}_images" if stage.startswith("upsampler") else "images"
+    few = max(cfg.batch_size, min(getattr(config.data, pictures), IMAGES))
+    config = replace(config, data=replace(config.data, **{pictures: few}), **{stage: replace(getattr(config, stage), train=cfg)})
+    seconds = {how: [] for how in HOW}
+    with (tempfile.TemporaryDirectory() as folder, mock.patch.object(stages, "fit", timed_fit(args.rounds, seconds)),
+          mock.patch.object(training, "tqdm", functools.partial(training.tqdm, leave=False))):
+        for name in ["tokenizer.json", *(f"{name}.pt" for name in names[1:names.index(stage)])]:
+            shutil.copy(args.run / name, folder)
+        stages.TRAIN[stage](stages.Job(config, Path(folder), device, resume=False))
+    return cfg.batch_size, distributed.collect(seconds)
+
+
 def child(args):
-    """One of the two processes."""
+    """One of the two processes; the first one prints and writes."""
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[int(os.environ["LOCAL_RANK"]) % len(cores)]})
     torch.set_float32_matmul_precision("high")                             # as train.py
     training.keep_memory()
     with distributed.processes(torch.device("cpu")) as device:
-        config = configs.from_dict(stages.read_json(args.run / "config.json"))
-        results = {}
+        config, results = configs.from_dict(stages.read_json(args.run / "config.json")), {}
         print(f"{'stage':<12}{'batch':>7}" + "".join(f"{how:>12}" for how in HOW) + f"{'times faster':>14}{'at most':>10}   seconds a step")
         for stage in args.stages or configs.stages(config)[1:]:
-            cfg = getattr(config, stage).train
-            cfg = replace(cfg, batch_size=args.batch_times * cfg.batch_size, steps=args.steps, log_every=args.steps, save_every=args.steps, warmup=0,
-                          accumulate=1, shard=False)
-            pictures = f"{stage}_images" if stage.startswith("upsampler") else "images"
-            few = max(cfg.batch_size, min(getattr(config.data, pictures), IMAGES))
-            changed = replace(config, data=replace(config.data, **{pictures: few}), **{stage: replace(getattr(config, stage), train=cfg)})
-            seconds = {how: [] for how in HOW}
-            with (tempfile.TemporaryDirectory() as folder, mock.patch.object(stages, "fit", timed_fit(args.rounds, seconds)),
-                  mock.patch.object(training, "tqdm", functools.partial(training.tqdm, leave=False))):
-                names = configs.stages(config)
-                for name in ["tokenizer.json", *(f"{name}.pt" for name in names[1:names.index(stage)])]:
-                    shutil.copy(args.run / name, folder)
-                stages.TRAIN[stage](stages.Job(changed, Path(folder), device, resume=False))
-            everyone = distributed.collect(seconds)
-            seconds |= {"apart": [max(pair) for pair in zip(*(each["apart"] for each in everyone))]}  # the slower of the two
-            ratio = {how: statistics.median(one / two for one, two in zip(everyone[0]["one"], seconds[how])) for how in HOW[1:]}
-            middle = {how: statistics.median(seconds[how] or everyone[0][how]) for how in HOW}
-            results[stage] = middle | {"batch": cfg.batch_size, "times faster": ratio["together"], "at most": ratio["apart"], "all": everyone}
-            print(f"{stage:<12}{cfg.batch_size:>7}" + "".join(f"{middle[how]:>12.4f}" for how in HOW)
-                  + f"{ratio['together']:>14.2f}{ratio['apart']:>10.2f}", flush=True)
+            batch, (first, second) = seconds_of(stage, config, args, device)
+            taken = first | {"apart": [max(pair) for pair in zip(first["apart"], second["apart"])]}       # of the slower one
+            middle = {how: statistics.median(taken[how]) for how in HOW}
+            faster, most = (statistics.median(one / two for one, two in zip(taken["one"], taken[how])) for how in HOW[1:])
+            results[stage] = middle | {"batch": batch, "times faster": faster, "at most": most, "all": [first, second]}
+            print(f"{stage:<12}{batch:>7}" + "".join(f"{middle[how]:>12.4f}" for how in HOW) + f"{faster:>14.2f}{most:>10.2f}", flush=True)
         if distributed.is_main():
             stages.write_json(results, args.run / "processes.json")
 
