@@ -24,14 +24,14 @@ import torch
 from PIL import Image
 
 from mini_dalle2 import DALLE2
-from mini_dalle2.commands import run_command
-from mini_dalle2.configs import Parser
-from mini_dalle2.data import caption_grid
-from mini_dalle2.distributed import is_main
-from mini_dalle2.folder import central_square
+from mini_dalle2.runtime.commands import run_command
+from mini_dalle2.runtime.commands import Parser
+from mini_dalle2.data.grid import caption_grid
+from mini_dalle2.runtime.processes import is_main
+from mini_dalle2.data.pixels import central_square
 from mini_dalle2.pipeline import default_run, results_folder
-from mini_dalle2.pretrained import load_karlo
-from mini_dalle2.training import atomic_open
+from mini_dalle2.pretrained.karlo import load_karlo
+from mini_dalle2.runtime.files import atomic_open
 
 
 DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}

@@ -26,14 +26,18 @@ from pathlib import Path
 import torch
 
 from mini_dalle2 import configs
-from mini_dalle2.commands import run_command
-from mini_dalle2.configs import Parser
-from mini_dalle2.distributed import barrier, is_main, launcher, main_first, world
-from mini_dalle2.pictures import is_large, machine_memory
+from mini_dalle2.runtime.commands import run_command
+from mini_dalle2.runtime.commands import Parser
+from mini_dalle2.runtime.processes import barrier, is_main, launcher, main_first, world
+from mini_dalle2.data.tables import is_large
+from mini_dalle2.runtime.device import machine_memory
 from mini_dalle2.pipeline import MODELS, load_model
-from mini_dalle2.stages import Job, learn, read_json, show, write_json
+from mini_dalle2.runtime.files import read_json, write_json
+from mini_dalle2.training.run import Job
+from mini_dalle2.training.stages import learn, show
 from mini_dalle2.tokenizer import BPETokenizer
-from mini_dalle2.training import atomic_open, load_checkpoint, read_metrics, save_checkpoint
+from mini_dalle2.runtime.files import atomic_open, load_checkpoint, read_metrics, save_checkpoint
+from mini_dalle2.training import overrides
 
 
 def parse(argv):
@@ -80,7 +84,7 @@ def origin_config(folder):
         if stage == "clip" or path.is_file():
             checkpoint = load_model(path, stage)[1]
             try:
-                of_stage = configs.from_dict(checkpoint.get("config"))
+                of_stage = overrides.from_dict(checkpoint.get("config"))
                 if stage == "clip":
                     BPETokenizer.from_state_dict(checkpoint.get("tokenizer"))
             except ValueError as error:
@@ -118,7 +122,7 @@ def saved_config(args, there):
     path, saved = args.run / "config.json", None
     if path.is_file():
         try:
-            saved = configs.from_dict(read_json(path))
+            saved = overrides.from_dict(read_json(path))
         except ValueError as error:
             raise ValueError(f"{path} cannot be used: {error}") from None
     if saved is None and set(there) - {"tokenizer"}:
@@ -168,7 +172,7 @@ def settle(args):
     if saved and args.preset not in (None, saved.preset):
         raise ValueError(f"{args.run} was begun with the preset {saved.preset}, not {args.preset}: choose another --out")
     config = saved or configs.preset(args.preset or "tiny")
-    config = configs.override(config, ([] if args.data is None else [f"--data.source={args.data}"]) + args.settings)
+    config = overrides.override(config, ([] if args.data is None else [f"--data.source={args.data}"]) + args.settings)
     if not args.resume and set(there) & set(args.stages):
         raise ValueError(f"{args.run} already holds {', '.join(s for s in there if s in args.stages)}: add --resume to go on with it, "
                          f"or choose another folder with --out")
@@ -272,7 +276,7 @@ def check_files(job, stages, resume):
 def keep(config, run):
     """Writes the configuration into the run folder."""
     if is_main():
-        write_json(configs.to_dict(config), run / "config.json")
+        write_json(overrides.to_dict(config), run / "config.json")
 
 
 def note_command(args):

@@ -22,11 +22,11 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm.auto import tqdm
 
-from .checks import check_captions, check_divisible, check_positive, check_range
-from .noise import draw_rows
+from .runtime.checks import check_captions, check_divisible, check_positive, check_range
+from .runtime.noise import draw_rows
 from .sampling import guide
 from .transformer import CaptionEmbedding, Transformer, timestep_embedding
-from .whitening import Whitening
+from .tricks.whitening import Whitening
 
 
 @dataclass(frozen=True)

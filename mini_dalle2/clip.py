@@ -17,9 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .checks import check_above_zero, check_captions, check_divisible, check_positive, check_range
+from .runtime.checks import (
+    check_above_zero, check_captions, check_divisible, check_positive, check_range)
 from .transformer import QuickGELU, Transformer, eot_position
-from .whitening import in_float32
+from .runtime.device import in_float32
 
 
 @dataclass(frozen=True)

@@ -9,23 +9,19 @@ the others follow it (`FOLLOWS`): clip.clip_dim is also the priors' and the deco
 References: unCLIP Table 3 (2204.06125); CLIP §2.5 (2103.00020) for CLIP's own training. Read next: train.py.
 """
 
-import argparse
 import difflib
 import math
 import sys
-import types
-import typing
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
 from .ar_prior import ARPriorConfig
-from .checks import check_positive, check_range
 from .clip import CLIPConfig
 from .decoder import DecoderConfig
 from .prior import PriorConfig
-from .sketch import SketchConfig
-from .training import TrainConfig
+from .runtime.checks import check_choice, check_positive, check_range
+from .tricks.sketch import SketchConfig
 from .upsampler import UpsamplerConfig
 
 
@@ -54,6 +50,48 @@ class TokenizerConfig:
 
     def __post_init__(self):
         check_range(self, 514, math.inf, "vocab_size")                     # 256 bytes, as many at a word's end, start and end of text
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How one stage is trained. Raises ValueError for a value that cannot work."""
+    steps: int = 1000               # optimiser steps in all
+    batch_size: int = 64            # examples per step
+    lr: float = 3e-4                # peak learning rate
+    beta1: float = 0.9              # Adam's decay of the gradient's mean (0.9 in every stage of the paper)
+    beta2: float = 0.999            # Adam's decay of the squared gradient's mean
+    eps: float = 1e-8               # Adam's denominator
+    weight_decay: float = 0.0       # decoupled, on the matrices of linear and convolution layers only
+    ema: float = 0.9999             # d of the moving average, reached after a warm-up (see EMA)
+    # mini: the paper names neither warm-up, decay nor clipping; ours are CLIP's (warm-up, cosine) and the usual clipping to norm 1.
+    warmup: int = 100               # steps of linear warm-up
+    decay: str = "cosine"           # "cosine": to zero at the last step; "none": constant after the warm-up
+    grad_clip: float = 1.0          # largest gradient norm; 0 = no clipping
+    sam_rho: float = 0.0            # SAM's ρ; 0 = plain gradient (one backward pass instead of two)
+    accumulate: int = 1             # parts that a batch is computed in, one after the other: less memory for the same gradient
+    recompute: bool = False         # gradient checkpointing: less memory for a third more time (transformer.run_block)
+    dtype: str = "fp32"             # "bf16": matrices are multiplied in bfloat16 (autocast); weights and optimiser stay in float32
+    shard: bool = False             # several processes: each keeps a part of the weights only, for models too large for one GPU
+    compile: bool = False           # torch.compile: the first steps take minutes, the others are faster on a GPU
+    save_every: int = 500           # steps between checkpoints
+    log_every: int = 20             # steps per line of metrics.jsonl
+
+    def __post_init__(self):
+        check_choice("decay", self.decay, ("cosine", "none"))
+        check_choice("dtype", self.dtype, ("fp32", "bf16"))
+        check_positive(self, "steps", "batch_size", "save_every", "log_every", "accumulate")
+        check_range(self, 0, math.inf, "eps", "weight_decay", "warmup", "grad_clip", "sam_rho")
+        if not self.lr > 0:
+            raise ValueError(f"lr must be above 0, not {self.lr}")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size {self.batch_size} is not divisible by accumulate {self.accumulate}")
+        if self.sam_rho and self.accumulate > 1:
+            raise ValueError("sam_rho needs the gradient of the whole batch at once: accumulate must be 1")
+        if self.sam_rho and self.shard:
+            raise ValueError("sam_rho needs each process's own gradient, which a sharded model does not have: shard must be false")
+        for key in ("beta1", "beta2", "ema"):
+            if not 0 <= getattr(self, key) < 1:
+                raise ValueError(f"{key} must be at least 0 and below 1, not {getattr(self, key)}")
 
 
 @dataclass(frozen=True)
@@ -91,6 +129,9 @@ class Config:
 MODEL_CONFIGS = {"clip": CLIPConfig, "prior": PriorConfig, "ar_prior": ARPriorConfig, "sketch": SketchConfig, "decoder": DecoderConfig,
                  "upsampler1": UpsamplerConfig, "upsampler2": UpsamplerConfig}
 STAGES = ("tokenizer", *MODEL_CONFIGS)                                     # in the order of training
+# What only an evaluation needs, and the stage that each is a variant of (training/variants.py).
+VARIANTS = {"judge": "clip", "glide": "decoder", "with_sam": "clip", "without_sam": "clip",
+            "without_sam_half": "clip", "without_sam_quarter": "clip"}
 ON_CLIP = ("prior", "ar_prior", "sketch", "decoder")                       # these learn from the embeddings of the run's CLIP
 SHARED = ("clip_dim", "vocab_size", "context_length", "eot_id")            # by all models that read captions
 FOLLOWS = {f"{stage}.{key}": f"clip.{key}" for stage in ("prior", "ar_prior", "decoder") for key in SHARED}
@@ -111,20 +152,6 @@ def stages(config):
 def sizes(model):
     """A model's configuration without its habits, as a dict: what its weights are made for."""
     return {name: value for name, value in asdict(model).items() if name not in HABITS}
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse, but a mistake is a ValueError with one sentence, which the commands turn into exit code 2."""
-
-    def error(self, message):
-        raise ValueError(message)
-
-
-def sentence(error):
-    """What an exception says, on one line; of the system's own ones, which file it is about and why."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return " ".join(str(error).split())
 
 
 def holder(config, key):
@@ -156,107 +183,6 @@ def changed(config, values):
             raise ValueError(f"{section}: {error}") from None
     return replace(config, **parts)
 
-
-# ---------------------------------------------------------------------------------------------------------------- the command line
-
-def kinds(config):
-    """Everything that can be set: {"section.key": type}, in order."""
-    found = {}
-    for section in fields(config)[1:]:
-        part = getattr(config, section.name)
-        for inner in (part.model, part.train) if isinstance(part, Stage) else (part,):
-            found |= {f"{section.name}.{name}": kind for name, kind in typing.get_type_hints(type(inner)).items()}
-    return found
-
-
-def parse_value(text, kind, key):
-    """Text -> value of type `kind`: int, float, bool, str, tuple[int, ...] ("1,2,4"), X | None ("none"). Raises ValueError naming `key`."""
-    if isinstance(kind, types.UnionType):
-        if text.lower() == "none":
-            return None
-        kind = typing.get_args(kind)[0]
-    if kind is str:
-        return text
-    if typing.get_origin(kind) is tuple:
-        return tuple(parse_value(item.strip(), typing.get_args(kind)[0], key) for item in text.strip("()[] ").split(",") if item.strip())
-    try:
-        value = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
-        if not math.isfinite(value):
-            raise ValueError
-        return value
-    except (ValueError, KeyError):
-        wanted = {bool: "true or false", int: "a whole number", float: "a finite number"}[kind]
-        raise ValueError(f'--{key} takes {wanted}, not "{text[:40]}"') from None
-
-
-def override(config, arguments):
-    """Applies ["--decoder.lr=3e-4", ...]; returns the new config.
-
-    Raises ValueError for an argument of another form, an unknown key (naming the closest), a wrong type, a value that cannot work.
-    """
-    known, values = kinds(config), {}
-    for argument in arguments:
-        key, equals, text = argument.removeprefix("--").partition("=")
-        if not argument.startswith("--"):
-            raise ValueError(f'"{argument}" is not understood: settings look like --decoder.lr=3e-4, and --help shows the rest')
-        if key not in known:
-            same_section = [k for k in known if k.split(".")[0] == key.split(".")[0]]
-            closest = difflib.get_close_matches(key, same_section or known, n=1, cutoff=0)[0]
-            raise ValueError(f"there is no setting --{key}; the closest is --{closest}")
-        if not equals:
-            raise ValueError(f"--{key} needs a value, as in --{key}={as_text(get(config, key))}")
-        owner = FOLLOWS.get(key, key)
-        if owner in LEARNED or owner != key:
-            owner = "tokenizer.vocab_size" if owner in LEARNED else owner
-            raise ValueError(f"--{key} is not set by itself: it follows --{owner}")
-        values[key] = parse_value(text, known[key], key)
-    return changed(config, values)
-
-
-def as_text(value):
-    """A value as one would type it after "="."""
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-# ---------------------------------------------------------------------------------------------------------------- JSON
-
-def to_dict(config):
-    """Plain dicts and values, for config.json and checkpoints."""
-    return asdict(config)
-
-
-def fits(value, kind):
-    """Whether a value is of a type that `parse_value` can make; a whole number is also a float."""
-    if isinstance(kind, types.UnionType):
-        return any(fits(value, one) for one in typing.get_args(kind))
-    if typing.get_origin(kind) is tuple:
-        return isinstance(value, tuple) and all(fits(item, typing.get_args(kind)[0]) for item in value)
-    return isinstance(value, (int, float) if kind is float else kind) and (kind is bool or not isinstance(value, bool))
-
-
-def from_dict(saved):
-    """The inverse of `to_dict`, after JSON too (which turns tuples into lists). Raises ValueError for anything else."""
-    def build(cls, values):
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-        kinds = typing.get_type_hints(cls)
-        for key in values.keys() & kinds.keys():
-            if not fits(values[key], kinds[key]):
-                raise TypeError(f"{key} is {values[key]!r:.40}")
-        return cls(**values)
-    try:
-        if "sketch" not in saved:                                          # runs from before there were any
-            saved = saved | {"sketch": asdict(no_sketch(saved["clip"]["model"]["clip_dim"], saved["decoder"]["model"]["image_size"]))}
-        parts = {name: Stage(build(cls, saved[name]["model"]), build(TrainConfig, saved[name]["train"]))
-                 for name, cls in MODEL_CONFIGS.items()}
-        return Config(saved["preset"], build(DataConfig, saved["data"]), build(TokenizerConfig, saved["tokenizer"]), **parts)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"this is not the configuration of a run: {error}") from None
-
-
-# ---------------------------------------------------------------------------------------------------------------- presets
-
-# mini: all presets but `paper` spoil what the second upsampler is given by the light BSR, as latent diffusion does: the full one's noise
-# and JPEG blocks hide the edges of a picture, and to guess them again takes more steps and a wider network than these presets have.
 
 SKETCH = TrainConfig(steps=6000, batch_size=128, lr=2e-3, ema=0.99, log_every=100)
 
@@ -418,12 +344,8 @@ def preset(name):
     return PRESETS[name]()
 
 
-# ---------------------------------------------------------------------------------------------------------------- how large they are
-
 PAPER = {"clip": "0.63 + 0.35 billion (ViT-H/16; not given, computed)", "prior": "1 billion", "ar_prior": "1 billion (1.1 without its text encoder)",
          "sketch": "none", "decoder": "3.5 billion", "upsampler1": "0.7 billion", "upsampler2": "0.3 billion"}           # App. C, Table 3
-
-
 NOT_KARLOS = "; Karlo has none, this is ours"
 
 

@@ -20,14 +20,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .checks import check_above_zero, check_captions, check_choice, check_divisible, check_positive, check_range
-from .diffusion import TIMESTEP_SAMPLERS, GaussianDiffusion, check_diffusion, randn_like
-from .noise import draw_rows
-from .sampling import ddim_invert, ddim_step, ddpm_step, guide, keep_known, sample_loop, strided_timesteps
-from .sketch import Sketch, SketchConfig
+from .runtime.checks import (
+    check_above_zero, check_captions, check_choice, check_divisible, check_positive, check_range)
+from .diffusion import GaussianDiffusion, TIMESTEP_SAMPLERS, check_diffusion, randn_like
+from .runtime.noise import draw_rows
+from .sampling import (
+    ddim_invert, ddim_step, ddpm_step, guide, keep_known, sample_loop, strided_timesteps)
+from .tricks.sketch import Sketch, SketchConfig
 from .transformer import CaptionEmbedding, FrozenText, Transformer
 from .unet import UNet, UNetConfig
-from .whitening import Whitening
+from .tricks.whitening import Whitening
 
 
 @dataclass(frozen=True)

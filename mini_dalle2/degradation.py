@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from .checks import check_choice
-from .noise import draw_rows
+from .runtime.checks import check_choice
+from .runtime.noise import draw_rows
 
 
 @dataclass(frozen=True)

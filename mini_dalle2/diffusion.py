@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from .checks import check_choice, check_positive, check_range
-from .noise import draw_rows, noise_device
+from .runtime.checks import check_choice, check_positive, check_range
+from .runtime.noise import draw_rows, noise_device
 
 SCHEDULES = ("cosine", "linear")
 OBJECTIVES = ("eps", "x_start", "v")                                       # what a network may predict

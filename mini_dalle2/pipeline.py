@@ -14,27 +14,28 @@ import contextlib
 import functools
 import itertools
 import warnings
-import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
-from torch import nn
 
 from .ar_prior import ARPrior, ARPriorConfig
 from .clip import CLIP, CLIPConfig
+from .data.pixels import central_square, from_pil, to_float, to_pil, to_rgb
 from .decoder import Decoder, DecoderConfig
 from .diffusion import ModelOutput
-from .distributed import collect, gather_rows, is_main, own_part
-from .folder import central_square, from_pil, to_float, to_pil, to_rgb
 from .prior import DiffusionPrior, PriorConfig
+from .runtime.device import pick_device, shorten
+from .runtime.files import load_checkpoint
+from .runtime.noise import seeded
+from .runtime.processes import collect, gather_rows, is_main, own_part
 from .sampling import flow_edit, slerp, strided_timesteps
-from .sketch import Sketch, SketchConfig
 from .tokenizer import BPETokenizer, clean
-from .training import load_checkpoint, pick_device
+from .tricks.sketch import Sketch, SketchConfig
 from .upsampler import Upsampler, UpsamplerConfig
+
 
 MODELS = {"clip": (CLIP, CLIPConfig), "prior": (DiffusionPrior, PriorConfig), "ar_prior": (ARPrior, ARPriorConfig),
           "sketch": (Sketch, SketchConfig), "decoder": (Decoder, DecoderConfig),
@@ -71,27 +72,6 @@ def load_model(path, stage=None):
 def parameters(model):
     """How many numbers a model has learned; a decoder's sketch, which is a stage of its own, is not counted again."""
     return sum(p.numel() for name, p in model.named_parameters() if not name.startswith("sketch."))
-
-
-def shorten(model, dtype):
-    """Keeps the matrices of a model in a shorter floating point type, which autocast then multiplies in; None: as they are. Returns it."""
-    for module in model.modules() if dtype is not None else ():
-        if isinstance(module, (nn.Linear, nn.Conv2d, nn.Embedding)):
-            module.to(dtype)
-    return model
-
-
-def seeded(*key):
-    """A random generator for anything that prints, such as (seed, "decoder"): equal keys give equal numbers, other keys other ones.
-
-    The key is hashed to the 32 bits that torch reads of a seed. Generators live on the CPU, so that a GPU draws the same pictures.
-    """
-    return torch.Generator().manual_seed(zlib.crc32(repr(key).encode()))
-
-
-def out_of_memory(error):
-    """Whether an exception says that memory ran out, of a GPU, of torch on the CPU (which has no type of its own for it), or of Python."""
-    return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
 
 
 class DALLE2:

@@ -21,12 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .checks import check_above_zero, check_captions, check_choice, check_divisible, check_positive, check_range
+from .runtime.checks import (
+    check_above_zero, check_captions, check_choice, check_divisible, check_positive, check_range)
 from .diffusion import GaussianDiffusion, UniformSampler, check_diffusion, randn_like
-from .noise import draw_rows
+from .runtime.noise import draw_rows
 from .sampling import analytic_step, ddpm_step, guide, sample_loop, strided_timesteps
 from .transformer import CaptionEmbedding, FrozenText, Transformer, timestep_embedding
-from .whitening import Whitening
+from .tricks.whitening import Whitening
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .checks import check_positive, check_range
-from .transformer import attention, is_short_on_cpu, merge_heads, run_block, split_heads, timestep_embedding
+from .runtime.checks import check_positive, check_range
+from .transformer import (
+    attention, is_short_on_cpu, merge_heads, run_block, split_heads, timestep_embedding)
 
 
 @dataclass(frozen=True)

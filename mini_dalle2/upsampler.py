@@ -20,10 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .checks import check_choice, check_positive
+from .runtime.checks import check_choice, check_positive
 from .degradation import DEGRADATIONS, degrade
 from .diffusion import GaussianDiffusion, UniformSampler, check_diffusion, randn_like
-from .noise import draw_rows
+from .runtime.noise import draw_rows
 from .sampling import ddim_step, ddpm_step, keep_known, sample_loop, strided_timesteps
 from .unet import UNet, UNetConfig
 

@@ -11,7 +11,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from mini_dalle2 import configs                                            # noqa: E402
+from mini_dalle2 import configs          # noqa: E402
 
 # The micro preset with three steps a stage: every part runs, nothing is learned.
 SMALL = ["--preset=micro", "--device=cpu", "--data.images=40", "--data.val_images=8", "--data.upsampler1_images=6",

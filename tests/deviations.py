@@ -11,8 +11,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from mini_dalle2.evaluate import README, split_readme                      # noqa: E402
-from mini_dalle2.training import atomic_open                               # noqa: E402
+from mini_dalle2.evaluate.report import README, split_readme          # noqa: E402
+from mini_dalle2.runtime.files import atomic_open          # noqa: E402
 
 
 def deviations(source):

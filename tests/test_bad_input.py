@@ -16,7 +16,7 @@ import sample
 import train
 from conftest import SMALL
 from mini_dalle2 import evaluate
-from mini_dalle2.training import load_checkpoint, read_metrics, save_checkpoint
+from mini_dalle2.runtime.files import load_checkpoint, read_metrics, save_checkpoint
 
 FRESH = [*SMALL, "--out=new"]
 MORE = ["--out=run", "--resume", "--stage=prior", "--prior.steps=4"]

@@ -17,8 +17,8 @@ import quality_time                                                        # noq
 import read_z                                                              # noqa: E402
 import where_lost                                                          # noqa: E402
 from measuring import Timing, flops, kind_of, ratio, seconds              # noqa: E402
-from mini_dalle2 import DALLE2                                             # noqa: E402
-from mini_dalle2.transformer import Attention                              # noqa: E402
+from mini_dalle2 import DALLE2          # noqa: E402
+from mini_dalle2.transformer import Attention          # noqa: E402
 
 MICRO = peer_models.SIZES["micro"]
 

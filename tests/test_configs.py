@@ -6,16 +6,17 @@ import json
 import pytest
 import torch
 
-from mini_dalle2 import configs
 from mini_dalle2.clip import CLIP
-from mini_dalle2.configs import FOLLOWS, MODEL_CONFIGS, PRESETS, changed, from_dict, get, kinds, override, preset, to_dict
+from mini_dalle2.configs import FOLLOWS, MODEL_CONFIGS, PRESETS, changed, get, preset
+from mini_dalle2.training.overrides import from_dict, kinds, override, to_dict
 from mini_dalle2.decoder import Decoder
-from mini_dalle2.diffusion import OBJECTIVES, WEIGHTINGS, GaussianDiffusion
+from mini_dalle2.diffusion import GaussianDiffusion, OBJECTIVES, WEIGHTINGS
 from mini_dalle2.ar_prior import ARPrior
 from mini_dalle2.prior import DiffusionPrior
-from mini_dalle2.sketch import Sketch
-from mini_dalle2.training import TrainConfig
+from mini_dalle2.tricks.sketch import Sketch
+from mini_dalle2.configs import TrainConfig
 from mini_dalle2.upsampler import Upsampler
+from mini_dalle2.training import overrides
 
 CLASSES = {"clip": CLIP, "prior": DiffusionPrior, "ar_prior": ARPrior, "sketch": Sketch, "decoder": Decoder, "upsampler1": Upsampler, "upsampler2": Upsampler}
 
@@ -125,12 +126,12 @@ def test_override_finds_model_and_training(tiny):
 
 
 def test_values_by_type():
-    assert configs.parse_value("None", int | None, "a.b") is None and configs.parse_value("3", int | None, "a.b") == 3
-    assert configs.parse_value("(1, 2)", tuple[int, ...], "a.b") == (1, 2)
-    assert configs.parse_value("a=b", str, "a.b") == "a=b"
+    assert overrides.parse_value("None", int | None, "a.b") is None and overrides.parse_value("3", int | None, "a.b") == 3
+    assert overrides.parse_value("(1, 2)", tuple[int, ...], "a.b") == (1, 2)
+    assert overrides.parse_value("a=b", str, "a.b") == "a=b"
     for text, kind in (("1.5", int), ("x", float), ("nan", float), ("inf", float), ("maybe", bool), ("1,x", tuple[int, ...]), ("", int)):
         with pytest.raises(ValueError, match="--a.b takes"):
-            configs.parse_value(text, kind, "a.b")
+            overrides.parse_value(text, kind, "a.b")
 
 
 @pytest.mark.parametrize("argument, said", [
@@ -224,8 +225,8 @@ def test_every_key_is_unambiguous(tiny):
     for cls in MODEL_CONFIGS.values():
         assert not {f.name for f in dataclasses.fields(cls)} & {f.name for f in dataclasses.fields(TrainConfig)}
     for key, kind in kinds(tiny).items():
-        text = configs.as_text(get(tiny, key))
-        assert configs.parse_value(text, kind, key) == get(tiny, key)
+        text = overrides.as_text(get(tiny, key))
+        assert overrides.parse_value(text, kind, key) == get(tiny, key)
     assert set(FOLLOWS) | set(FOLLOWS.values()) <= set(kinds(tiny))
 
 

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from mini_dalle2 import degradation
-from mini_dalle2.degradation import BSR_FULL, BSR_LIGHT, bsr_order, degrade, filter2d, gaussian_kernel, jpeg, random_noise, resize
+from mini_dalle2.degradation import (
+    BSR_FULL, BSR_LIGHT, bsr_order, degrade, filter2d, gaussian_kernel, jpeg, random_noise, resize)
 
 
 def rng(seed=0):

@@ -17,11 +17,12 @@ from PIL import Image
 
 import sample
 from mini_dalle2 import configs
-from mini_dalle2.folder import CaptionedFolder
+from mini_dalle2.data.folder import CaptionedFolder
 from mini_dalle2.pipeline import load_model
 from mini_dalle2.prior import DiffusionPrior
-from mini_dalle2.tokenizer import EOT, SOT, BPETokenizer, clean, split_words
-from mini_dalle2.training import load_checkpoint, read_metrics
+from mini_dalle2.tokenizer import BPETokenizer, EOT, SOT, clean, split_words
+from mini_dalle2.runtime.files import load_checkpoint, read_metrics
+from mini_dalle2.training import overrides
 
 fuzz = functools.partial(settings, deadline=None, derandomize=True, database=None,
                          suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
@@ -135,14 +136,14 @@ def test_any_checkpoint_is_read_or_refused(small, tmp_path, data, name):
     assert loaded is None or (isinstance(loaded[0], DiffusionPrior) and not loaded[0].training)
 
 
-CONFIG = json.dumps(configs.to_dict(configs.preset("micro"))).encode()
+CONFIG = json.dumps(overrides.to_dict(configs.preset("micro"))).encode()
 
 
 @fuzz(max_examples=80)
 @given(damage(CONFIG) | JSON.map(lambda value: json.dumps(value).encode()))
 def test_any_config_is_read_or_refused(data):
-    config = one_sentence(lambda: configs.from_dict(json.loads(data.decode())))
-    assert config is None or configs.from_dict(configs.to_dict(config)) == config
+    config = one_sentence(lambda: overrides.from_dict(json.loads(data.decode())))
+    assert config is None or overrides.from_dict(overrides.to_dict(config)) == config
 
 
 @fuzz(max_examples=60)

@@ -8,11 +8,10 @@ import ast
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from conftest import ROOT
 PACKAGE = ROOT / "mini_dalle2"
 
 # What each file may import from the package. Files that are not listed (pipeline, configs, ...) put the others together: they may

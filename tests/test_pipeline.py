@@ -9,11 +9,14 @@ import torch
 from PIL import Image
 
 import sample                                              # the script at the top level
-from mini_dalle2 import DALLE2, pipeline
-from mini_dalle2.data import CaptionedShapes, to_pil
-from mini_dalle2.pipeline import load_model, seeded, to_mask
+from mini_dalle2 import DALLE2
+from mini_dalle2 import pipeline
+from mini_dalle2.data.pixels import to_pil
+from mini_dalle2.data.shapes import CaptionedShapes
+from mini_dalle2.pipeline import load_model, to_mask
+from mini_dalle2.runtime.noise import seeded
 from mini_dalle2.prior import DiffusionPrior
-from mini_dalle2.training import load_checkpoint, save_checkpoint
+from mini_dalle2.runtime.files import load_checkpoint, save_checkpoint
 
 CAPTIONS = ["a red circle above a blue square", "two cyan rings", "a small black star"]
 

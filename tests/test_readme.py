@@ -13,10 +13,11 @@ from PIL import Image
 from conftest import commands
 from deviations import deviations, updated
 from mini_dalle2 import configs
-from mini_dalle2.metrics import ASPECTS
+from mini_dalle2.metrics.grader import ASPECTS
 from mini_dalle2.pipeline import MODELS
+from mini_dalle2.training import overrides
 
-ROOT = Path(__file__).resolve().parent.parent
+from conftest import ROOT
 MAP = ROOT / "notebooks" / "paper_to_code.md"
 PAGES = {page.name: page for page in (ROOT / "README.md", MAP)}
 README, MAPPED = (page.read_text(encoding="utf-8") for page in PAGES.values())
@@ -126,7 +127,7 @@ def check(words):
     if file.parent == ROOT:                                                # train.py, sample.py: their own parsers
         args = importlib.import_module(file.stem).parse(argv)
         if file.stem == "train":
-            configs.override(configs.preset(args.preset or "tiny"), args.settings)
+            overrides.override(configs.preset(args.preset or "tiny"), args.settings)
     elif file.stem == "configs":
         configs.preset(*argv)
     elif argv[:1] == ["emoji"]:                                            # data.py hands the rest to emoji.py

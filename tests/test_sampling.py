@@ -14,9 +14,11 @@ import torch.nn.functional as F
 from conftest import exact_tables
 from diffusers import DDIMScheduler, DDPMScheduler, UnCLIPScheduler
 
-from mini_dalle2.diffusion import GaussianDiffusion, LossAwareSampler, ModelOutput, UniformSampler, make_betas, randn_like
-from mini_dalle2.sampling import (analytic_step, ddim_invert, ddim_step, ddpm_step, flow_edit, guide, keep_known, sample_loop, slerp,
-                                  strided_timesteps)
+from mini_dalle2.diffusion import (
+    GaussianDiffusion, LossAwareSampler, ModelOutput, UniformSampler, make_betas, randn_like)
+from mini_dalle2.sampling import (
+    analytic_step, ddim_invert, ddim_step, ddpm_step, flow_edit, guide, keep_known, sample_loop,
+    slerp, strided_timesteps)
 
 T = 1000
 

@@ -14,8 +14,9 @@ import pytest
 import regex
 import torch
 
-from mini_dalle2.tokenizer import (CHAR_TO_BYTE, END, WORD, BPETokenizer, clean, learn_merges, merge_pair, split_words,
-                                   word_symbols)
+from mini_dalle2.tokenizer import (
+    BPETokenizer, CHAR_TO_BYTE, END, WORD, clean, learn_merges, merge_pair, split_words,
+    word_symbols)
 from mini_dalle2.transformer import eot_position
 
 SHAPE_CAPTIONS = [f"a {size} {colour} {shape}" for size in ("small", "large") for colour in ("red", "blue", "yellow", "purple")

@@ -19,14 +19,21 @@ from PIL import Image
 
 import train                                               # the script at the top level
 from conftest import ROOT, SMALL
-from mini_dalle2 import DALLE2, configs, data, pictures
-from mini_dalle2.data import CaptionedShapes, to_pil
+from mini_dalle2 import DALLE2
+from mini_dalle2 import configs
+from mini_dalle2.data import tables as pictures
+from mini_dalle2.data.pixels import to_pil
+from mini_dalle2.data.shapes import CaptionedShapes
 from mini_dalle2.decoder import Decoder
 from mini_dalle2.pipeline import load_model
 from mini_dalle2.prior import DiffusionPrior
-from mini_dalle2.shipped import ship
-from mini_dalle2.stages import SHOW, Job, Pictures, signature
-from mini_dalle2.training import load_checkpoint, read_metrics
+from mini_dalle2.pretrained.ship import ship
+from mini_dalle2.data.tables import Pictures
+from mini_dalle2.runtime.files import signature
+from mini_dalle2.training.run import Job
+from mini_dalle2.training.stages import SHOW
+from mini_dalle2.runtime.files import load_checkpoint, read_metrics
+from mini_dalle2.training import overrides
 
 
 def call(capsys, *arguments):
@@ -63,13 +70,13 @@ def test_run_folder(run):
 
 
 def test_checkpoints_carry_all_that_sampling_needs(run):
-    config = configs.from_dict(json.loads((run / "config.json").read_text()))
+    config = overrides.from_dict(json.loads((run / "config.json").read_text()))
     vocab = config.clip.model.vocab_size
     assert 514 < vocab < 640 and config.clip.model.eot_id == vocab - 1     # as the tokenizer came out, not as it was asked for
     signatures = set()
     for stage in configs.MODEL_CONFIGS:
         model, checkpoint = load_model(run / f"{stage}.pt")
-        assert model.cfg == getattr(config, stage).model and configs.from_dict(checkpoint["config"]) == config
+        assert model.cfg == getattr(config, stage).model and overrides.from_dict(checkpoint["config"]) == config
         assert checkpoint["step"] == 3 and "optimizer" not in checkpoint
         if not stage.startswith("upsampler"):
             assert len(checkpoint["tokenizer"]["merges"]) == vocab - 514
@@ -147,7 +154,7 @@ def test_from_begins_with_what_another_run_has_learned(run, tmp_path, capsys):
     assert torch.equal(weights(one / "clip.pt"), weights(box / "clip.pt")) and load_checkpoint(one / "decoder.pt")["step"] == 1
     assert DALLE2.load(one).tokenizer.encode("a red ring") == DALLE2.load(run).tokenizer.encode("a red ring")
     begun = copy_of(one, new, ["decoder.resume.pt"])
-    train.begin(Job(configs.from_dict(json.loads((one / "config.json").read_text())), begun, torch.device("cpu"), True), box, configs.STAGES)
+    train.begin(Job(overrides.from_dict(json.loads((one / "config.json").read_text())), begun, torch.device("cpu"), True), box, configs.STAGES)
     code, out, _ = call(capsys, "--out", begun, "--resume", *still)        # as after a Ctrl-C before anything was saved
     assert code == 0 and "tokenizer: was finished before" in out
     for stage in configs.MODEL_CONFIGS:
@@ -193,7 +200,7 @@ def test_commands_to_go_on_with_can_be_pasted(run, tmp_path, capsys):
     """A folder's name and a caption with spaces, quotes and a dollar sign, as a shell understands them."""
     copy, caption = copy_of(run, tmp_path / "it's a $HOME"), 'a "cat", it\'s $5'
     prepared = Job(configs.preset("micro"), copy, torch.device("cpu"), True)
-    prepared.config = configs.override(prepared.config, ["--data.source=elsewhere"])
+    prepared.config = overrides.override(prepared.config, ["--data.source=elsewhere"])
     prepared.pictures.captions = lambda: [caption]
     train.summary(prepared, {})
     line = capsys.readouterr().out.strip().splitlines()[-1].removeprefix("next: ")
@@ -294,7 +301,7 @@ def test_a_folder_that_is_split_already_stays_so(folder, tmp_path):
 
 def job(*settings):
     """A job of the micro preset, whose batches have 16 examples."""
-    return Job(configs.override(configs.preset("micro"), settings), Path("nowhere"), torch.device("cpu"), False)
+    return Job(overrides.override(configs.preset("micro"), settings), Path("nowhere"), torch.device("cpu"), False)
 
 
 def test_few_examples_make_small_batches_of_distinct_ones():
@@ -358,15 +365,15 @@ def test_sizes_that_only_fail_when_run_are_found_before_training():
 
 
 def test_memory_is_counted(folder, monkeypatch):
-    cfg = configs.override(configs.preset("micro"), ["--data.images=1000"])
-    shapes, own = (Job(configs.override(cfg, more), Path("nowhere"), torch.device("cpu"), False)
+    cfg = overrides.override(configs.preset("micro"), ["--data.images=1000"])
+    shapes, own = (Job(overrides.override(cfg, more), Path("nowhere"), torch.device("cpu"), False)
                    for more in ([], [f"--data.source={folder}"]))
     assert shapes.needs("decoder")[1] == 1000 * 3 * 16 * 16 and shapes.needs("upsampler2")[1] == 16 * 3 * 64 * 64
     assert own.needs("decoder")[1] == 12 * 3 * 16 * 16                     # no more than there are
     weights = sum(p.numel() for p in train.MODELS["prior"][0](cfg.prior.model).parameters())
     assert own.needs("prior")[0] == 20 * weights
     train.check_memory(shapes, configs.STAGES)
-    monkeypatch.setattr(pictures.os, "sysconf", lambda name: 1000)         # a machine of one megabyte
+    monkeypatch.setattr(os, "sysconf", lambda name: 1000)         # a machine of one megabyte
     train.check_memory(shapes, ["tokenizer"])
     with pytest.raises(ValueError, match="clip needs at least .* this machine has 0.0 GB"):
         train.check_memory(shapes, configs.STAGES)
@@ -378,11 +385,11 @@ def test_many_pictures_lie_on_disk(folder, tmp_path, monkeypatch):
     few, captions = Pictures(cfg, torch.device("cpu")).table("train", 16, 100)
     monkeypatch.setattr(pictures, "machine_memory", lambda: 4 * few.nbytes - 1)
     asked = []
-    monkeypatch.setattr(data.np, "memmap", lambda *args, memmap=data.np.memmap, **more: asked.append(1) or memmap(*args, **more))
+    monkeypatch.setattr(pictures.np, "memmap", lambda *args, memmap=pictures.np.memmap, **more: asked.append(1) or memmap(*args, **more))
     many, texts = Pictures(cfg, torch.device("cpu"), tmp_path).table("train", 16, 100)
     assert asked and torch.equal(many, few) and texts == captions and not list(tmp_path.iterdir())
     with pytest.raises(OSError, match="no room for 1,000,000.0 GB of pictures"):
-        data.empty_table((10 ** 15,), tmp_path)
+        pictures.empty_table((10 ** 15,), tmp_path)
 
 
 def test_a_batch_goes_to_a_gpu_through_pinned_memory():

@@ -9,8 +9,8 @@ from diffusers.models.embeddings import get_timestep_embedding
 from torch import nn
 
 from mini_dalle2.transformer import (
-    MLP, Attention, Block, CaptionEmbedding, QuickGELU, Transformer, attention, attention_by_hand, eot_position, merge_heads, split_heads,
-    timestep_embedding)
+    Attention, Block, CaptionEmbedding, MLP, QuickGELU, Transformer, attention, attention_by_hand,
+    eot_position, merge_heads, split_heads, timestep_embedding)
 
 EOT = 7
 

@@ -20,12 +20,15 @@ from torch import nn
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parent)]
 from measuring import DTYPES, MatmulRate, flops, resident, timed           # noqa: E402
-from mini_dalle2.configs import PRESETS, Parser, preset, sentence          # noqa: E402
-from mini_dalle2.decoder import Decoder                                    # noqa: E402
-from mini_dalle2.pictures import machine_memory                            # noqa: E402
-from mini_dalle2.pipeline import out_of_memory                             # noqa: E402
-from mini_dalle2.stages import networks                                    # noqa: E402
-from mini_dalle2.training import EMA, Objective, TrainConfig, keep_memory, make_optimizer, pick_device     # noqa: E402
+from mini_dalle2.configs import PRESETS, preset          # noqa: E402
+from mini_dalle2.runtime.commands import Parser, sentence          # noqa: E402
+from mini_dalle2.decoder import Decoder          # noqa: E402
+from mini_dalle2.runtime.device import machine_memory          # noqa: E402
+from mini_dalle2.runtime.device import out_of_memory          # noqa: E402
+from mini_dalle2.training.run import networks          # noqa: E402
+from mini_dalle2.configs import TrainConfig          # noqa: E402
+from mini_dalle2.runtime.device import keep_memory, pick_device          # noqa: E402
+from mini_dalle2.training.state import EMA, Objective, make_optimizer          # noqa: E402
 
 
 def batch_of(cfg, n, device):

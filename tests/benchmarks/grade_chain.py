@@ -17,11 +17,16 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from mini_dalle2 import DALLE2                                             # noqa: E402
-from mini_dalle2.data import CaptionedShapes, caption_grid, load_table, to_float   # noqa: E402
-from mini_dalle2.lab import note                                           # noqa: E402
-from mini_dalle2.metrics import ASPECTS, KINDS, grade, parse_caption, retrieval_accuracy  # noqa: E402
-from mini_dalle2.pipeline import results_folder                            # noqa: E402
+from mini_dalle2 import DALLE2          # noqa: E402
+from mini_dalle2.data.grid import caption_grid          # noqa: E402
+from mini_dalle2.data.pixels import to_float          # noqa: E402
+from mini_dalle2.data.shapes import CaptionedShapes          # noqa: E402
+from mini_dalle2.data.tables import load_table          # noqa: E402
+from mini_dalle2.evaluate.lab import note          # noqa: E402
+from mini_dalle2.data.shapes import parse_caption          # noqa: E402
+from mini_dalle2.metrics.grader import ASPECTS, KINDS, grade          # noqa: E402
+from mini_dalle2.metrics.sets import retrieval_accuracy          # noqa: E402
+from mini_dalle2.pipeline import results_folder          # noqa: E402
 
 
 def shares(pictures, captions):

@@ -24,8 +24,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import train                                                               # noqa: E402
 from conftest import SMALL                                                 # noqa: E402
-from mini_dalle2 import configs                                            # noqa: E402
-from mini_dalle2.training import load_checkpoint, read_metrics             # noqa: E402
+from mini_dalle2 import configs          # noqa: E402
+from mini_dalle2.runtime.files import load_checkpoint, read_metrics          # noqa: E402
 
 SETTINGS = [*SMALL, *(f"--{stage}.steps=8" for stage in configs.MODEL_CONFIGS), "--decoder.dropout=0.1"]
 MOMENTS = ("half", "whole", "renamed")                                     # of a write; see `die_writing`

@@ -18,11 +18,16 @@ import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from mini_dalle2 import DALLE2                                             # noqa: E402
-from mini_dalle2.data import CaptionedShapes, Scene, Thing, caption_grid, load_table, relation_caption, render, to_float  # noqa: E402
-from mini_dalle2.metrics import frechet_distance, grade, parse_caption, read_objects       # noqa: E402
-from mini_dalle2.pipeline import results_folder                            # noqa: E402
-from mini_dalle2.sampling import analytic_step, ddpm_step, sample_loop, strided_timesteps  # noqa: E402
+from mini_dalle2 import DALLE2          # noqa: E402
+from mini_dalle2.data.grid import caption_grid          # noqa: E402
+from mini_dalle2.data.pixels import to_float          # noqa: E402
+from mini_dalle2.data.shapes import CaptionedShapes, Scene, Thing, relation_caption, render          # noqa: E402
+from mini_dalle2.data.tables import load_table          # noqa: E402
+from mini_dalle2.data.shapes import parse_caption          # noqa: E402
+from mini_dalle2.metrics.grader import grade, read_objects          # noqa: E402
+from mini_dalle2.metrics.sets import frechet_distance          # noqa: E402
+from mini_dalle2.pipeline import results_folder          # noqa: E402
+from mini_dalle2.sampling import analytic_step, ddpm_step, sample_loop, strided_timesteps          # noqa: E402
 
 
 class Bench:

@@ -35,9 +35,11 @@ import torch
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parent)]
 from measuring import DTYPES, MatmulRate, alone, flops, in_turns, peak_bytes, ratio, seconds, where_time_goes       # noqa: E402
 from peer_models import BUILDERS, INSTALL, PEERS, SIZES, SUBJECTS, Data, changes, installed    # noqa: E402
-from mini_dalle2.configs import Parser, sentence                           # noqa: E402
-from mini_dalle2.training import TrainConfig, keep_memory, make_optimizer, pick_device         # noqa: E402
-from mini_dalle2.transformer import Transformer                            # noqa: E402
+from mini_dalle2.runtime.commands import Parser, sentence          # noqa: E402
+from mini_dalle2.configs import TrainConfig          # noqa: E402
+from mini_dalle2.runtime.device import keep_memory, pick_device          # noqa: E402
+from mini_dalle2.training.state import make_optimizer          # noqa: E402
+from mini_dalle2.transformer import Transformer          # noqa: E402
 
 # What we hold our decoder to: the most that ours / theirs may be, and the least share of the matmul rate.
 TARGETS = {("training", "dalle2-pytorch"): 0.65, ("training", "diffusers"): 0.9,

@@ -30,7 +30,10 @@ import torch.distributed as dist
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
-from mini_dalle2 import configs, distributed, stages, training             # noqa: E402
+from mini_dalle2 import configs, training          # noqa: E402
+from mini_dalle2.runtime import processes as distributed          # noqa: E402
+from mini_dalle2.training import stages          # noqa: E402
+from mini_dalle2.training import overrides          # noqa: E402
 
 HOW = ("one", "together", "apart")
 IMAGES = 2048                           # or the run's own number, or a batch: more would only take longer to draw
@@ -95,7 +98,7 @@ def child(args):
     torch.set_float32_matmul_precision("high")                             # as train.py
     training.keep_memory()
     with distributed.processes(torch.device("cpu")) as device:
-        config, results = configs.from_dict(stages.read_json(args.run / "config.json")), {}
+        config, results = overrides.from_dict(stages.read_json(args.run / "config.json")), {}
         print(f"{'stage':<12}{'batch':>7}" + "".join(f"{how:>12}" for how in HOW) + f"{'times faster':>14}{'at most':>10}   seconds a step")
         for stage in args.stages or configs.stages(config)[1:]:
             batch, (first, second) = seconds_of(stage, config, args, device)

@@ -26,14 +26,18 @@ from matplotlib.figure import Figure
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "benchmarks")]
 from grade_chain import shares                                             # noqa: E402
-from mini_dalle2 import configs                                            # noqa: E402
-from mini_dalle2.configs import Parser, sentence                           # noqa: E402
-from mini_dalle2.folder import to_pil                                      # noqa: E402
-from mini_dalle2.metrics import ASPECTS                                    # noqa: E402
-from mini_dalle2.pipeline import load_model, seeded                        # noqa: E402
-from mini_dalle2.report import save_figure                                 # noqa: E402
-from mini_dalle2.stages import Job, read_json, write_json                  # noqa: E402
-from mini_dalle2.training import load_checkpoint, pick_device, read_metrics       # noqa: E402
+from mini_dalle2 import configs          # noqa: E402
+from mini_dalle2.runtime.commands import Parser, sentence          # noqa: E402
+from mini_dalle2.data.pixels import to_pil          # noqa: E402
+from mini_dalle2.metrics.grader import ASPECTS          # noqa: E402
+from mini_dalle2.pipeline import load_model          # noqa: E402
+from mini_dalle2.runtime.noise import seeded          # noqa: E402
+from mini_dalle2.training.figures import save_figure          # noqa: E402
+from mini_dalle2.runtime.files import read_json, write_json          # noqa: E402
+from mini_dalle2.training.run import Job          # noqa: E402
+from mini_dalle2.runtime.device import pick_device          # noqa: E402
+from mini_dalle2.runtime.files import load_checkpoint, read_metrics          # noqa: E402
+from mini_dalle2.training import overrides          # noqa: E402
 
 BATCH = 64                                                                 # pictures drawn at once
 
@@ -113,7 +117,7 @@ def parse(argv):
     args, args.settings = parser.parse_known_args(argv)
     if not args.every > 0 or not 0 < args.until <= 100 or args.n < 1:
         raise ValueError("--every must be above 0, --until above 0 and at most 100, and --n at least 1")
-    args.config = config = configs.override(configs.preset(args.preset), args.settings)
+    args.config = config = overrides.override(configs.preset(args.preset), args.settings)
     if config.data.source != "shapes":
         raise ValueError("only captioned shapes can be graded: leave out --data.source")
     if config.decoder.model.image_size < 24:
@@ -139,7 +143,7 @@ def work(args):
     while True:
         step, steps, minutes = spent(args.out, "decoder")
         if step and step not in [g["step"] for g in graded]:
-            job = Job(configs.from_dict(read_json(args.out / "config.json")), args.out, pick_device(), resume=True)
+            job = Job(overrides.from_dict(read_json(args.out / "config.json")), args.out, pick_device(), resume=True)
             graded.append({"minutes": before + minutes, "decoder": minutes, "step": step} | grade(job, args.n, args.seed))
             write_json({"until": args.until, "n": args.n, "settings": args.settings, "graded": graded}, file)
             plot(args.out / "quality_time.png", graded, args.until)

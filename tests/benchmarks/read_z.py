@@ -18,9 +18,12 @@ import torch.nn.functional as F
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from mini_dalle2 import DALLE2                                             # noqa: E402
-from mini_dalle2.data import CaptionedShapes, load_table, to_float         # noqa: E402
-from mini_dalle2.metrics import KINDS, parse_caption                       # noqa: E402
+from mini_dalle2 import DALLE2          # noqa: E402
+from mini_dalle2.data.pixels import to_float          # noqa: E402
+from mini_dalle2.data.shapes import CaptionedShapes          # noqa: E402
+from mini_dalle2.data.tables import load_table          # noqa: E402
+from mini_dalle2.data.shapes import parse_caption          # noqa: E402
+from mini_dalle2.metrics.grader import KINDS          # noqa: E402
 
 NOTHING = ("", "")                                                         # where a second thing would be
 TURNED = {"below": "above", "right of": "left of"}

@@ -15,12 +15,15 @@ import torch
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parent)]
 from grade_chain import shares                                             # noqa: E402
-from mini_dalle2 import DALLE2                                             # noqa: E402
-from mini_dalle2.data import CaptionedShapes, load_table, to_float         # noqa: E402
-from mini_dalle2.diffusion import randn_like                               # noqa: E402
-from mini_dalle2.metrics import KINDS, parse_caption                       # noqa: E402
-from mini_dalle2.pipeline import to_pil                                    # noqa: E402
-from mini_dalle2.sampling import strided_timesteps                         # noqa: E402
+from mini_dalle2 import DALLE2          # noqa: E402
+from mini_dalle2.data.pixels import to_float          # noqa: E402
+from mini_dalle2.data.shapes import CaptionedShapes          # noqa: E402
+from mini_dalle2.data.tables import load_table          # noqa: E402
+from mini_dalle2.diffusion import randn_like          # noqa: E402
+from mini_dalle2.data.shapes import parse_caption          # noqa: E402
+from mini_dalle2.metrics.grader import KINDS          # noqa: E402
+from mini_dalle2.data.pixels import to_pil          # noqa: E402
+from mini_dalle2.sampling import strided_timesteps          # noqa: E402
 
 
 def steps_below(cfg, start):

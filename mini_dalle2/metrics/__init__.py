@@ -1,0 +1,17 @@
+"""metrics: is one picture right, and does a set of pictures look like the real set?
+
+Read next: grader.py.
+"""
+
+from ..data.shapes import parse_caption
+from .grader import ASPECTS, KINDS, grade, read_objects
+from .intervals import (
+    Figure, agrees, bootstrap, mean_change, share, share_apart, share_gap, wider, wilson)
+from .sets import (
+    clip_score, covered, frechet_distance, precision_recall, retrieval_accuracy, retrieval_hits)
+
+__all__ = [
+    "ASPECTS", "KINDS", "Figure", "agrees", "bootstrap", "clip_score", "covered",
+    "frechet_distance", "grade", "mean_change", "parse_caption", "precision_recall",
+    "read_objects", "retrieval_accuracy", "retrieval_hits", "share", "share_apart", "share_gap",
+    "wider", "wilson"]

@@ -1,0 +1,1 @@
+"""runtime: what every program needs and no paper has: files, the device, several processes, noise."""
