@@ -45,6 +45,7 @@ from ..metrics.grader import grade
 from ..metrics.sets import retrieval_hits
 from ..pipeline import DALLE2, batched, load_model
 from ..sampling import analytic_step, ddim_step, ddpm_step, sample_loop, slerp, strided_timesteps
+from ..runtime.commands import sentence
 from ..runtime.files import read_json, signature, write_json
 from ..training.run import Job
 from ..training.stages import TRAIN
@@ -227,7 +228,7 @@ class Lab:
         try:
             config = overrides.from_dict(read_json(self.run / "config.json"))
         except (ValueError, FileNotFoundError) as error:
-            raise ValueError(f"{run}/config.json cannot be used: {configs.sentence(error)}") from None
+            raise ValueError(f"{run}/config.json cannot be used: {sentence(error)}") from None
         if config.decoder.model != self.model.decoder.cfg or config.clip.model != self.model.clip.cfg:
             raise ValueError(f"{run}/config.json describes other models than those that lie beside it")
         self.shapes = config.data.source == "shapes"

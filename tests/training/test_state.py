@@ -325,8 +325,8 @@ def test_interrupt_once_asks_twice_stops(request):
 SCRIPT = """
 import sys, time, torch
 from pathlib import Path
-sys.path.insert(0, "tests")
-from test_training import TrainConfig, run_toy, toy_batch
+sys.path[:0] = ["tests/training", "tests"]
+from test_state import TrainConfig, run_toy, toy_batch
 def slow(generator, step):
     time.sleep(0.02)
     return toy_batch(generator)
