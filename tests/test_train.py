@@ -280,9 +280,9 @@ def test_folder_split_is_disjoint_and_fixed(folder):
     assert len(val_part) == 1 and sorted(train_part + val_part) == list(range(12))
     assert pictures.dataset("train", 16, 4).indices == train_part[:4]      # the same order at every size
     assert sorted(pictures.captions()) == sorted(t for i in train_part for t in pictures.folder("train", 1).texts(i))
-    key = pictures.key()
+    key = pictures.fingerprint()
     os.utime(folder / "05.png", ns=(1, 1))
-    assert pictures.key() != key
+    assert pictures.fingerprint() != key
 
 
 def test_a_folder_that_is_split_already_stays_so(folder, tmp_path):
@@ -293,7 +293,7 @@ def test_a_folder_that_is_split_already_stays_so(folder, tmp_path):
                 shutil.copy(folder / f"{name:02}.{end}", tmp_path / split)
     pictures = Pictures(configs.DataConfig(source=str(tmp_path), val_images=1), torch.device("cpu"))
     texts = {split: {(folder / f"{name:02}.txt").read_text().strip() for name in names} for split, names in (("train", range(8)), ("val", (8, 9)))}
-    assert pictures.there == 8 and set(pictures.captions()) == texts["train"]
+    assert pictures.available == 8 and set(pictures.captions()) == texts["train"]
     assert len(pictures.table("val", 8, 100)[1]) == 2 and set(pictures.table("val", 8, 100)[1]) == texts["val"]
 
 

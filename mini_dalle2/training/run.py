@@ -87,7 +87,7 @@ class Job:
 
     def embeddings(self):
         """(captions, z_img, z_txt) of the training pictures, from embeddings.pt while CLIP and the pictures are still the same."""
-        path, key = self.run / "embeddings.pt", f"{self.frozen_clip()[1]} {self.pictures.key()}"
+        path, key = self.run / "embeddings.pt", f"{self.frozen_clip()[1]} {self.pictures.fingerprint()}"
         with main_first():
             saved = {}
             with contextlib.suppress(FileNotFoundError, ValueError):       # a damaged one is made again
@@ -113,7 +113,7 @@ class Job:
             images, side = data.images, getattr(cfg, "image_size", self.config.clip.model.image_size)      # the prior's are embedded
         # Weights, gradients, AdamW's averages of these and of their squares, and the averaged weights: 4 bytes each.
         parts = world() if getattr(self.config, stage).train.shard else 1
-        return 5 * 4 * numbers // parts, min(images, self.pictures.there) * 3 * side ** 2
+        return 5 * 4 * numbers // parts, min(images, self.pictures.available) * 3 * side ** 2
 
     def train(self, stage, indices, draw, loss_fn, prepare=None):
         """Builds and trains the model of a stage (or goes on with it): returns it with its averaged weights.
