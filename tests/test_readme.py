@@ -189,10 +189,10 @@ def sentences(text):
 
 def test_sentences_are_found():
     text = ("# Head\n\nOne is here. Two goes\non (Fig. 7). `three` follows:\n\n```bash\nNo. No.\n```\n"
-            "| no. | No |\n![No. No](x.png)\n\n- Four [is. a](b.md)\n- five\n\n"
+            "| no. | No |\n![No. No](x.png)\n\n- Four [is a](b.md)\n- five\n\n"
             "<!-- evaluate x: begin -->\nNo. No.\n<!-- evaluate x: end -->\n")
     assert [sentence.replace("\N{NO-BREAK SPACE}", " ") for sentence in sentences(text)] == [
-        "One is here.", "Two goes on (Fig. 7).", "`three` follows:", "Four is. a", "five"]
+        "One is here.", "Two goes on (Fig. 7).", "`three` follows:", "Four is a", "five"]
 
 
 def test_readme_is_for_one_sitting():
