@@ -360,7 +360,7 @@ def test_sizes_that_only_fail_when_run_are_found_before_training():
     for stage in configs.MODEL_CONFIGS:
         train.rehearse(stage, getattr(cfg, stage).model)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match="decoder cannot work with these sizes: .*50.* .*60"):
-        patch.setattr(train.MODELS["decoder"][0], "forward", lambda self, x, t, condition: torch.empty(2, 50) @ torch.empty(60, 2))
+        patch.setattr(type(configs.build(cfg.decoder.model)), "forward", lambda self, x, t, condition: torch.empty(2, 50) @ torch.empty(60, 2))
         train.rehearse("decoder", cfg.decoder.model)
 
 
@@ -370,7 +370,7 @@ def test_memory_is_counted(folder, monkeypatch):
                    for more in ([], [f"--data.source={folder}"]))
     assert shapes.needs("decoder")[1] == 1000 * 3 * 16 * 16 and shapes.needs("upsampler2")[1] == 16 * 3 * 64 * 64
     assert own.needs("decoder")[1] == 12 * 3 * 16 * 16                     # no more than there are
-    weights = sum(p.numel() for p in train.MODELS["prior"][0](cfg.prior.model).parameters())
+    weights = sum(p.numel() for p in configs.build(cfg.prior.model).parameters())
     assert own.needs("prior")[0] == 20 * weights
     train.check_memory(shapes, configs.STAGES)
     monkeypatch.setattr(os, "sysconf", lambda name: 1000)         # a machine of one megabyte

@@ -12,7 +12,7 @@ import torch
 from .. import configs
 from ..data.pixels import to_float
 from ..data.tables import Pictures
-from ..pipeline import MODELS, load_model
+from ..pipeline import load_model
 from ..runtime.files import load_checkpoint, read_json, save_checkpoint, signature
 from ..runtime.noise import seeded
 from ..runtime.processes import barrier, is_main, main_first, world
@@ -105,7 +105,7 @@ class Job:
         """Bytes that training a stage takes at the least: (what it trains of its weights five times over, its table of pictures)."""
         cfg, data = getattr(self.config, stage).model, self.config.data
         with torch.device("meta"):                                         # shapes without memory
-            model = MODELS[stage][0](cfg)
+            model = configs.build(cfg)
         numbers = sum(p.numel() for p in model.parameters() if p.requires_grad)
         if stage.startswith("upsampler"):
             images, side = getattr(data, f"{stage}_images"), cfg.high_size
@@ -135,7 +135,7 @@ class Job:
         sharded = cfg.train.shard and world() > 1
         # Channels last: much faster convolutions on a CPU; but what is to be sharded must lie in order.
         layout = torch.contiguous_format if sharded else torch.channels_last
-        model = MODELS[stage][0](cfg.model).to(self.device, memory_format=layout)
+        model = configs.build(cfg.model).to(self.device, memory_format=layout)
         if self.resume and (self.run / f"{stage}.pt").is_file() and not (self.run / f"{stage}.resume.pt").is_file():
             start = load_model(self.run / f"{stage}.pt", stage)[0]         # what train.py --from has copied; but what is measured is measured anew
             for ours, theirs in zip(model.parameters(), start.parameters()):
