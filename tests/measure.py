@@ -7,7 +7,9 @@ at once? Lines are counted with blank ones, parameters without `self`.
 """
 
 import ast
+import contextlib
 import dataclasses
+import io
 import re
 import statistics
 import sys
@@ -42,8 +44,6 @@ def sources_of_tests():
     """Return {file: source} of the tests."""
     paths = sorted((ROOT / "tests").rglob("*.py"))
     return {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in paths}
-
-
 
 
 def definitions(files, kinds):
@@ -87,20 +87,19 @@ def frames_to_backward():
 
     def backward(self, *args, **options):
         frame = sys._getframe(1)
-        while frame.f_code is not main.__code__:
+        while frame.f_code is not start.__code__:
             names.append(frame.f_code.co_name)
             frame = frame.f_back
         raise Reached
 
-    def main(folder):
-        try:
+    def start(folder):
+        silence = io.StringIO()
+        with contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence):
             train.main([*SMALL, f"--out={Path(folder, 'run')}"])
-        except Reached:
-            pass
 
     with tempfile.TemporaryDirectory() as folder:
-        with mock.patch.object(torch.Tensor, "backward", backward):
-            main(folder)
+        with mock.patch.object(torch.Tensor, "backward", backward), contextlib.suppress(Reached):
+            start(folder)
     return names[::-1]
 
 
@@ -149,7 +148,7 @@ def long_files(files):
 
 
 def readme():
-    """Return README's size: {"lines", "bytes", "line links", "median sentence"}, the last in words."""
+    """Return README's size; the last figure is in words."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     return {
         "lines": len(text.splitlines()),
