@@ -21,25 +21,17 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 
-from .ar_prior import ARPrior, ARPriorConfig
-from .clip import CLIP, CLIPConfig
+from .configs import MODELS, build, load_weights, model_config
 from .data.pixels import central_square, from_pil, to_float, to_pil, to_rgb
-from .decoder import Decoder, DecoderConfig
 from .diffusion import ModelOutput
-from .prior import DiffusionPrior, PriorConfig
 from .runtime.device import pick_device, shorten
 from .runtime.files import load_checkpoint
 from .runtime.noise import seeded
 from .runtime.processes import collect, gather_rows, is_main, own_part
 from .sampling import flow_edit, slerp, strided_timesteps
 from .tokenizer import BPETokenizer, clean
-from .tricks.sketch import Sketch, SketchConfig
-from .upsampler import Upsampler, UpsamplerConfig
 
 
-MODELS = {"clip": (CLIP, CLIPConfig), "prior": (DiffusionPrior, PriorConfig), "ar_prior": (ARPrior, ARPriorConfig),
-          "sketch": (Sketch, SketchConfig), "decoder": (Decoder, DecoderConfig),
-          "upsampler1": (Upsampler, UpsamplerConfig), "upsampler2": (Upsampler, UpsamplerConfig)}
 WEIGHTS = Path(__file__).parent / "weights"                                # those in the box
 OPTIONAL = ("ar_prior", "upsampler1", "upsampler2")                        # a run can draw without them
 
@@ -58,20 +50,14 @@ def load_model(path, stage=None):
     """(model with its averaged weights in eval mode, checkpoint) from a stage's file. Raises FileNotFoundError, ValueError."""
     checkpoint = load_checkpoint(path, stage)
     try:
-        model_class, config_class = MODELS[checkpoint["stage"]]
-        model = model_class(config_class(**checkpoint["model_config"]))
-        model.load_state_dict(checkpoint["ema"])
+        model = build(model_config(checkpoint["stage"], checkpoint["model_config"]))
+        load_weights(model, checkpoint["ema"])
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{path} does not fit this version's models: {reason}") from None
     if not {"step", "steps"} <= checkpoint.keys():
         raise ValueError(f"{path} does not say how many steps of its training it has behind it")
     return model.eval().requires_grad_(False), checkpoint
-
-
-def parameters(model):
-    """How many numbers a model has learned; a decoder's sketch, which is a stage of its own, is not counted again."""
-    return sum(p.numel() for name, p in model.named_parameters() if not name.startswith("sketch."))
 
 
 class DALLE2:
