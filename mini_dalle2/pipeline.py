@@ -22,24 +22,21 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from .ar_prior import ARPrior, ARPriorConfig
-from .clip import CLIP, CLIPConfig
+from .configs import VARIANTS, build, load_weights, model_config, parameters
 from .data.pixels import central_square, from_pil, to_float, to_pil
-from .decoder import Decoder, DecoderConfig
 from .latents import Latents
-from .prior import DiffusionPrior, PriorConfig
 from .runtime.device import pick_device, shorten
 from .runtime.files import load_checkpoint
 from .runtime.noise import seeded
 from .runtime.processes import collect, gather_rows, is_main, own_part
 from .tokenizer import BPETokenizer, clean
-from .tricks.sketch import Sketch, SketchConfig
-from .upsampler import Upsampler, UpsamplerConfig
 
 
-MODELS = {"clip": (CLIP, CLIPConfig), "prior": (DiffusionPrior, PriorConfig), "ar_prior": (ARPrior, ARPriorConfig),
-          "sketch": (Sketch, SketchConfig), "decoder": (Decoder, DecoderConfig),
-          "upsampler1": (Upsampler, UpsamplerConfig), "upsampler2": (Upsampler, UpsamplerConfig)}
+# `parameters` and `seeded` live elsewhere, but may be imported from here too.
+__all__ = [
+    "DALLE2", "LOADED", "OPTIONAL", "WEIGHTS", "batched", "default_run", "load_model", "parameters",
+    "results_folder", "seeded"]
+
 # The weights in the box.
 WEIGHTS = Path(__file__).parent / "weights"
 # The stages that DALLE2 loads. The sketch is stored in the decoder's file.
@@ -73,21 +70,16 @@ def load_model(path, stage=None):
     """
     checkpoint = load_checkpoint(path, stage)
     try:
-        model_class, config_class = MODELS[checkpoint["stage"]]
-        model = model_class(config_class(**checkpoint["model_config"]))
-        model.load_state_dict(checkpoint["ema"])
+        # A variant of training/variants.py is built as the stage that it is a variant of.
+        kind = VARIANTS.get(checkpoint["stage"], checkpoint["stage"])
+        model = build(model_config(kind, checkpoint["model_config"]))
+        load_weights(model, checkpoint["ema"])
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{path} does not fit this version's models: {reason}") from None
     if not {"step", "steps"} <= checkpoint.keys():
         raise ValueError(f"{path} has no step count: train this stage again")
     return model.eval().requires_grad_(False), checkpoint
-
-
-def parameters(model):
-    """How many numbers a model has learned; a decoder's sketch, which is a stage of its own, is
-    not counted again."""
-    return sum(p.numel() for name, p in model.named_parameters() if not name.startswith("sketch."))
 
 
 def check_clip(run, signatures):

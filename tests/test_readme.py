@@ -14,7 +14,7 @@ from conftest import commands
 from deviations import deviations, updated
 from mini_dalle2 import configs
 from mini_dalle2.metrics.grader import ASPECTS
-from mini_dalle2.pipeline import MODELS
+from mini_dalle2.configs import MODELS
 from mini_dalle2.training import overrides
 
 from conftest import ROOT

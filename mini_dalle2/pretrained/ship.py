@@ -15,7 +15,8 @@ from pathlib import Path
 
 from ..runtime.commands import Parser, sentence
 from ..metrics.grader import ASPECTS
-from ..pipeline import MODELS, OPTIONAL, WEIGHTS, load_model, parameters
+from ..configs import MODELS, parameters
+from ..pipeline import OPTIONAL, WEIGHTS, load_model
 from ..runtime.files import read_json, signature
 from ..runtime.files import atomic_open, save_checkpoint
 from ..training import overrides
