@@ -20,7 +20,7 @@ import deviations
 from conftest import ROOT, commands
 from mini_dalle2 import configs
 from mini_dalle2.metrics.grader import ASPECTS
-from mini_dalle2.pipeline import MODELS
+from mini_dalle2.configs import MODELS
 from mini_dalle2.training import overrides
 
 PACKAGE = ROOT / "mini_dalle2"
