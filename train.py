@@ -59,7 +59,7 @@ def parse(argv):
     args, args.settings = parser.parse_known_args(argv)
     args.given = sys.argv[1:] if argv is None else argv
     flags = {"dtype": args.dtype, "compile": args.compile and "true", "shard": args.shard and "true"}
-    args.settings = [f"--{stage}.{key}={value}" for key, value in flags.items() for stage in configs.MODEL_CONFIGS
+    args.settings = [f"--{stage}.{key}={value}" for key, value in flags.items() for stage in configs.MODELS
                      if value and (stage, key) != ("clip", "shard")] + args.settings
     if args.out == "":
         raise ValueError("--out is empty: it names the run folder")
@@ -79,7 +79,7 @@ def made(run, stage):
 def origin_config(folder):
     """The configuration of the run that --from names: of each stage, what its checkpoint says. Raises FileNotFoundError, ValueError."""
     config, own = None, {}
-    for stage in configs.MODEL_CONFIGS:
+    for stage in configs.MODELS:
         path = Path(folder) / f"{stage}.pt"
         if stage == "clip" or path.is_file():
             checkpoint = load_model(path, stage)[1]
@@ -101,8 +101,8 @@ def sketch_in(checkpoint):
 
 def begin(job, origin, stages):
     """Copies the stages of another run into this one; those that are to be trained stand at step 0. Raises OSError, ValueError."""
-    for stage in configs.MODEL_CONFIGS:
-        in_decoder = stage == "sketch" and job.config.decoder.model.sketch and not (Path(origin) / "sketch.pt").is_file()
+    for stage in configs.MODELS:
+        in_decoder = stage == "sketch" and configs.is_shown_sketch(job.config.decoder.model) and not (Path(origin) / "sketch.pt").is_file()
         source = "decoder" if in_decoder else stage
         if (Path(origin) / f"{source}.pt").is_file():
             checkpoint = load_checkpoint(Path(origin) / f"{source}.pt", source)
@@ -178,7 +178,7 @@ def settle(args):
                          f"or choose another folder with --out")
     if saved:
         check_unchanged(args, config, saved, there)
-    for stage in configs.MODEL_CONFIGS:
+    for stage in configs.MODELS:
         rehearse(stage, getattr(config, stage).model)
         size, parts = getattr(config, stage).train.batch_size, getattr(config, stage).train.accumulate
         if size % (world() * parts):

@@ -153,12 +153,11 @@ def model_config(stage, values):
     raise TypeError(f"no class of the stage {stage} has these settings: {', '.join(values)}")
 
 
-def load_weights(model, state):
-    """Put the weights of a checkpoint (a state dict) into a model.
+def weights_for(model, state):
+    """Return a checkpoint's state dict without the whitening that this model no longer has.
 
-    Older checkpoints keep a whitening where nothing is whitened: the identity times √D. Where this
-    model has none, such a whitening is left out, because the model scales by √D itself. Raises
-    RuntimeError for one that does whiten, and for weights that do not fit.
+    Older checkpoints keep a whitening where nothing is whitened: the identity times √D. It may be
+    left out, because the model scales by √D itself. Raises RuntimeError for one that does whiten.
     """
     surplus = {name for name in state.keys() - model.state_dict().keys()
                if name.startswith("whitening")}
@@ -168,7 +167,12 @@ def load_weights(model, state):
             if not torch.equal(state[name].cpu(), torch.eye(D) * math.sqrt(D)):
                 raise RuntimeError(f"{name} whitens, but this model has no whitening: "
                                    f"its configuration must have whiten_z")
-    model.load_state_dict({name: value for name, value in state.items() if name not in surplus})
+    return {name: value for name, value in state.items() if name not in surplus}
+
+
+def load_weights(model, state):
+    """Put a checkpoint's weights (a state dict) into a model. RuntimeError if they do not fit."""
+    model.load_state_dict(weights_for(model, state))
 
 
 def is_shown_sketch(model):

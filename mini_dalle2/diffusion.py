@@ -272,9 +272,8 @@ def at(buffer, t, like):
 
 def normal_kl(mean1, log_var1, mean2, log_var2):
     """Return KL(N(mean1, e^log_var1) ‖ N(mean2, e^log_var2)) per element, in nats."""
-    ratio = (log_var1 - log_var2).exp()
-    distance = (mean1 - mean2).square() * (-log_var2).exp()
-    return 0.5 * (log_var2 - log_var1 - 1 + ratio + distance)
+    return 0.5 * (log_var2 - log_var1 - 1 + (log_var1 - log_var2).exp()
+                  + (mean1 - mean2).square() * (-log_var2).exp())
 
 
 def discretized_gaussian_log_likelihood(x, mean, log_scale):

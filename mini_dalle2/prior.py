@@ -87,6 +87,9 @@ class DiffusionPrior(nn.Module):
             nn.Linear(cfg.width, cfg.width), nn.SiLU(), nn.Linear(cfg.width, cfg.width))
         self.z_img_proj = nn.Linear(cfg.clip_dim, cfg.width)
         self.query = nn.Parameter(torch.empty(cfg.width))
+        # mini: the paper does not say what replaces dropped text. Here a learned vector replaces
+        # z_txt, and padding replaces the caption.
+        self.null_z_txt = nn.Parameter(torch.empty(cfg.width))
         # Of the four items behind the caption.
         self.position = nn.Parameter(torch.empty(4, cfg.width))
         self.transformer = Transformer(cfg.layers, cfg.width, cfg.heads, causal=True)
@@ -95,15 +98,12 @@ class DiffusionPrior(nn.Module):
         self.init_weights()
 
     def add_caption(self):
-        """Add the layers that read the caption, and what stands for a dropped one."""
+        """Add the layers that read the caption."""
         cfg = self.cfg
         # mini: the paper does not say what encodes the text (§2.2). Here this same transformer
         # reads embedded tokens, which fits the size in Table 3.
         self.caption = CaptionEmbedding(
             cfg.vocab_size, cfg.context_length, cfg.width, cfg.eot_id)
-        # mini: the paper does not say what replaces dropped text. Here a learned vector replaces
-        # z_txt, and padding replaces the caption.
-        self.null_z_txt = nn.Parameter(torch.empty(cfg.width))
 
     def add_output(self):
         """Add the layers behind the final query."""

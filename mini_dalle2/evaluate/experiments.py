@@ -198,7 +198,7 @@ def no_ar(lab):
 
 def fig8_needs(lab):
     n, whitened = lab.n, {}
-    if lab.model.prior.cfg.whiten_z:
+    if getattr(lab.model.prior.cfg, "whiten_z", False):
         whitened = {"z_txt, centred": Draw(n, z="z_txt", move=("centre", 1))}
     return present(lab, {"nothing": Draw(n, z=None), "z_txt as z_img": Draw(n, z="z_txt"), **whitened, "z_img from the AR prior": Draw(n, z="ar"),
                          "z_img from the prior": Draw(n), "true z_img": Draw(n, z="true")})
@@ -442,7 +442,7 @@ EDITED = (0.0, 0.2, 0.3, 0.4, 0.5, 0.75)
 
 def textdiff_needs(lab):
     n = len(lab.real("edits")[1])
-    moves = {theta: ("text", theta) for theta in EDITED} | ({"slerp": ("slerp", 0.5)} if lab.model.prior.cfg.whiten_z else {})
+    moves = {theta: ("text", theta) for theta in EDITED} | ({"slerp": ("slerp", 0.5)} if getattr(lab.model.prior.cfg, "whiten_z", False) else {})
     return {name: Draw(n, "edits", "true", move, told=False, guidance=2.0, rule=0.0, x_T="inverted") for name, move in moves.items()}
 
 
@@ -563,7 +563,7 @@ def steps(lab, found, made):
     n = len(next(iter(prior.values())))
     true = lab.make(Embed(len(lab.real()[1]), prior="true"))               # of the captions that are asked for, and of others
     spaces = {"Fréchet distance to true z_img ↓": lambda z: z}
-    if lab.model.prior.cfg.whiten_z:
+    if getattr(lab.model.prior.cfg, "whiten_z", False):
         spaces["the same of whitened z_img ↓"] = lambda z: lab.model.prior.whitening(z.to(lab.model.device)).cpu()
 
     def far(z):

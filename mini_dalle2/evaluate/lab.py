@@ -349,7 +349,7 @@ class Lab:
         """
         config = overrides.to_dict(configs.changed(self.job.config, values))
         clip = self.weights[0] if stage in configs.ON_CLIP else None
-        shown = signature(self.model.decoder.sketch.state_dict()) if stage == "decoder" and config[stage]["model"]["sketch"] else None
+        shown = signature(self.model.decoder.sketch.state_dict()) if stage == "decoder" and config[stage]["model"].get("sketch") else None
         climbers = world() if config[stage]["train"]["sam_rho"] else 1     # each by a gradient of its own, see training.backward
         return digest(config["data"], config[stage], self.data, clip, shown, climbers, code(*BESIDES, "lab"))
 

@@ -130,7 +130,7 @@ def about(lab):
     if lab.glide_signature():
         glide = load_checkpoint(lab.folder / "glide.pt", "decoder")
         lines.append(f"GLIDE is the decoder once more, {glide['steps']:,} steps ({glide['seconds'] / 60:.1f} minutes), which never sees z_img" + (
-            ", nor the sketch of it that ours is shown, whose own training is not counted here." if lab.model.decoder.cfg.sketch else "."))
+            ", nor the sketch of it that ours is shown, whose own training is not counted here." if getattr(lab.model.decoder.cfg, "sketch", False) else "."))
     return "\n\n".join(lines)
 
 

@@ -128,11 +128,13 @@ class KarloPrior(DiffusionPrior):
 
     def __init__(self, cfg):
         super().__init__(cfg)
+        # A dropped caption is the empty one, which has a z_txt.
+        del self.null_z_txt
         # Filled with the mean and spread of CLIP's embeddings that come with the weights.
         self.whitening = Whitening(cfg.clip_dim, scale=1.0)
 
     def add_caption(self):
-        """Add the projection of CLIP's states. A dropped caption has a z_txt, so no null for it."""
+        """Add the projection of CLIP's states."""
         cfg = self.cfg
         self.caption = FrozenText(cfg.frozen_text, cfg.width, cfg.eot_id)
         self.caption_position = nn.Parameter(torch.empty(cfg.context_length, cfg.width))

@@ -62,7 +62,7 @@ class Job:
 
     def frozen_sketch(self):
         """The run's finished sketch, which the decoder is to be shown, or None when it is shown none. Raises FileNotFoundError, ValueError."""
-        return self.finished("sketch")[0] if self.config.decoder.model.sketch else None
+        return self.finished("sketch")[0] if configs.is_shown_sketch(self.config.decoder.model) else None
 
     def tokens(self, captions):
         """Captions -> tokens (N, L) on the device; says so when some had to be cut off."""
@@ -122,8 +122,6 @@ class Job:
         prepare(model): puts in what is fixed before the training, as what is measured of the embeddings.
         """
         cfg = getattr(self.config, stage)
-        if world() * cfg.train.accumulate > 1 and getattr(cfg.model, "timestep_sampling", "uniform") != "uniform":
-            raise ValueError(f"{stage}: loss_aware timesteps are chosen by the losses of whole batches, which one process must see at once")
         clip_signature = self.frozen_clip()[1] if stage in configs.ON_CLIP else None
         tokenizer = self.tokenizer().state_dict() if stage in ("clip", *configs.ON_CLIP) else None
 

@@ -21,7 +21,7 @@ from ..data.tables import pictures_at
 from ..pipeline import load_model
 from ..runtime.device import on_device
 from ..runtime.files import write_json
-from ..runtime.noise import draw_rows, rows_of, seeded
+from ..runtime.noise import randint, rows_of, seeded
 from ..runtime.processes import barrier, gather_rows, is_main, world
 from ..tokenizer import BPETokenizer
 from ..transformer import eot_position
@@ -78,8 +78,9 @@ def train_clip(job):
         own = texts[:, 0]
         if not near:
             return images, own
-        wrong = texts[torch.arange(len(i)), draw_rows(functools.partial(torch.randint, 1, texts.shape[1]), (len(i),), generator)]
-        return images, own, wrong[(wrong != own).any(dim=1)]               # (K, L): of those that have near misses, one each
+        wrong = texts[torch.arange(len(i)), randint(texts.shape[1], (len(i),), generator, low=1)]
+        # One near miss of each caption that has any.
+        return images, torch.cat([own, wrong[(wrong != own).any(dim=1)]])  # (B + K, L)
 
     return job.train("clip", indices, draw, lambda model, batch, generator: model.loss(*batch, gather=gather_rows if world() > 1 else None))
 
@@ -156,11 +157,13 @@ def train_decoder(job):
         i = rows_of(indices(step), generator)
         images = pictures_at(i, pictures, job.device).contiguous(memory_format=torch.channels_last)
         i = on_device(i, job.device)
-        return images, z_img[i], tokens[i], cfg.z_noise if step >= cfg.z_noise_from * steps else 0.0
+        batch = dict(images=images, z_img=z_img[i], tokens=tokens[i])
+        if hasattr(cfg, "z_noise"):
+            batch["z_noise"] = cfg.z_noise_at(step, steps)
+        return batch
 
     def loss(model, batch, generator):
-        *batch, z_noise = batch
-        return model.loss(*batch, generator=generator, z_noise=z_noise)
+        return model.loss(**batch, generator=generator)
 
     def prepare(model):
         model.measure(z_img, z_txt)
