@@ -23,6 +23,7 @@ from PIL import Image, ImageOps
 
 from .ar_prior import ARPrior, ARPriorConfig
 from .clip import CLIP, CLIPConfig
+from .configs import VARIANTS
 from .data.pixels import central_square, from_pil, to_float, to_pil, to_rgb
 from .decoder import Decoder, DecoderConfig
 from .diffusion import ModelOutput
@@ -58,7 +59,7 @@ def load_model(path, stage=None):
     """(model with its averaged weights in eval mode, checkpoint) from a stage's file. Raises FileNotFoundError, ValueError."""
     checkpoint = load_checkpoint(path, stage)
     try:
-        model_class, config_class = MODELS[checkpoint["stage"]]
+        model_class, config_class = MODELS[VARIANTS.get(checkpoint["stage"], checkpoint["stage"])]
         model = model_class(config_class(**checkpoint["model_config"]))
         model.load_state_dict(checkpoint["ema"])
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
