@@ -31,7 +31,7 @@ from mini_dalle2.runtime.commands import Parser
 from mini_dalle2.runtime.processes import barrier, is_main, launcher, main_first, world
 from mini_dalle2.data.tables import is_large
 from mini_dalle2.runtime.device import machine_memory
-from mini_dalle2.pipeline import MODELS, load_model
+from mini_dalle2.pipeline import load_model
 from mini_dalle2.runtime.files import read_json, write_json
 from mini_dalle2.training.run import Job
 from mini_dalle2.training.stages import learn, show
@@ -193,7 +193,7 @@ def rehearse(stage, cfg):
     """
     try:
         with torch.device("meta"), torch.no_grad():
-            model = MODELS[stage][0](cfg)
+            model = configs.build(cfg)
             if stage.startswith("upsampler"):                              # not its loss: spoiling pictures needs real ones
                 low = torch.empty(2, 3, cfg.low_size, cfg.low_size)
                 high = model.enlarge(low)
@@ -264,10 +264,10 @@ def check_files(job, stages, resume):
             job.frozen_sketch()
         latest = job.run / f"{stage}.resume.pt"
         if resume and latest.is_file():
-            saved, now = load_checkpoint(latest, stage), asdict(getattr(job.config, stage).model)
+            saved, now = load_checkpoint(latest, stage), getattr(job.config, stage).model
             if "optimizer" not in saved:
                 raise ValueError(f"{latest} is not from training")
-            if any(value != now.get(name) for name, value in saved["model_config"].items() if name not in configs.HABITS):
+            if configs.sizes(configs.model_config(stage, saved["model_config"])) != configs.sizes(now):
                 raise ValueError(f"{latest} belongs to a model of other sizes")
         break
     return before

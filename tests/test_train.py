@@ -280,9 +280,9 @@ def test_folder_split_is_disjoint_and_fixed(folder):
     assert len(val_part) == 1 and sorted(train_part + val_part) == list(range(12))
     assert pictures.dataset("train", 16, 4).indices == train_part[:4]      # the same order at every size
     assert sorted(pictures.captions()) == sorted(t for i in train_part for t in pictures.folder("train", 1).texts(i))
-    key = pictures.key()
+    key = pictures.fingerprint()
     os.utime(folder / "05.png", ns=(1, 1))
-    assert pictures.key() != key
+    assert pictures.fingerprint() != key
 
 
 def test_a_folder_that_is_split_already_stays_so(folder, tmp_path):
@@ -293,7 +293,7 @@ def test_a_folder_that_is_split_already_stays_so(folder, tmp_path):
                 shutil.copy(folder / f"{name:02}.{end}", tmp_path / split)
     pictures = Pictures(configs.DataConfig(source=str(tmp_path), val_images=1), torch.device("cpu"))
     texts = {split: {(folder / f"{name:02}.txt").read_text().strip() for name in names} for split, names in (("train", range(8)), ("val", (8, 9)))}
-    assert pictures.there == 8 and set(pictures.captions()) == texts["train"]
+    assert pictures.available == 8 and set(pictures.captions()) == texts["train"]
     assert len(pictures.table("val", 8, 100)[1]) == 2 and set(pictures.table("val", 8, 100)[1]) == texts["val"]
 
 
@@ -360,7 +360,7 @@ def test_sizes_that_only_fail_when_run_are_found_before_training():
     for stage in configs.MODEL_CONFIGS:
         train.rehearse(stage, getattr(cfg, stage).model)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match="decoder cannot work with these sizes: .*50.* .*60"):
-        patch.setattr(train.MODELS["decoder"][0], "forward", lambda self, x, t, condition: torch.empty(2, 50) @ torch.empty(60, 2))
+        patch.setattr(type(configs.build(cfg.decoder.model)), "forward", lambda self, x, t, condition: torch.empty(2, 50) @ torch.empty(60, 2))
         train.rehearse("decoder", cfg.decoder.model)
 
 
@@ -370,7 +370,7 @@ def test_memory_is_counted(folder, monkeypatch):
                    for more in ([], [f"--data.source={folder}"]))
     assert shapes.needs("decoder")[1] == 1000 * 3 * 16 * 16 and shapes.needs("upsampler2")[1] == 16 * 3 * 64 * 64
     assert own.needs("decoder")[1] == 12 * 3 * 16 * 16                     # no more than there are
-    weights = sum(p.numel() for p in train.MODELS["prior"][0](cfg.prior.model).parameters())
+    weights = sum(p.numel() for p in configs.build(cfg.prior.model).parameters())
     assert own.needs("prior")[0] == 20 * weights
     train.check_memory(shapes, configs.STAGES)
     monkeypatch.setattr(os, "sysconf", lambda name: 1000)         # a machine of one megabyte

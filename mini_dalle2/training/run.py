@@ -12,7 +12,7 @@ import torch
 from .. import configs
 from ..data.pixels import to_float
 from ..data.tables import Pictures
-from ..pipeline import MODELS, load_model
+from ..pipeline import load_model
 from ..runtime.files import load_checkpoint, read_json, save_checkpoint, signature
 from ..runtime.noise import seeded
 from ..runtime.processes import barrier, is_main, main_first, world
@@ -87,7 +87,7 @@ class Job:
 
     def embeddings(self):
         """(captions, z_img, z_txt) of the training pictures, from embeddings.pt while CLIP and the pictures are still the same."""
-        path, key = self.run / "embeddings.pt", f"{self.frozen_clip()[1]} {self.pictures.key()}"
+        path, key = self.run / "embeddings.pt", f"{self.frozen_clip()[1]} {self.pictures.fingerprint()}"
         with main_first():
             saved = {}
             with contextlib.suppress(FileNotFoundError, ValueError):       # a damaged one is made again
@@ -105,7 +105,7 @@ class Job:
         """Bytes that training a stage takes at the least: (what it trains of its weights five times over, its table of pictures)."""
         cfg, data = getattr(self.config, stage).model, self.config.data
         with torch.device("meta"):                                         # shapes without memory
-            model = MODELS[stage][0](cfg)
+            model = configs.build(cfg)
         numbers = sum(p.numel() for p in model.parameters() if p.requires_grad)
         if stage.startswith("upsampler"):
             images, side = getattr(data, f"{stage}_images"), cfg.high_size
@@ -113,7 +113,7 @@ class Job:
             images, side = data.images, getattr(cfg, "image_size", self.config.clip.model.image_size)      # the prior's are embedded
         # Weights, gradients, AdamW's averages of these and of their squares, and the averaged weights: 4 bytes each.
         parts = world() if getattr(self.config, stage).train.shard else 1
-        return 5 * 4 * numbers // parts, min(images, self.pictures.there) * 3 * side ** 2
+        return 5 * 4 * numbers // parts, min(images, self.pictures.available) * 3 * side ** 2
 
     def train(self, stage, indices, draw, loss_fn, prepare=None):
         """Builds and trains the model of a stage (or goes on with it): returns it with its averaged weights.
@@ -135,7 +135,7 @@ class Job:
         sharded = cfg.train.shard and world() > 1
         # Channels last: much faster convolutions on a CPU; but what is to be sharded must lie in order.
         layout = torch.contiguous_format if sharded else torch.channels_last
-        model = MODELS[stage][0](cfg.model).to(self.device, memory_format=layout)
+        model = configs.build(cfg.model).to(self.device, memory_format=layout)
         if self.resume and (self.run / f"{stage}.pt").is_file() and not (self.run / f"{stage}.resume.pt").is_file():
             start = load_model(self.run / f"{stage}.pt", stage)[0]         # what train.py --from has copied; but what is measured is measured anew
             for ours, theirs in zip(model.parameters(), start.parameters()):

@@ -22,7 +22,7 @@ from mini_dalle2.data.grid import caption_grid          # noqa: E402
 from mini_dalle2.data.pixels import to_float          # noqa: E402
 from mini_dalle2.data.shapes import CaptionedShapes          # noqa: E402
 from mini_dalle2.data.tables import load_table          # noqa: E402
-from mini_dalle2.evaluate.lab import note          # noqa: E402
+from mini_dalle2.evaluate.seen import note          # noqa: E402
 from mini_dalle2.data.shapes import parse_caption          # noqa: E402
 from mini_dalle2.metrics.grader import ASPECTS, KINDS, grade          # noqa: E402
 from mini_dalle2.metrics.sets import retrieval_accuracy          # noqa: E402

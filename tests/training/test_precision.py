@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from conftest import lively, three_words
 from mini_dalle2 import configs
 from mini_dalle2.runtime.noise import Share, draw_rows, rows_of
-from mini_dalle2.pipeline import MODELS
 from mini_dalle2.training.run import networks
 from mini_dalle2.configs import TrainConfig
 from mini_dalle2.runtime.files import read_metrics
@@ -24,7 +23,7 @@ def example(stage):
     """(a model of micro in which nothing is zero, a batch of B for its loss, loss_fn)."""
     torch.manual_seed(0)
     cfg = getattr(MICRO, stage).model
-    model, g = lively(MODELS[stage][0](cfg), 0.05), torch.Generator().manual_seed(1)
+    model, g = lively(configs.build(cfg), 0.05), torch.Generator().manual_seed(1)
     if stage.startswith("upsampler"):
         batch = (torch.rand(B, 3, cfg.crop_size, cfg.crop_size, generator=g) * 2 - 1,)
     else:
@@ -102,7 +101,7 @@ def test_gradient_checkpointing_sees_the_same_dropout():
     results = []
     for recompute in (False, True):
         torch.manual_seed(0)
-        model = lively(MODELS["decoder"][0](overrides.override(MICRO, ["--decoder.dropout=0.5"]).decoder.model), 0.05).train()
+        model = lively(configs.build(overrides.override(MICRO, ["--decoder.dropout=0.5"]).decoder.model), 0.05).train()
         _, batch, loss_fn = example("decoder")
         with networks(model, TrainConfig(recompute=recompute)):
             torch.manual_seed(4)
