@@ -61,8 +61,8 @@ def shared_options(dtypes):
                              "GPUs")
     parser.add_argument("--seed", type=int, default=0, help="of all random numbers (default: 0)")
     parser.add_argument("--out", type=Path, metavar="FILE.png",
-                        help="the grid (default: VERB.png in the folder of --run, or in the "
-                             "current folder without --run)")
+                        help="file of the grid (default: VERB.png, for text sample.png, in the "
+                             "folder of --run, or in the current folder without --run)")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"],
                         help="where the models run (default: the GPU if there is one)")
     return parser
