@@ -1,6 +1,8 @@
-"""How train.py, sample.py and evaluate.py begin and end: by one process or several, and a mistake is one sentence.
+"""How train.py, sample.py and evaluate.py begin and end: by one process or several, and a mistake
+is one sentence.
 
-Exit code 0: all went well; 2: a mistake, said on standard error; 130: Ctrl-C. A traceback is a fault of ours, and only of ours.
+Exit code 0: all went well; 2: a mistake, said on standard error; 130: Ctrl-C. A traceback is a
+fault of ours, and only of ours.
 Read next: train.py, sample.py, evaluate.py.
 """
 
@@ -13,9 +15,11 @@ from .processes import left_alone, processes
 
 
 def run_command(name, parse, work, argv=None, less="", stopped=""):
-    """Runs work(parse(argv), device) in each process that torchrun started, or in this one; returns the exit code, or the one that it returned.
+    """Runs work(parse(argv), device) in each process that torchrun started, or in this one;
+    returns the exit code, or the one that it returned.
 
-    parse: list of words -> namespace with `device`; less: what to do when memory ran out; stopped: what to say after a Ctrl-C.
+    parse: list of words -> namespace with `device`; less: what to do when memory ran out; stopped:
+    what to say after a Ctrl-C.
     """
     first = os.environ.get("RANK", "0") == "0"
     try:
@@ -42,14 +46,16 @@ def run_command(name, parse, work, argv=None, less="", stopped=""):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, but a mistake is a ValueError with one sentence, which the commands turn into exit code 2."""
+    """argparse, but a mistake is a ValueError with one sentence, which the commands turn into exit
+    code 2."""
 
     def error(self, message):
         raise ValueError(message)
 
 
 def sentence(error):
-    """What an exception says, on one line; of the system's own ones, which file it is about and why."""
+    """What an exception says, on one line; of the system's own ones, which file it is about and
+    why."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return " ".join(str(error).split())

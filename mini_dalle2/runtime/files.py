@@ -14,7 +14,8 @@ import torch
 
 @contextlib.contextmanager
 def writing(path):
-    """Makes a full disk, or one that may not be written to, an OSError that names the file, in one sentence."""
+    """Makes a full disk, or one that may not be written to, an OSError that names the file, in one
+    sentence."""
     try:
         yield
     except OSError as error:
@@ -23,7 +24,8 @@ def writing(path):
 
 @contextlib.contextmanager
 def atomic_open(path):
-    """Opens a neighbour of `path` for writing bytes and renames it over `path` at the end: there is the old file or the new, never half.
+    """Opens a neighbour of `path` for writing bytes and renames it over `path` at the end: there
+    is the old file or the new, never half.
 
     Raises OSError when the disk is full, or may not be written to.
     """
@@ -47,7 +49,8 @@ def save_checkpoint(checkpoint, path):
 
 
 def load_checkpoint(path, stage=None):
-    """Reads a checkpoint, a dict with tensors on the CPU, without running any code in it; stage: what it must be of, if that matters.
+    """Reads a checkpoint, a dict with tensors on the CPU, without running any code in it; stage:
+    what it must be of, if that matters.
 
     Raises FileNotFoundError, ValueError.
     """
@@ -65,7 +68,8 @@ def load_checkpoint(path, stage=None):
 
 
 def read_metrics(run):
-    """The lines of metrics.jsonl as a list of dicts; what is none (half-written, since the machine went down) is left out."""
+    """The lines of metrics.jsonl as a list of dicts; what is none (half-written, since the machine
+    went down) is left out."""
     path, entries = Path(run) / "metrics.jsonl", []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
         with contextlib.suppress(ValueError, RecursionError):

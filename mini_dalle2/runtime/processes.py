@@ -1,11 +1,15 @@
-"""Several processes that train one model, or draw with it, `torchrun --nproc_per_node=N train.py`: what they must agree on, and who writes.
+"""Several processes that train one model, or draw with it, `torchrun --nproc_per_node=N train.py`:
+what they must agree on, and who writes.
 
-    gradient of the whole batch = mean over processes of the gradients of their shares          (torch's DistributedDataParallel)
+    gradient of the whole batch = mean over processes of the gradients of their shares
+    (torch's DistributedDataParallel)
 
-Every process runs the same program. Each learns from its share of every batch; the gradients are averaged, so that all keep the same weights.
-With `shard`, torch's fully_shard, each process keeps but a part of every weight, gradient and average of the optimiser, and fetches a block's
-weights when it gets to that block: for models that one GPU cannot hold. The first process alone writes files. When pictures are drawn (sample.py,
-evaluate.py), each process draws some. Without torchrun there is one process, and everything here does nothing.
+Every process runs the same program. Each learns from its share of every batch; the gradients are
+averaged, so that all keep the same weights. With `shard`, torch's fully_shard, each process keeps
+but a part of every weight, gradient and average of the optimiser, and fetches a block's weights
+when it gets to that block: for models that one GPU cannot hold. The first process alone writes
+files. When pictures are drawn (sample.py, evaluate.py), each process draws some. Without torchrun
+there is one process, and everything here does nothing.
 
 References: torch.distributed (gloo between CPUs, nccl between GPUs). Read next: training.py.
 """
@@ -44,20 +48,23 @@ def launcher():
 
 
 def left_alone(error):
-    """Whether an exception says that another process has ended, so that this one waits in vain. gloo has no type of its own for it."""
+    """Whether an exception says that another process has ended, so that this one waits in vain.
+    gloo has no type of its own for it."""
     return isinstance(error, dist.DistError) or any(text in str(error) for text in ("Connection closed by peer", "Connection reset by peer"))
 
 
 @contextlib.contextmanager
 def processes(device):
-    """Joins the other processes that torchrun started, if it did: yields this process's device. Only the first one prints."""
+    """Joins the other processes that torchrun started, if it did: yields this process's device.
+    Only the first one prints."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
         yield device
         return
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    # They wait for each other while the first one embeds all pictures, or draws some: for longer than torch would.
+    # They wait for each other while the first one embeds all pictures, or draws some: for longer
+    # than torch would.
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(days=1))
     try:
         with contextlib.ExitStack() as silence:
@@ -66,7 +73,8 @@ def processes(device):
             yield device
     finally:
         sys.stdout.flush()
-        # A sharded model keeps its group, and gloo's threads with it: what they free when Python has shut down ends the process with SIGABRT.
+        # A sharded model keeps its group, and gloo's threads with it: what they free when Python
+        # has shut down ends the process with SIGABRT.
         gc.collect()
         dist.destroy_process_group()
 
@@ -79,7 +87,8 @@ def barrier():
 
 @contextlib.contextmanager
 def main_first():
-    """The first process goes through this block alone; then the others, who will find the files that it made."""
+    """The first process goes through this block alone; then the others, who will find the files
+    that it made."""
     if not is_main():
         barrier()
     yield
@@ -88,9 +97,11 @@ def main_first():
 
 
 def wrap(module, shard=False):
-    """The module, with its gradients averaged over all processes in `backward`; shard: and its weights divided among them.
+    """The module, with its gradients averaged over all processes in `backward`; shard: and its
+    weights divided among them.
 
-    Its parameters are then others than before: an optimiser has to be made afterwards. Raises ValueError when this torch cannot do it.
+    Its parameters are then others than before: an optimiser has to be made afterwards. Raises
+    ValueError when this torch cannot do it.
     """
     if world() == 1:
         return module
@@ -109,7 +120,8 @@ def wrap(module, shard=False):
 
 @contextlib.contextmanager
 def alone(module):
-    """In this context the gradients of a wrapped module are not averaged; with DistributedDataParallel they are its process's own."""
+    """In this context the gradients of a wrapped module are not averaged; with
+    DistributedDataParallel they are its process's own."""
     if isinstance(module, DistributedDataParallel):
         with module.no_sync():
             yield
@@ -123,7 +135,8 @@ def alone(module):
 
 
 def whole(value):
-    """A tensor with all its shards, on the CPU if there were some; all processes must ask. What is no sharded tensor stays as it is."""
+    """A tensor with all its shards, on the CPU if there were some; all processes must ask. What is
+    no sharded tensor stays as it is."""
     return value.full_tensor().cpu() if hasattr(value, "full_tensor") else value
 
 
@@ -153,7 +166,8 @@ def anyone(flag, device):
 
 
 def agreed(value):
-    """The first process's plain value, in all of them: what it has found on disk they all go by, and none waits for one that has gone elsewhere."""
+    """The first process's plain value, in all of them: what it has found on disk they all go by,
+    and none waits for one that has gone elsewhere."""
     values = [value]
     if world() > 1:
         dist.broadcast_object_list(values)
@@ -161,7 +175,8 @@ def agreed(value):
 
 
 def own_part(rows):
-    """The part of rows (a list, or a tensor's first dimension) that this process is to work on: as even as can be, perhaps none."""
+    """The part of rows (a list, or a tensor's first dimension) that this process is to work on: as
+    even as can be, perhaps none."""
     return rows[len(rows) * rank() // world():len(rows) * (rank() + 1) // world()]
 
 
@@ -175,7 +190,8 @@ def collect(value):
 
 
 class AllGather(torch.autograd.Function):
-    """(b, ...) of each process -> (N·b, ...), b the same everywhere; backward, the sum of all processes' gradients of one's own rows."""
+    """(b, ...) of each process -> (N·b, ...), b the same everywhere; backward, the sum of all
+    processes' gradients of one's own rows."""
 
     @staticmethod
     def forward(ctx, rows):
@@ -191,10 +207,12 @@ class AllGather(torch.autograd.Function):
 
 
 def gather_rows(rows):
-    """(b, ...) of each process -> (B, ...) of all, in order; b may differ. Gradients flow back to the process that the rows came from.
+    """(b, ...) of each process -> (B, ...) of all, in order; b may differ. Gradients flow back to
+    the process that the rows came from.
 
-    There they are the sum of what all processes hand back: a loss that all of them compute alike counts N times, and the mean over N
-    processes, which `wrap` takes, is then the gradient of the one loss.
+    There they are the sum of what all processes hand back: a loss that all of them compute alike
+    counts N times, and the mean over N processes, which `wrap` takes, is then the gradient of the
+    one loss.
     """
     if world() == 1:
         return rows
