@@ -62,6 +62,39 @@ def three_words(n, length, eot, generator):
     return tokens
 
 
+class ToyStage:
+    """A stage of training/stages.py without a run: a model, and functions for batch and loss."""
+
+    seed = 0
+    indices = None
+
+    def __init__(self, name, model, cfg, batch, loss):
+        self.name = self.base = name
+        self.model = model
+        self.cfg = cfg
+        self.batch = batch
+        self.loss = loss
+
+    def load(self):
+        """Nothing: `batch` has all it needs."""
+
+    def new_model(self):
+        """The model, as it was given."""
+        return self.model
+
+    def header(self, ema):
+        """What the checkpoint carries."""
+        return {"config": {"a": 1}}
+
+
+class ToyRun:
+    """A run folder that holds nothing but what a stage leaves."""
+
+    def __init__(self, folder, resume=False):
+        self.folder = folder
+        self.resume = resume
+
+
 @pytest.fixture(scope="session")
 def run(tmp_path_factory):
     """The folder of a finished run of all stages. Not to be written into."""

@@ -30,8 +30,8 @@ from mini_dalle2.prior import DiffusionPrior
 from mini_dalle2.pretrained.ship import ship
 from mini_dalle2.data.tables import Pictures
 from mini_dalle2.runtime.files import signature
-from mini_dalle2.training.run import Job
-from mini_dalle2.training.stages import SHOW
+from mini_dalle2.training import guards, origin, stages
+from mini_dalle2.training.run import Run
 from mini_dalle2.runtime.files import load_checkpoint, read_metrics
 from mini_dalle2.training import overrides
 
@@ -154,7 +154,8 @@ def test_from_begins_with_what_another_run_has_learned(run, tmp_path, capsys):
     assert torch.equal(weights(one / "clip.pt"), weights(box / "clip.pt")) and load_checkpoint(one / "decoder.pt")["step"] == 1
     assert DALLE2.load(one).tokenizer.encode("a red ring") == DALLE2.load(run).tokenizer.encode("a red ring")
     begun = copy_of(one, new, ["decoder.resume.pt"])
-    train.begin(Job(overrides.from_dict(json.loads((one / "config.json").read_text())), begun, torch.device("cpu"), True), box, configs.STAGES)
+    config = overrides.from_dict(json.loads((one / "config.json").read_text()))
+    origin.copy_origin(Run(config, begun, torch.device("cpu"), True, configs.STAGES), box)
     code, out, _ = call(capsys, "--out", begun, "--resume", *still)        # as after a Ctrl-C before anything was saved
     assert code == 0 and "tokenizer: was finished before" in out
     for stage in configs.MODEL_CONFIGS:
@@ -170,7 +171,7 @@ def test_pictures_that_ctrl_c_prevented_are_drawn_on_resume(run, tmp_path, capsy
     def ctrl_c(*_):
         raise KeyboardInterrupt
     with monkeypatch.context() as patch:
-        patch.setitem(SHOW, "decoder", ctrl_c)
+        patch.setattr(stages.DecoderStage, "picture", ctrl_c)
         code, _, error = call(capsys, "--out", copy, "--resume")
         assert code == 130 and error == f"stopped; go on with: python train.py --out {copy} --resume"
     code, out, _ = call(capsys, "--out", copy, "--resume")
@@ -199,7 +200,7 @@ def test_a_variance_that_ctrl_c_prevented_is_measured_on_resume(run, tmp_path, c
 def test_commands_to_go_on_with_can_be_pasted(run, tmp_path, capsys):
     """A folder's name and a caption with spaces, quotes and a dollar sign, as a shell understands them."""
     copy, caption = copy_of(run, tmp_path / "it's a $HOME"), 'a "cat", it\'s $5'
-    prepared = Job(configs.preset("micro"), copy, torch.device("cpu"), True)
+    prepared = Run(configs.preset("micro"), copy, torch.device("cpu"), True)
     prepared.config = overrides.override(prepared.config, ["--data.source=elsewhere"])
     prepared.pictures.captions = lambda: [caption]
     train.summary(prepared, {})
@@ -299,31 +300,38 @@ def test_a_folder_that_is_split_already_stays_so(folder, tmp_path):
 
 # ---------------------------------------------------------------------------------------------------------------- batches
 
-def job(*settings):
-    """A job of the micro preset, whose batches have 16 examples."""
-    return Job(overrides.override(configs.preset("micro"), settings), Path("nowhere"), torch.device("cpu"), False)
+def order(stage, n, *settings):
+    """The order of n examples in a stage of the micro preset, whose batches have 16 of them."""
+    config = overrides.override(configs.preset("micro"), settings)
+    return stages.BatchOrder(stage, n, getattr(config, stage).train, config.data.seed)
 
 
 def test_few_examples_make_small_batches_of_distinct_ones():
-    indices = job().batches("clip", 5)
+    indices = order("clip", 5)
     assert all(sorted(indices(step).tolist()) == list(range(5)) for step in range(3))
-    assert len(set(job().batches("clip", 100)(0).tolist())) == 16
+    assert len(set(order("clip", 100)(0).tolist())) == 16
 
 
 @pytest.mark.parametrize("n", [16, 48, 100, 17])
 def test_an_epoch_shows_every_example_once(n):
-    """Laid end to end, the batches are all examples in one order, then in another, also where 16 does not divide n."""
-    indices = job().batches("decoder", n)
-    batches = [indices(step) for step in range(n)]                         # sixteen epochs
+    """Laid end to end, the batches are all examples in one order, then in another.
+
+    This holds also where 16 does not divide n.
+    """
+    indices = order("decoder", n)
+    # Sixteen epochs.
+    batches = [indices(step) for step in range(n)]
     assert all(len(batch) == 16 for batch in batches)
     epochs = torch.cat(batches).view(-1, n)
     assert all(epoch.sort().values.tolist() == list(range(n)) for epoch in epochs)
-    assert len({tuple(epoch.tolist()) for epoch in epochs}) == len(epochs)  # each in an order of its own
+    # Each epoch has an order of its own.
+    assert len({tuple(epoch.tolist()) for epoch in epochs}) == len(epochs)
 
 
 def test_batches_follow_from_seed_and_step_alone():
-    """So that a resumed run, which begins in the middle of an epoch, sees what the uninterrupted one sees."""
-    whole, resumed, other = job().batches("prior", 50), job().batches("prior", 50), job("--data.seed=1").batches("prior", 50)
+    """A resumed run begins in the middle of an epoch, and sees what an uninterrupted one sees."""
+    whole, resumed = order("prior", 50), order("prior", 50)
+    other = order("prior", 50, "--data.seed=1")
     expected = [whole(step) for step in range(12)]
     assert all(torch.equal(resumed(step), expected[step]) for step in (5, 6, 11, 3))
     assert not torch.equal(other(0), expected[0])
@@ -358,25 +366,30 @@ def test_sizes_that_only_fail_when_run_are_found_before_training():
     """A layer that does not fit its input shows in a step, not when it is made."""
     cfg = configs.preset("micro")
     for stage in configs.MODEL_CONFIGS:
-        train.rehearse(stage, getattr(cfg, stage).model)
+        guards.check_one_step(stage, getattr(cfg, stage).model)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match="decoder cannot work with these sizes: .*50.* .*60"):
-        patch.setattr(train.MODELS["decoder"][0], "forward", lambda self, x, t, condition: torch.empty(2, 50) @ torch.empty(60, 2))
-        train.rehearse("decoder", cfg.decoder.model)
+        patch.setattr(Decoder, "forward", lambda self, x, t, condition: torch.empty(2, 50) @ torch.empty(60, 2))
+        guards.check_one_step("decoder", cfg.decoder.model)
 
 
 def test_memory_is_counted(folder, monkeypatch):
     cfg = overrides.override(configs.preset("micro"), ["--data.images=1000"])
-    shapes, own = (Job(overrides.override(cfg, more), Path("nowhere"), torch.device("cpu"), False)
-                   for more in ([], [f"--data.source={folder}"]))
-    assert shapes.needs("decoder")[1] == 1000 * 3 * 16 * 16 and shapes.needs("upsampler2")[1] == 16 * 3 * 64 * 64
-    assert own.needs("decoder")[1] == 12 * 3 * 16 * 16                     # no more than there are
-    weights = sum(p.numel() for p in train.MODELS["prior"][0](cfg.prior.model).parameters())
-    assert own.needs("prior")[0] == 20 * weights
-    train.check_memory(shapes, configs.STAGES)
-    monkeypatch.setattr(os, "sysconf", lambda name: 1000)         # a machine of one megabyte
-    train.check_memory(shapes, ["tokenizer"])
+    cpu = torch.device("cpu")
+    of_folder = overrides.override(cfg, [f"--data.source={folder}"])
+    shapes = Run(cfg, Path("nowhere"), cpu, names=configs.STAGES)
+    own = Run(of_folder, Path("nowhere"), cpu)
+    assert guards.needs(shapes, "decoder")[1] == 1000 * 3 * 16 * 16
+    assert guards.needs(shapes, "upsampler2")[1] == 16 * 3 * 64 * 64
+    # No more pictures than there are.
+    assert guards.needs(own, "decoder")[1] == 12 * 3 * 16 * 16
+    weights = sum(p.numel() for p in DiffusionPrior(cfg.prior.model).parameters())
+    assert guards.needs(own, "prior")[0] == 20 * weights
+    guards.check_memory(shapes)
+    # A machine of one megabyte.
+    monkeypatch.setattr(os, "sysconf", lambda name: 1000)
+    guards.check_memory(Run(cfg, Path("nowhere"), cpu, names=["tokenizer"]))
     with pytest.raises(ValueError, match="clip needs at least .* this machine has 0.0 GB"):
-        train.check_memory(shapes, configs.STAGES)
+        guards.check_memory(shapes)
 
 
 def test_many_pictures_lie_on_disk(folder, tmp_path, monkeypatch):
@@ -404,7 +417,7 @@ def test_a_batch_goes_to_a_gpu_through_pinned_memory():
 
 
 def test_too_little_memory_is_one_sentence(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(train, "learn", lambda job, stage: torch.empty(2 ** 55))
+    monkeypatch.setattr(train, "learn_tokenizer", lambda run: torch.empty(2 ** 55))
     code, _, error = call(capsys, *SMALL, "--stage=tokenizer", "--out", tmp_path / "run")
     assert code == 2 and "not enough memory" in error and "batch_size" in error
 
@@ -456,13 +469,13 @@ def test_a_loss_that_is_not_finite_is_one_sentence(run, tmp_path, capsys, monkey
     code, _, error = call(capsys, "--out", copy, "--resume", "--stage=prior", "--prior.steps=9", "--prior.save_every=4")
     assert code == 2 and error.startswith("train.py: prior: loss inf") and "at step 5" in error and "prior.not_finite.json" in error
     found = json.loads((copy / "prior.not_finite.json").read_text())
-    assert found["step"] == 5 and found["indices"] == job().batches("prior", 40)(4).tolist()
+    assert found["step"] == 5 and found["indices"] == order("prior", 40)(4).tolist()
     assert load_checkpoint(copy / "prior.resume.pt")["step"] == 4
 
 
 def test_flags_set_every_stage(tmp_path):
     args = train.parse(["--dtype=bf16", "--compile", "--clip.compile=false", "--out", str(tmp_path)])
-    config = train.settle(args)
+    config = guards.settle(args)
     assert all(getattr(config, stage).train.dtype == "bf16" for stage in configs.MODEL_CONFIGS)
     assert [stage for stage in configs.MODEL_CONFIGS if not getattr(config, stage).train.compile] == ["clip"]
 

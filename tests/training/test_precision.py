@@ -4,14 +4,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from conftest import lively, three_words
+import train                                               # the script at the top level
+from conftest import ToyRun, ToyStage, lively, three_words
 from mini_dalle2 import configs
 from mini_dalle2.runtime.noise import Share, draw_rows, rows_of
 from mini_dalle2.pipeline import MODELS
-from mini_dalle2.training.run import networks
 from mini_dalle2.configs import TrainConfig
 from mini_dalle2.runtime.files import read_metrics
-from mini_dalle2.training.state import Objective, Streams, fit, make_optimizer
+from mini_dalle2.training.state import Objective, Streams, make_optimizer, network_options
 from mini_dalle2.transformer import attention, attention_by_hand
 from mini_dalle2.unet import norm
 from mini_dalle2.training import overrides
@@ -47,7 +47,7 @@ def gradients(stage, **settings):
     model, batch, loss_fn = example(stage)
     cfg = TrainConfig(**settings)
     model.train()
-    with networks(model, cfg):
+    with network_options(model, cfg):
         loss = Objective(model, loss_fn, cfg.dtype == "bf16")(batch, torch.Generator().manual_seed(2))
         loss.backward()
     return loss.item(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -73,7 +73,8 @@ def test_parts_of_a_batch_give_its_losses(stage, tmp_path):
         model, batch, loss_fn = example(stage)
         cfg = TrainConfig(steps=3, batch_size=B, warmup=0, lr=1e-3, log_every=1, accumulate=parts)
         (tmp_path / str(parts)).mkdir()
-        fit(stage, model, lambda generator, step: [rows_of(x, generator) for x in batch], loss_fn, cfg, tmp_path / str(parts), lambda weights: {})
+        toy = ToyStage(stage, model, cfg, lambda data, step: [rows_of(x, data) for x in batch], loss_fn)
+        train.train(ToyRun(tmp_path / str(parts)), toy)
         losses.append([line["loss"] for line in read_metrics(tmp_path / str(parts))])
         streams.append(torch.load(tmp_path / str(parts) / f"{stage}.resume.pt", weights_only=True)["streams"])
     assert losses[1] == pytest.approx(losses[0], rel=1e-5, abs=1e-5)
@@ -104,7 +105,7 @@ def test_gradient_checkpointing_sees_the_same_dropout():
         torch.manual_seed(0)
         model = lively(MODELS["decoder"][0](overrides.override(MICRO, ["--decoder.dropout=0.5"]).decoder.model), 0.05).train()
         _, batch, loss_fn = example("decoder")
-        with networks(model, TrainConfig(recompute=recompute)):
+        with network_options(model, TrainConfig(recompute=recompute)):
             torch.manual_seed(4)
             loss_fn(model, batch, torch.Generator().manual_seed(2)).backward()
         results.append([p.grad for p in model.parameters() if p.requires_grad])
@@ -171,7 +172,7 @@ def test_compiled_gives_the_losses(stage):
     a, b = (torch.cat([g[name].flatten() for name in plain]) for g in (plain, compiled))
     assert F.cosine_similarity(a, b, dim=0) > 0.9999
     model, _, _ = example(stage)
-    with networks(model, TrainConfig(compile=True)):
+    with network_options(model, TrainConfig(compile=True)):
         pass
     assert all("forward" not in vars(module) for module in model.modules())        # afterwards it is as it was
 
