@@ -67,7 +67,7 @@ def parse(argv):
     args.given = sys.argv[1:] if argv is None else argv
     args.run = Path(args.out or f"runs/{args.preset or 'tiny'}")
     args.settings = []
-    for stage in configs.MODEL_CONFIGS:
+    for stage in configs.MODELS:
         args.settings += [f"--{stage}.dtype={args.dtype}"] if args.dtype else []
         args.settings += [f"--{stage}.compile=true"] if args.compile else []
         args.settings += [f"--{stage}.shard=true"] if args.shard and stage != "clip" else []

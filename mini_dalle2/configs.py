@@ -16,13 +16,13 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
-from .ar_prior import ARPriorConfig
-from .clip import CLIPConfig
-from .decoder import DecoderConfig
-from .prior import PriorConfig
+from .ar_prior import ARPrior, ARPriorConfig
+from .clip import CLIP, CLIPConfig
+from .decoder import Decoder, DecoderConfig
+from .prior import DiffusionPrior, PriorConfig
 from .runtime.checks import check_choice, check_positive, check_range
-from .tricks.sketch import SketchConfig
-from .upsampler import UpsamplerConfig
+from .tricks.sketch import Sketch, SketchConfig
+from .upsampler import Upsampler, UpsamplerConfig
 
 
 @dataclass(frozen=True)
@@ -126,9 +126,19 @@ class Config:
                 raise ValueError(f"{key} is {get(self, key)}, but must be equal to {owner}, which is {get(self, owner)}")
 
 
-MODEL_CONFIGS = {"clip": CLIPConfig, "prior": PriorConfig, "ar_prior": ARPriorConfig, "sketch": SketchConfig, "decoder": DecoderConfig,
-                 "upsampler1": UpsamplerConfig, "upsampler2": UpsamplerConfig}
-STAGES = ("tokenizer", *MODEL_CONFIGS)                                     # in the order of training
+# {stage: {configuration class: model class}}, in the order of training. The paper's own come first.
+MODELS = {
+    "clip": {CLIPConfig: CLIP},
+    "prior": {PriorConfig: DiffusionPrior},
+    "ar_prior": {ARPriorConfig: ARPrior},
+    "sketch": {SketchConfig: Sketch},
+    "decoder": {DecoderConfig: Decoder},
+    "upsampler1": {UpsamplerConfig: Upsampler},
+    "upsampler2": {UpsamplerConfig: Upsampler}}
+MODEL_CONFIGS = {stage: next(iter(kinds)) for stage, kinds in MODELS.items()}          # going: iterate over MODELS
+STAGES = ("tokenizer", *MODELS)                                            # in the order of training
+# Settings that checkpoints of before name, though their class no longer has them: the value that means "off".
+OFF = {"timestep_sampling": "uniform"}
 # What only an evaluation needs, and the stage that each is a variant of (training/variants.py).
 VARIANTS = {"judge": "clip", "glide": "decoder", "with_sam": "clip", "without_sam": "clip",
             "without_sam_half": "clip", "without_sam_quarter": "clip"}
@@ -149,9 +159,34 @@ def stages(config):
     return [stage for stage in STAGES if stage != "sketch" or config.decoder.model.sketch]
 
 
+def build(model):
+    """A new model from its configuration: the type of the configuration says which class."""
+    kinds = {config: made for kinds in MODELS.values() for config, made in kinds.items()}
+    return kinds[type(model)](model)
+
+
+def model_config(stage, values):
+    """The configuration of a stage's model from a checkpoint's "model_config", or from the "model" of a stage in config.json.
+
+    The first of the stage's classes that can say all of it is taken. A setting that a class does not have is left out where it is off
+    (`OFF`). Raises KeyError for an unknown stage, TypeError and ValueError for values that no class of this stage takes.
+    """
+    for kind in MODELS[stage]:
+        known = {name: value for name, value in values.items() if name in kind.__dataclass_fields__}
+        if all(name in OFF and value == OFF[name] for name, value in values.items() if name not in known):
+            return kind(**known)
+    raise TypeError(f"a {stage} has no settings of the kind {', '.join(map(str, values))}")
+
+
+def load_weights(model, state):
+    """Puts a checkpoint's weights (a state dict) into a model. Raises RuntimeError when they do not fit."""
+    model.load_state_dict(state)
+
+
 def sizes(model):
-    """A model's configuration without its habits, as a dict: what its weights are made for."""
-    return {name: value for name, value in asdict(model).items() if name not in HABITS}
+    """A model's configuration without its habits, as a dict: what its weights are made for. What is off is left out."""
+    return {name: value for name, value in asdict(model).items()
+            if name not in HABITS and not (name in OFF and value == OFF[name])}
 
 
 def holder(config, key):
@@ -349,11 +384,15 @@ PAPER = {"clip": "0.63 + 0.35 billion (ViT-H/16; not given, computed)", "prior":
 NOT_KARLOS = "; Karlo has none, this is ours"
 
 
+def parameters(model):
+    """How many numbers a model has learned; a decoder's sketch, which is a stage of its own, is not counted again."""
+    return sum(p.numel() for name, p in model.named_parameters() if not name.startswith("sketch."))
+
+
 def counts(config):
     """{stage: number of parameters}, without the memory that they would take."""
-    from .pipeline import MODELS, parameters
     with torch.device("meta"):
-        return {stage: parameters(MODELS[stage][0](getattr(config, stage).model)) for stage in stages(config)[1:]}
+        return {stage: parameters(build(getattr(config, stage).model)) for stage in stages(config)[1:]}
 
 
 def main():

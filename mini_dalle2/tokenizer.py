@@ -1,26 +1,38 @@
-"""The tokenizer: from a caption to a row of integers, by byte-level byte-pair encoding (BPE) exactly as CLIP does it.
+"""The tokenizer: from a caption to a row of integers, by CLIP's byte-pair encoding (BPE).
 
-    "A red  circle!"  ->  clean "a red circle!"  ->  words a · red · circle · !  ->  bytes  ->  merges  ->  ids [320, 736, 7117, 256]
+    "A red  circle!"  ->  clean  "a red circle!"
+                      ->  words  a · red · circle · !
+                      ->  bytes, then merges
+                      ->  ids    [320, 736, 7117, 256]
 
-A word starts as its UTF-8 bytes, so nothing is ever "unknown". Training glues together, again and again, the pair of neighbours that
-the captions hold most often,
+A word starts as its UTF-8 bytes, so no word is ever "unknown". Training looks for the pair of
+neighbours that the captions hold most often,
 
     (a*, b*) = argmax over (a, b) of  Σ_word count(word) · #{(a, b) side by side in word},
 
-and writes each such merge down. Encoding plays the list back: of all the pairs in a word, the one learned first is merged first.
+joins the pair everywhere, writes the merge down, and starts again. Encoding plays this list back:
+of all the pairs in a word, the pair that was learned first is merged first.
 `print(tokenizer.explain("A red circle!"))` shows each step.
 
-The vocabulary, in order of ids: 256 bytes; the same 256 where a word ends (marked `</w>`, so that "car" and the front of "carpet"
-differ); one token per merge; start of text (SOT), end of text (EOT). That is 514 + merges: CLIP has 48,894 merges and 49,408 ids.
-No id is set aside for padding: as in CLIP a row is filled up with 0, which is also the byte "!", and whoever reads the row stops at EOT.
+The vocabulary in the order of its ids:
+    0..255          the bytes
+    256..511        the same bytes at the end of a word, marked `</w>`: "car" is not "carpet"
+    512..           one token for each merge
+    the last two    start of text (SOT) and end of text (EOT)
+These are 514 + merges ids. CLIP has 48,894 merges and 49,408 ids.
+No id is reserved for padding. As in CLIP, a row is filled up with 0, which is also the byte "!".
+Whoever reads a row stops at EOT.
 
-Clean-up is all that a caption loses: `clean` (mojibake repaired, control characters out, lone surrogates to U+FFFD, HTML entities
-decoded, white space squeezed, lower case) and where the spaces stood: decode(encode(text)) == " ".join(split_words(text)), always.
-As in OpenAI's code, "<|startoftext|>" or "<|endoftext|>" written out in a caption becomes the special id; so a caption can end early.
+Only `clean` changes a caption. It repairs mojibake, removes control characters, turns lone
+surrogates into U+FFFD, decodes HTML entities, squeezes white space and makes all letters lower
+case. Encoding then forgets where the spaces stood. So for every text
+decode(encode(text)) == " ".join(split_words(text)).
+As in OpenAI's code, "<|startoftext|>" or "<|endoftext|>" in a caption becomes the special id. A
+caption can therefore end early.
 
 Shapes: B captions, L context_length.
-References: unCLIP (2204.06125) App. C; CLIP (2103.00020) §2.4; Sennrich et al. 2016 (1508.07909) for BPE; GPT-2 for bytes.
-Read next: transformer.py.
+References: unCLIP (2204.06125) App. C; CLIP (2103.00020) §2.4; Sennrich et al. 2016 (1508.07909)
+for BPE; GPT-2 for bytes. Read next: transformer.py.
 """
 
 import gzip
@@ -36,22 +48,38 @@ import ftfy
 import regex
 import torch
 
-SOT, EOT, END = "<|startoftext|>", "<|endoftext|>", "</w>"
-CLIP_MERGES = 49152 - 256 - 2                             # how many of the file's 262,144 merges CLIP took
-# What counts as a word: a special, an English ending, a run of letters, one digit, a run of anything else but white space. IGNORECASE
-# looks idle on lower-case text, but by it the long s of "it'ſ" is an s, as in OpenAI's code.
-WORD = regex.compile(r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+", regex.IGNORECASE)
+SOT = "<|startoftext|>"
+EOT = "<|endoftext|>"
+END = "</w>"
+# 256 bytes, and the same 256 at the end of a word.
+BYTE_TOKENS = 512
+SMALLEST_VOCABULARY = BYTE_TOKENS + 2
+# The file holds 262,144 merges. CLIP uses only the first ones.
+CLIP_MERGES = 49152 - 256 - 2
+# A word is a special, an English ending, a run of letters, one digit, or a run of other characters
+# without white space. IGNORECASE matters even for lower-case text: with this flag the long s of
+# "it'ſ" counts as an s, as in OpenAI's code.
+WORD = regex.compile(
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+",
+    regex.IGNORECASE)
 
 
 def byte_alphabet():
-    """{byte: one visible character} for all 256 bytes, in the order of CLIP's ids.
+    """Return {byte: one visible character} for all 256 bytes, in the order of CLIP's ids.
 
-    A merges file is text, so each byte needs a character that prints. A byte whose Latin-1 character prints keeps it ("a" is "a"); these
-    come first. The other 68 (controls, space, ...) take the characters from U+0100 on.
+    A merges file is text, so each byte needs a printable character. A byte whose Latin-1 character
+    is printable keeps this character ("a" is "a"); these bytes come first. The other 68 bytes
+    (controls, space, …) take the characters from U+0100 on.
     """
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1)]
     others = sorted(set(range(256)) - set(printable))
-    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
+    alphabet = {byte: chr(byte) for byte in printable}
+    for i, byte in enumerate(others):
+        alphabet[byte] = chr(256 + i)
+    return alphabet
 
 
 BYTE_TO_CHAR = byte_alphabet()
@@ -59,30 +87,35 @@ CHAR_TO_BYTE = {char: byte for byte, char in BYTE_TO_CHAR.items()}
 
 
 def require_str(caption):
-    """Hand a caption on if it is a str. ValueError if not."""
+    """Return the caption if it is a str. Raises ValueError for anything else."""
     if not isinstance(caption, str):
         raise ValueError(f"a caption must be a str, not {type(caption).__name__}")
     return caption
 
 
 def clean(text):
-    """CLIP's clean-up of a caption: str -> str. ValueError if it is no str.
+    """Clean up a caption as CLIP does: str -> str. Raises ValueError for anything but a str.
 
-    ftfy repairs mojibake, curly quotes, ligatures, full-width letters and combining marks (NFC), and drops control characters; HTML
-    entities are decoded twice, since captions from the web are often escaped twice ("&amp;lt;"); white space runs become one space.
+    ftfy repairs mojibake, curly quotes, ligatures, full-width letters and combining marks (NFC),
+    and removes control characters. HTML entities are decoded twice, because captions from the web
+    are often escaped twice ("&amp;lt;"). A run of white space becomes one space.
     """
     text = html.unescape(html.unescape(ftfy.fix_text(require_str(text)))).strip()
-    text = text.replace("\u0345", " ")                    # a lone iota subscript: OpenAI's pattern drops it, as it does a space
+    # OpenAI's pattern drops a lone iota subscript, as it drops a space.
+    text = text.replace("\u0345", " ")
     return regex.sub(r"\s+", " ", text).strip().lower()
 
 
 def split_words(text):
-    """The words of a caption once it is clean: str -> list of str."""
+    """Clean a caption and split it into words: str -> list of str."""
     return WORD.findall(clean(text))
 
 
 def word_symbols(word):
-    """The symbols a word starts from, one per UTF-8 byte, the last one marked: "cat" -> ("c", "a", "t</w>"). A special stays whole."""
+    """Return the symbols that a word starts from: "cat" -> ("c", "a", "t</w>").
+
+    Each UTF-8 byte is one symbol; the last one is marked. A special token stays whole.
+    """
     if word in (SOT, EOT):
         return (word,)
     *front, last = (BYTE_TO_CHAR[byte] for byte in word.encode("utf-8"))
@@ -90,8 +123,12 @@ def word_symbols(word):
 
 
 def merge_pair(symbols, pair):
-    """Join `pair` wherever it stands in `symbols`, from left to right: ("a", "b", "a", "b"), ("a", "b") -> ("ab", "ab")."""
-    merged, i = [], 0
+    """Join `pair` wherever it stands in `symbols`, from left to right.
+
+    ("a", "b", "a", "b") with the pair ("a", "b") -> ("ab", "ab").
+    """
+    merged = []
+    i = 0
     while i < len(symbols):
         if symbols[i:i + 2] == pair:
             merged.append(symbols[i] + symbols[i + 1])
@@ -103,40 +140,38 @@ def merge_pair(symbols, pair):
 
 
 def learn_merges(word_counts, limit):
-    """At most `limit` merges, in the order learned, from {word: how often it occurs}: list of (left, right).
+    """Learn at most `limit` merges from {word: count}: list of (left, right) in the order learned.
 
-    The loop of Sennrich et al., Algorithm 1, but a merge recounts only the words it changes. Equally frequent pairs: the first in
-    alphabetical order, so that the order of the captions plays no part. A pair that occurs once says nothing about the next caption,
-    so learning ends there, if `limit` has not been reached before.
+    This is Algorithm 1 of Sennrich et al., but a merge recounts only the words that it changes. Of
+    equally frequent pairs the first in alphabetical order wins, so the order of the captions does
+    not matter. Learning ends early when no pair occurs twice: a single pair says nothing about the
+    next caption.
     """
     words = [[word_symbols(word), count] for word, count in word_counts.items()]
-    pair_counts, found_in = Counter(), defaultdict(set)   # pair -> its count, pair -> indices of words that hold (or held) it
+    pair_counts = Counter()
+    # found_in: for each pair the indices of the words that hold it, or once held it.
+    found_in = defaultdict(set)
     for index, (symbols, count) in enumerate(words):
         for pair in zip(symbols, symbols[1:]):
             pair_counts[pair] += count
             found_in[pair].add(index)
-    queue = [(-count, pair) for pair, count in pair_counts.items()]    # always holds each pair, at its count or above
+    # The queue always holds each pair, with its present count or a higher one. The counts are
+    # negative, because heapq returns the smallest entry first.
+    queue = [(-count, pair) for pair, count in pair_counts.items()]
     heapq.heapify(queue)
 
     merges = []
     while queue and len(merges) < limit:
-        negative, pair = heapq.heappop(queue)             # negative, since heapq hands out the smallest first
-        if -negative != pair_counts[pair]:                # the count fell since this entry was queued: queue it again where it belongs
+        negative, pair = heapq.heappop(queue)
+        if -negative != pair_counts[pair]:
+            # The count fell after this entry was queued: put the pair back at its present count.
             if pair_counts[pair] > 0:
                 heapq.heappush(queue, (-pair_counts[pair], pair))
             continue
         if pair_counts[pair] < 2:
             break
         merges.append(pair)
-        change = Counter()
-        for index in found_in.pop(pair):
-            before, count = words[index]
-            words[index][0] = after = merge_pair(before, pair)
-            for old in zip(before, before[1:]):
-                change[old] -= count
-            for new in zip(after, after[1:]):
-                change[new] += count
-                found_in[new].add(index)
+        change = merge_in_words(words, found_in, pair)
         for other, difference in change.items():
             pair_counts[other] += difference
             if difference > 0:
@@ -144,112 +179,162 @@ def learn_merges(word_counts, limit):
     return merges
 
 
+def merge_in_words(words, found_in, pair):
+    """Join `pair` in all words that hold it; return {pair: change of its count}.
+
+    words: list of [symbols, count]. found_in: {pair: indices of words}. Both are updated.
+    """
+    change = Counter()
+    for index in found_in.pop(pair):
+        before, count = words[index]
+        after = merge_pair(before, pair)
+        words[index][0] = after
+        for old in zip(before, before[1:]):
+            change[old] -= count
+        for new in zip(after, after[1:]):
+            change[new] += count
+            found_in[new].add(index)
+    return change
+
+
 class WordSteps(NamedTuple):
-    """How one word became ids: its bytes, the symbols it starts from, each merge as (rank, left, right, symbols after it), the ids."""
+    """How one word became ids."""
     word: str
+    # The UTF-8 bytes of the word.
     bytes: bytes
+    # The symbols that the word starts from.
     start: tuple
+    # For each merge: (rank, left, right, symbols after the merge).
     merges: list
     ids: list
 
 
 class Explanation(NamedTuple):
-    """What `BPETokenizer.explain` returns; `print` shows it as text, its fields hold the same for code."""
+    """What `BPETokenizer.explain` returns. `print` shows it as text."""
     text: str
     clean: str
-    words: list                                           # of WordSteps
+    # One WordSteps for each word.
+    words: list
     ids: list
 
     def __str__(self):
-        lines = [f"text   {self.text!r}", f"clean  {self.clean!r}", f"words  {' · '.join(step.word for step in self.words)}"]
+        lines = [
+            f"text   {self.text!r}",
+            f"clean  {self.clean!r}",
+            f"words  {' · '.join(step.word for step in self.words)}"]
         for step in self.words:
-            lines += ["", step.word, f"    bytes       {step.bytes.hex(' ')}", f"    start       {' '.join(step.start)}"]
-            lines += [f"    merge {rank:5d} {left} + {right}  ->  {' '.join(after)}" for rank, left, right, after in step.merges]
-            lines += [f"    ids         {step.ids}"]
-        return "\n".join([*lines, "", f"ids    {self.ids}"])
+            lines.append("")
+            lines.append(step.word)
+            lines.append(f"    bytes       {step.bytes.hex(' ')}")
+            lines.append(f"    start       {' '.join(step.start)}")
+            for rank, left, right, after in step.merges:
+                lines.append(f"    merge {rank:5d} {left} + {right}  ->  {' '.join(after)}")
+            lines.append(f"    ids         {step.ids}")
+        lines.append("")
+        lines.append(f"ids    {self.ids}")
+        return "\n".join(lines)
 
 
 class BPETokenizer:
-    """Captions to ids and back, by an ordered list of merges [(left, right), ...]. Make one with `train` or `from_clip_merges`.
+    """Captions to ids and back, by an ordered list of merges [(left, right), …].
 
-    `vocab_size` counts all ids; `sot_id` and `eot_id` are the last two. ValueError if the list is not one that BPE can have made.
+    Make one with `train` or `from_clip_merges`. `vocab_size` counts all ids; `sot_id` and `eot_id`
+    are the last two. Raises ValueError for a list that BPE cannot have made.
     """
 
-    cache_size = 50_000                                   # words; a bound, because a service sees new words for ever
+    # Words whose ids are remembered. A bound is needed, because a service sees new words for ever.
+    cache_size = 50_000
 
     def __init__(self, merges):
         self.merges = [tuple(pair) for pair in merges]
         self.rank = {pair: rank for rank, pair in enumerate(self.merges)}
-        self.tokens = [*BYTE_TO_CHAR.values(), *(char + END for char in BYTE_TO_CHAR.values())]
+        bytes_inside = list(BYTE_TO_CHAR.values())
+        bytes_at_end = [char + END for char in BYTE_TO_CHAR.values()]
+        self.tokens = bytes_inside + bytes_at_end
         known = set(self.tokens)
-        for pair in self.merges:                          # a token's string fixes how it was built: two merges never make the same one
-            if len(pair) != 2 or not known.issuperset(pair) or pair[0].endswith(END) or "".join(pair) in known:
-                raise ValueError(f"merge {len(self.tokens) - 512} joins {pair}, which makes no new token out of two earlier ones")
-            self.tokens.append("".join(pair))
-            known.add(self.tokens[-1])
+        for i, pair in enumerate(self.merges):
+            # A token's string says how the token was built: no two merges make the same string.
+            joins_two_tokens = len(pair) == 2 and known.issuperset(pair)
+            if not joins_two_tokens or pair[0].endswith(END) or "".join(pair) in known:
+                raise ValueError(
+                    f"merge {i} joins {pair}, which makes no new token out of two earlier ones")
+            token = "".join(pair)
+            self.tokens.append(token)
+            known.add(token)
         self.tokens += [SOT, EOT]
         self.ids = {token: i for i, token in enumerate(self.tokens)}
-        self.sot_id, self.eot_id = self.ids[SOT], self.ids[EOT]
+        self.sot_id = self.ids[SOT]
+        self.eot_id = self.ids[EOT]
         self._cache = {}
 
     @property
     def vocab_size(self):
-        """The number of ids, 514 + merges: what the embedding table needs. It can be less than `train` was asked for."""
+        """The number of ids, 514 + merges. It can be smaller than `train` was asked for."""
         return len(self.tokens)
 
     @classmethod
     def train(cls, captions, vocab_size):
-        """Learn merges from captions, an iterable of str, up to `vocab_size` ids or, if sooner, until no pair occurs twice.
+        """Learn merges from captions (iterable of str) until there are `vocab_size` ids.
 
-        ValueError: vocab_size below 514, no caption at all, or something that is not a str among them.
+        Learning ends earlier when no pair occurs twice. Raises ValueError for a vocab_size below
+        514, for captions without any text, and for a caption that is not a str.
         """
-        # mini: CLIP learned 48,894 merges from the web's text; ours, from the captions at hand, are a few dozen to a few thousand.
-        if vocab_size < 514:
-            raise ValueError(f"vocab_size must be at least 514 (256 bytes, 256 at a word's end, 2 specials), not {vocab_size}")
+        # mini: CLIP learned 48,894 merges from web text. Few captions yield few merges.
+        if vocab_size < SMALLEST_VOCABULARY:
+            raise ValueError(
+                f"vocab_size must be at least {SMALLEST_VOCABULARY} "
+                f"(256 bytes, 256 at a word's end, 2 specials), not {vocab_size}")
         if isinstance(captions, str):
             raise ValueError("captions must be a list of str, not one str")
-        words = Counter()                                 # a million captions hold few distinct ones, and those fewer distinct words:
-        for caption, count in Counter(map(require_str, captions)).items():    # learning is as cheap as the words are few
+        # A million captions hold few distinct captions, which hold even fewer distinct words.
+        # Counting first makes learning cheap.
+        words = Counter()
+        for caption, count in Counter(map(require_str, captions)).items():
             for word in split_words(caption):
                 words[word] += count
         if not words:
-            raise ValueError("there is nothing to train a tokenizer on: no caption has any text in it")
-        return cls(learn_merges(words, vocab_size - 514))
+            raise ValueError("there is nothing to train a tokenizer on: no caption has any text")
+        return cls(learn_merges(words, vocab_size - SMALLEST_VOCABULARY))
 
     @classmethod
     def from_clip_merges(cls, path):
-        """CLIP's own tokenizer, from its file bpe_simple_vocab_16e6.txt.gz (or that file unpacked): the ids of OpenAI's code.
+        """Read CLIP's own tokenizer from bpe_simple_vocab_16e6.txt.gz, or from this file unpacked.
 
-        vocab_size 49408, sot_id 49406, eot_id 49407. FileNotFoundError: no such file. ValueError: it is not that file.
+        The ids are those of OpenAI's code: vocab_size 49408, sot_id 49406, eot_id 49407.
+        Raises FileNotFoundError for a missing file, ValueError for any other file.
         """
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(f"no merges file at {path}")
+            raise FileNotFoundError(f"there is no merges file {path}")
+        open_file = gzip.open if path.suffix == ".gz" else open
         try:
-            with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8", newline="\n") as file:
-                lines = list(islice(file, 1, 1 + CLIP_MERGES))    # the first line is a version comment
+            with open_file(path, "rt", encoding="utf-8", newline="\n") as file:
+                # The first line is a version comment.
+                lines = list(islice(file, 1, 1 + CLIP_MERGES))
         except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
             raise ValueError(f"{path} cannot be read as a merges file: {error}") from error
         if len(lines) < CLIP_MERGES:
-            raise ValueError(f"{path} holds {len(lines)} merges; CLIP's file has at least {CLIP_MERGES}")
+            raise ValueError(
+                f"{path} holds {len(lines)} merges: CLIP's file has at least {CLIP_MERGES}")
         return cls(line.split() for line in lines)
 
     def _merge_steps(self, symbols):
-        """Play the merges back on one word: yield (pair, symbols after it) for each merge, in the order done."""
+        """Play the merges back on one word: yield (pair, symbols after the merge) in order."""
+        never = len(self.rank)
         while len(symbols) > 1:
-            pair = min(zip(symbols, symbols[1:]), key=lambda pair: self.rank.get(pair, len(self.rank)))
+            pair = min(zip(symbols, symbols[1:]), key=lambda pair: self.rank.get(pair, never))
             if pair not in self.rank:
                 return
             symbols = merge_pair(symbols, pair)
             yield pair, symbols
 
     def _encode_word(self, word):
-        """One word -> tuple of ids; remembered, since captions repeat their words."""
+        """Encode one word: tuple of ids. They are remembered, because words come again."""
         ids = self._cache.get(word)
         if ids is None:
             symbols = word_symbols(word)
-            for _, symbols in self._merge_steps(symbols):
-                pass                                      # only the last state counts here; `explain` shows the others
+            for _, after in self._merge_steps(symbols):
+                symbols = after
             ids = tuple(self.ids[symbol] for symbol in symbols)
             if len(self._cache) >= self.cache_size:
                 self._cache.clear()
@@ -257,14 +342,18 @@ class BPETokenizer:
         return ids
 
     def encode(self, text):
-        """Any caption (str) -> list of ids, of any length, without SOT and EOT. ValueError if it is no str."""
+        """Encode a caption (str) of any length: list of ids, without SOT and EOT.
+
+        Raises ValueError for anything but a str.
+        """
         return [i for word in split_words(text) for i in self._encode_word(word)]
 
     def decode(self, ids):
-        """Ids (list or 1-D tensor) -> str: the words with one space between them; bytes that are no UTF-8 show as U+FFFD.
+        """Turn ids (list or 1-D tensor) into text: the words with one space between them.
 
-        SOT and EOT come out as written above, padding as "!": of a row from `tokenize`, give the part between the two.
-        ValueError if an id is outside [0, vocab_size).
+        Bytes that are not UTF-8 become U+FFFD. SOT and EOT come out as written above, padding as
+        "!". From a row of `tokenize`, pass only the part between SOT and EOT.
+        Raises ValueError for an id outside [0, vocab_size).
         """
         data = bytearray()
         for i in map(int, ids):
@@ -277,39 +366,48 @@ class BPETokenizer:
         return data.decode("utf-8", errors="replace").removesuffix(" ")
 
     def tokenize(self, captions, context_length, truncate=False):
-        """Captions (list of str, or one str) -> LongTensor (B, L), each row SOT, ids, EOT and zeros up to L = context_length.
+        """Turn captions (list of str, or one str) into a LongTensor (B, L), L = context_length.
 
-        ValueError: L < 2, or a caption takes more than L ids and `truncate` is off. If it is on, the front is kept, with EOT behind it.
+        Each row holds SOT, the ids, EOT, and zeros up to L. Raises ValueError for L < 2, and for a
+        caption that needs more than L ids. With `truncate` such a caption keeps its front,
+        followed by EOT.
         """
         captions = [captions] if isinstance(captions, str) else list(captions)
         if context_length < 2:
-            raise ValueError(f"context_length must be at least 2, for SOT and EOT, not {context_length}")
-        rows = {}                                         # caption -> its row; each distinct one once, since training sets repeat theirs
+            raise ValueError(
+                f"context_length must be at least 2, for SOT and EOT, not {context_length}")
+        # Training sets repeat their captions: encode each distinct one once.
+        rows = {}
         for caption in dict.fromkeys(map(require_str, captions)):
             ids = self.encode(caption)
             if len(ids) + 2 > context_length and not truncate:
-                raise ValueError(f"caption {caption[:60]!r} takes {len(ids) + 2} ids with SOT and EOT, context_length is {context_length}")
+                raise ValueError(
+                    f"caption {caption[:60]!r} takes {len(ids) + 2} ids with SOT and EOT, "
+                    f"context_length is {context_length}: use a shorter caption")
             row = [self.sot_id, *ids[:context_length - 2], self.eot_id]
             rows[caption] = row + [0] * (context_length - len(row))
-        return torch.tensor([rows[caption] for caption in captions], dtype=torch.long).view(-1, context_length)    # (B, L)
+        found = torch.tensor([rows[caption] for caption in captions], dtype=torch.long)
+        return found.view(-1, context_length)  # (B, L)
 
     def explain(self, text):
-        """Show the work: the clean text, its words, and for each its bytes, every merge in order, its ids -> Explanation; print it."""
+        """Show how a caption becomes ids, word by word and merge by merge: Explanation."""
         words = []
         for word in split_words(text):
             start = word_symbols(word)
             merges = [(self.rank[pair], *pair, after) for pair, after in self._merge_steps(start)]
-            words.append(WordSteps(word, word.encode("utf-8"), start, merges, list(self._encode_word(word))))
+            ids = list(self._encode_word(word))
+            words.append(WordSteps(word, word.encode("utf-8"), start, merges, ids))
         return Explanation(text, clean(text), words, [i for step in words for i in step.ids])
 
     def state_dict(self):
-        """All there is to know, as plain values for a checkpoint or JSON: {"merges": ["left right", ...]}."""
+        """Return plain values for a checkpoint or JSON: {"merges": ["left right", …]}."""
         return {"merges": [" ".join(pair) for pair in self.merges]}
 
     @classmethod
     def from_state_dict(cls, state):
-        """The tokenizer that `state_dict` described. ValueError if `state` is something else."""
+        """Make the tokenizer that `state_dict` described. Raises ValueError for any other value."""
         merges = state.get("merges") if isinstance(state, dict) else None
         if not isinstance(merges, list) or not all(isinstance(line, str) for line in merges):
-            raise ValueError('this is no tokenizer\'s state: {"merges": ["left right", ...]} was expected')
+            raise ValueError(
+                'this is not the state of a tokenizer: it must be {"merges": ["left right", …]}')
         return cls(line.split(" ") for line in merges)

@@ -1,9 +1,9 @@
-"""What all notebooks share: where the package lies, and one look for their figures.
+"""What all notebooks share: the path to the package, and one style for all figures.
 
     from look import pictures, plt
 
-Figures have an opaque white ground, so that they can be read on a dark page and in print. No model and no formula is
-in here.
+Figures have an opaque white background, so that they are readable on a dark page and in print.
+This file contains no model and no formula.
 """
 
 import sys
@@ -14,39 +14,47 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-# the package, without installing it
+# Find the package without installing it.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-# tqdm's hint that bars could be widgets; none are shown here
+# tqdm suggests widgets for its progress bars. The notebooks show no progress bars.
 warnings.filterwarnings("ignore", message="IProgress not found")
 
 plt.rcParams.update({
-    "figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white", "text.color": "black",
-    "figure.dpi": 90, "figure.constrained_layout.use": True, "font.size": 10, "axes.titlesize": 10,
-    "legend.fontsize": 9,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
-    "image.interpolation": "nearest",
+    "figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white",
+    "text.color": "black", "figure.dpi": 90, "figure.constrained_layout.use": True,
+    "font.size": 10, "axes.titlesize": 10, "legend.fontsize": 9,
+    "axes.spines.top": False, "axes.spines.right": False,
+    "axes.grid": True, "grid.alpha": 0.25, "image.interpolation": "nearest",
 })
 
 
 def to_array(image):
-    """A PIL image, or a tensor (3, S, S) in [-1, 1], as something that matplotlib draws: uint8 (S, S, 3)."""
+    """Convert a PIL image or a tensor (3, S, S) in [-1, 1] to uint8 (S, S, 3) for matplotlib."""
     if torch.is_tensor(image):
-        return ((image.detach().float() + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+        values = ((image.detach().float() + 1) * 127.5).round().clamp(0, 255)
+        return values.byte().permute(1, 2, 0).numpy()
     return np.asarray(image.convert("RGB"))
 
 
 def pictures(rows, above=None, left=None, beneath=None, title=None, side=1.15):
-    """Draws rows of pictures (PIL, tensors (3, S, S) in [-1, 1], or None for a gap), each `side` inches wide.
+    """Show rows of pictures, each `side` inches wide.
 
-    above: one text per column. left: one per row. beneath: rows of texts, one per picture. A thin frame shows where a
-    picture ends whose ground is white like the figure's.
+    A picture is a PIL image, a tensor (3, S, S) in [-1, 1], or None for a gap. A thin frame shows
+    the border of a picture whose background is white.
+
+    above: one text per column. left: one text per row. beneath: rows of texts, one per picture.
     """
     rows = [list(row) for row in rows]
     columns = max(map(len, rows))
-    lines = max((str(text).count("\n") + 1 for row in beneath or [] for text in row if text), default=0)
-    letters = max((len(line) for text in left or [] for line in text.split("\n")), default=-4)
+    texts = [str(text) for row in beneath or [] for text in row if text]
+    lines = max((text.count("\n") + 1 for text in texts), default=0)
+    labels = [line for text in left or [] for line in text.split("\n")]
+    letters = max(map(len, labels), default=-4)
+
     width = columns * (side + 0.08) + 0.07 * letters + 0.28
-    height = len(rows) * (side + 0.08 + 0.15 * lines) + (0.22 if above else 0) + (0.25 if title else 0)
+    height = len(rows) * (side + 0.08 + 0.15 * lines)
+    height += 0.22 if above else 0
+    height += 0.25 if title else 0
     figure, axes = plt.subplots(len(rows), columns, squeeze=False, figsize=(width, height))
     for i, row in enumerate(rows):
         for j, ax in enumerate(axes[i]):
@@ -57,7 +65,7 @@ def pictures(rows, above=None, left=None, beneath=None, title=None, side=1.15):
                 ax.spines[:].set(visible=True, color="0.85", linewidth=0.6)
             else:
                 ax.spines[:].set_visible(False)
-                # as wide as a picture: else the row's label stands farther left than the others
+                # A gap is as wide as a picture. Otherwise its row's label would not be aligned.
                 ax.set_box_aspect(1)
             if beneath and j < len(beneath[i]) and beneath[i][j]:
                 ax.set_xlabel(beneath[i][j], fontsize=8, labelpad=3)

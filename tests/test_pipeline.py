@@ -10,10 +10,11 @@ from PIL import Image
 
 import sample                                              # the script at the top level
 from mini_dalle2 import DALLE2
-from mini_dalle2 import pipeline
+from mini_dalle2 import latents
 from mini_dalle2.data.pixels import to_pil
 from mini_dalle2.data.shapes import CaptionedShapes
-from mini_dalle2.pipeline import load_model, to_mask
+from mini_dalle2.latents import to_mask
+from mini_dalle2.pipeline import load_model
 from mini_dalle2.runtime.noise import seeded
 from mini_dalle2.prior import DiffusionPrior
 from mini_dalle2.runtime.files import load_checkpoint, save_checkpoint
@@ -306,7 +307,7 @@ def test_text_diffs_of_whitened_runs_add_what_the_prior_says(model, picture, mon
     d = torch.randn(2, z_img.shape[1], generator=torch.Generator().manual_seed(0))
     asked = []
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "flow_edit", lambda *args: asked.append(args) or d[:len(args[3])])
+        patch.setattr(latents, "flow_edit", lambda *args: asked.append(args) or d[:len(args[3])])
         z = model.follow(z_img, source, target, theta)
         one = model.follow(z_img[:1], source[:1], target[:1], torch.tensor([0.0, 0.25, 0.5]))
     x = prior.scale(z_img)
@@ -410,7 +411,7 @@ def test_inpainting_takes_the_z_img_that_goes_with_what_is_known(model, monkeypa
     monkeypatch.setattr(model.decoder, "sample", sample)
     known = torch.full((1, 3, 16, 16), 0.1)
     known[..., :8] = -0.9                                                  # as the first draws it
-    assert torch.equal(model.fitting(z_img, [0, 1], known, mask), torch.stack([z_img[0, 1], z_img[1, 2]]))
+    assert torch.equal(model.choose_by_known_pixels(z_img, [0, 1], known, mask), torch.stack([z_img[0, 1], z_img[1, 2]]))
 
 
 @pytest.mark.parametrize("paint", ["RGBA", "LA", "1", "P"])

@@ -57,7 +57,7 @@ def copy_of(run, folder, leave_out=()):
 
 def test_run_folder(run):
     names = {path.name for path in run.iterdir()}
-    stages = set(configs.MODEL_CONFIGS)
+    stages = set(configs.MODELS)
     assert {f"{stage}{end}" for stage in stages for end in (".pt", ".resume.pt", ".png", "_loss.png")} <= names
     assert names - {f"{stage}{end}" for stage in stages for end in (".pt", ".resume.pt", ".png", "_loss.png")} == {
         "config.json", "tokenizer.json", "embeddings.pt", "metrics.jsonl", "commands.txt"}
@@ -74,7 +74,7 @@ def test_checkpoints_carry_all_that_sampling_needs(run):
     vocab = config.clip.model.vocab_size
     assert 514 < vocab < 640 and config.clip.model.eot_id == vocab - 1     # as the tokenizer came out, not as it was asked for
     signatures = set()
-    for stage in configs.MODEL_CONFIGS:
+    for stage in configs.MODELS:
         model, checkpoint = load_model(run / f"{stage}.pt")
         assert model.cfg == getattr(config, stage).model and overrides.from_dict(checkpoint["config"]) == config
         assert checkpoint["step"] == 3 and "optimizer" not in checkpoint
@@ -129,7 +129,7 @@ def test_habits_change_while_a_stage_learns_on(run, tmp_path, capsys):
 
 
 def test_every_habit_is_one_of_a_model():
-    names = {name for config in configs.MODEL_CONFIGS.values() for name in config.__dataclass_fields__}
+    names = {name for config in configs.MODELS.values() for name in config.__dataclass_fields__}
     assert set(configs.HABITS) <= names
 
 
@@ -147,7 +147,7 @@ def test_from_begins_with_what_another_run_has_learned(run, tmp_path, capsys):
     """One step at a rate of next to nothing, from the weights in the box: one stage alone, then all of them, the first of them interrupted."""
     box, one, new = tmp_path / "box", tmp_path / "one", tmp_path / "new"
     ship(run, box, "1234abc")
-    still = [f"--{stage}.{key}" for stage in configs.MODEL_CONFIGS for key in ("steps=1", "lr=1e-9", "warmup=0")]
+    still = [f"--{stage}.{key}" for stage in configs.MODELS for key in ("steps=1", "lr=1e-9", "warmup=0")]
     assert call(capsys, "--from", box, "--out", one, "--stage=decoder", *still)[0] == 0
     assert torch.allclose(weights(one / "decoder.pt"), weights(box / "decoder.pt"), rtol=0, atol=1e-6)
     assert torch.equal(weights(one / "sketch.pt"), weights_of(load_model(box / "decoder.pt")[0].sketch))       # a part of it there
@@ -158,7 +158,7 @@ def test_from_begins_with_what_another_run_has_learned(run, tmp_path, capsys):
     origin.copy_origin(Run(config, begun, torch.device("cpu"), True, configs.STAGES), box)
     code, out, _ = call(capsys, "--out", begun, "--resume", *still)        # as after a Ctrl-C before anything was saved
     assert code == 0 and "tokenizer: was finished before" in out
-    for stage in configs.MODEL_CONFIGS:
+    for stage in configs.MODELS:
         assert load_checkpoint(begun / f"{stage}.pt")["step"] == 1
         theirs = weights_of(load_model(box / "decoder.pt")[0].sketch) if stage == "sketch" else weights(box / f"{stage}.pt")
         assert torch.allclose(weights(begun / f"{stage}.pt"), theirs, rtol=0, atol=1e-6), stage
@@ -281,9 +281,9 @@ def test_folder_split_is_disjoint_and_fixed(folder):
     assert len(val_part) == 1 and sorted(train_part + val_part) == list(range(12))
     assert pictures.dataset("train", 16, 4).indices == train_part[:4]      # the same order at every size
     assert sorted(pictures.captions()) == sorted(t for i in train_part for t in pictures.folder("train", 1).texts(i))
-    key = pictures.key()
+    key = pictures.fingerprint()
     os.utime(folder / "05.png", ns=(1, 1))
-    assert pictures.key() != key
+    assert pictures.fingerprint() != key
 
 
 def test_a_folder_that_is_split_already_stays_so(folder, tmp_path):
@@ -294,7 +294,7 @@ def test_a_folder_that_is_split_already_stays_so(folder, tmp_path):
                 shutil.copy(folder / f"{name:02}.{end}", tmp_path / split)
     pictures = Pictures(configs.DataConfig(source=str(tmp_path), val_images=1), torch.device("cpu"))
     texts = {split: {(folder / f"{name:02}.txt").read_text().strip() for name in names} for split, names in (("train", range(8)), ("val", (8, 9)))}
-    assert pictures.there == 8 and set(pictures.captions()) == texts["train"]
+    assert pictures.available == 8 and set(pictures.captions()) == texts["train"]
     assert len(pictures.table("val", 8, 100)[1]) == 2 and set(pictures.table("val", 8, 100)[1]) == texts["val"]
 
 
@@ -365,10 +365,10 @@ def test_the_paper_is_too_large_at_once(tmp_path, capsys):
 def test_sizes_that_only_fail_when_run_are_found_before_training():
     """A layer that does not fit its input shows in a step, not when it is made."""
     cfg = configs.preset("micro")
-    for stage in configs.MODEL_CONFIGS:
+    for stage in configs.MODELS:
         guards.check_one_step(stage, getattr(cfg, stage).model)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match="decoder cannot work with these sizes: .*50.* .*60"):
-        patch.setattr(Decoder, "forward", lambda self, x, t, condition: torch.empty(2, 50) @ torch.empty(60, 2))
+        patch.setattr(type(configs.build(cfg.decoder.model)), "forward", lambda self, x, t, condition: torch.empty(2, 50) @ torch.empty(60, 2))
         guards.check_one_step("decoder", cfg.decoder.model)
 
 
@@ -382,7 +382,7 @@ def test_memory_is_counted(folder, monkeypatch):
     assert guards.needs(shapes, "upsampler2")[1] == 16 * 3 * 64 * 64
     # No more pictures than there are.
     assert guards.needs(own, "decoder")[1] == 12 * 3 * 16 * 16
-    weights = sum(p.numel() for p in DiffusionPrior(cfg.prior.model).parameters())
+    weights = sum(p.numel() for p in configs.build(cfg.prior.model).parameters())
     assert guards.needs(own, "prior")[0] == 20 * weights
     guards.check_memory(shapes)
     # A machine of one megabyte.
@@ -476,14 +476,14 @@ def test_a_loss_that_is_not_finite_is_one_sentence(run, tmp_path, capsys, monkey
 def test_flags_set_every_stage(tmp_path):
     args = train.parse(["--dtype=bf16", "--compile", "--clip.compile=false", "--out", str(tmp_path)])
     config = guards.settle(args)
-    assert all(getattr(config, stage).train.dtype == "bf16" for stage in configs.MODEL_CONFIGS)
-    assert [stage for stage in configs.MODEL_CONFIGS if not getattr(config, stage).train.compile] == ["clip"]
+    assert all(getattr(config, stage).train.dtype == "bf16" for stage in configs.MODELS)
+    assert [stage for stage in configs.MODELS if not getattr(config, stage).train.compile] == ["clip"]
 
 
 def test_bf16_parts_and_recomputing_train_every_stage(run, tmp_path, capsys):
     """The whole chain, at losses like those without them."""
-    more = ["--dtype=bf16"] + [f"--{stage}.recompute=true" for stage in configs.MODEL_CONFIGS]
-    more += [f"--{stage}.accumulate=2" for stage in configs.MODEL_CONFIGS if stage != "clip"]
+    more = ["--dtype=bf16"] + [f"--{stage}.recompute=true" for stage in configs.MODELS]
+    more += [f"--{stage}.accumulate=2" for stage in configs.MODELS if stage != "clip"]
     assert call(capsys, *SMALL, *more, "--out", tmp_path / "run")[0] == 0
     plain, short = ({line["stage"]: line["loss"] for line in read_metrics(folder)} for folder in (run, tmp_path / "run"))
     for stage in ("clip", "upsampler1", "upsampler2"):                     # which do not learn from another CLIP

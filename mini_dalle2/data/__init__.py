@@ -1,6 +1,18 @@
-"""data: captioned pictures: drawn shapes, your own folder, emoji; and the way from pixels to tensors.
+"""Data: captioned pictures to learn from, and the way from pixels to tensors.
 
-Read next: shapes.py.
+The paper trains on pairs (x, y) of an image and its caption (§2). Its 650 million pairs are not
+public. This folder holds three stand-ins:
+
+    shapes.py       coloured shapes, drawn on demand, with an exact caption grammar
+    folder.py       a folder of your own captioned pictures
+    emoji.py        real emoji in nine styles, fetched and drawn by one command
+
+Around these stand four helpers. `tables.py` holds a whole data set as one tensor. `pixels.py`
+turns pictures into tensors. `grid.py` shows pictures with their captions. `near_misses.py` makes
+captions that are almost right, from which CLIP learns more than from the rest of a batch.
+
+Read next: shapes.py (the data set of the default preset), ../tokenizer.py (what becomes of a
+caption).
 """
 
 from .folder import CaptionedFolder

@@ -1,56 +1,109 @@
-"""A labelled sheet of pictures.
+"""Grid: a sheet of pictures with their captions beneath.
 
-Read next: shapes.py.
+Every picture grid of the project is made here, by sample.py, by train.py after a stage, by the
+evaluation and by the notebooks.
+
+    ┌─────┐ ┌─────┐
+    │     │ │     │      one row: pictures side by side, small ones enlarged pixel by pixel
+    └─────┘ └─────┘
+    caption caption      beneath each picture, or one caption beneath the whole row
+
+Read next: shapes.py, whose pictures most grids show.
 """
 
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+# All in pixels.
+GAP = 8
+LEAST_SIDE = 128
+LEAST_FONT = 12
 
-def wrap(draw, text, font, width):
-    """Break a text into lines no wider than `width` pixels: list of str; a single long word stays whole."""
+
+def break_lines(text, width, font):
+    """Break a text into lines that are at most `width` pixels wide in this font: list of str.
+
+    A word that is wider than that gets a line of its own and stays whole.
+    """
     lines = []
     for paragraph in text.split("\n"):
         lines.append("")
         for word in paragraph.split():
             longer = f"{lines[-1]} {word}".strip()
-            if lines[-1] and draw.textlength(longer, font=font) > width:
+            if lines[-1] and font.getlength(longer) > width:
                 lines.append(word)
             else:
                 lines[-1] = longer
     return lines
 
 
-def caption_grid(rows, captions, path=None):
-    """A sheet of pictures with captions beneath, saved to `path` if given: RGB image.
+def grid_font(side):
+    """Load the font for pictures of `side` pixels: DejaVu Sans, whose letters include η and θ."""
+    # Imported here, because only grids need matplotlib, and only for this font.
+    import matplotlib
+    path = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    return ImageFont.truetype(path, max(LEAST_FONT, side // 26))
 
-    rows: list of rows of PIL images; small ones are enlarged to 128 px, pixels kept visible. captions: one str per row, beneath its first
-    picture and as wide as the row, or one list per row with a str for each picture. Raises ValueError if they do not match.
+
+def check_rows(rows, captions):
+    """Raise ValueError unless there are pictures in each row and captions for each of the rows."""
+    if not rows or not all(rows) or len(captions) != len(rows):
+        raise ValueError(
+            f"caption_grid got {len(rows)} rows and {len(captions)} entries of captions: "
+            f"give it rows with pictures, and one entry per row")
+    for row, caption in zip(rows, captions):
+        if not isinstance(caption, str) and len(caption) != len(row):
+            raise ValueError(
+                f"caption_grid got {len(caption)} captions for a row of {len(row)} pictures: "
+                f"give it one caption per row or one per picture")
+
+
+def paste_centred(sheet, image, corner, side):
+    """Paste a picture into the middle of a square cell of the sheet, enlarged if it is small.
+
+    corner: (left, top) of the cell. The factor is a whole number, so that pixels stay visible.
+    """
+    left, top = corner
+    factor = max(1, side // max(image.size))
+    larger = (image.width * factor, image.height * factor)
+    big = image.convert("RGB").resize(larger, Image.Resampling.NEAREST)
+    sheet.paste(big, (left + (side - big.width) // 2, top + (side - big.height) // 2))
+
+
+def caption_grid(rows, captions, path=None):
+    """Lay out pictures with captions beneath on one sheet: RGB image, saved to `path` if given.
+
+    rows: list of rows of PIL images. Pictures below 128 px are enlarged.
+    captions: one entry per row. A str stands beneath the first picture and is as wide as the row;
+    a list has a str for each picture. Raises ValueError if rows and captions do not match.
     """
     rows = [list(row) for row in rows]
-    if not rows or not all(rows) or len(captions) != len(rows):
-        raise ValueError(f"caption_grid needs rows of pictures and one caption entry per row, got {len(rows)} and {len(captions)}")
-    if any(not isinstance(c, str) and len(c) != len(row) for c, row in zip(captions, rows)):
-        raise ValueError("caption_grid needs one caption per row or one per picture")
-    side = max(128, max(max(image.size) for row in rows for image in row))
-    import matplotlib                                                      # here, because only sheets need it, for its font: Pillow's has no η and θ
-    gap, font = 8, ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), max(12, side // 26))
-    measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    line = sum(font.getmetrics()) + 2
-    columns = max(map(len, rows))
-    texts = [[wrap(measure, captions[i], font, columns * (side + gap) - gap)] if isinstance(captions[i], str) else
-             [wrap(measure, text, font, side) for text in captions[i]] for i in range(len(rows))]
-    heights = [side + line * max(map(len, row)) + gap + 4 for row in texts]
-    sheet = Image.new("RGB", (gap + columns * (side + gap), gap + sum(heights)), "white")
-    draw, top = ImageDraw.Draw(sheet), gap
-    for row, row_texts, height in zip(rows, texts, heights):
+    check_rows(rows, captions)
+    side = max(LEAST_SIDE, max(max(image.size) for row in rows for image in row))
+    columns = max(len(row) for row in rows)
+    font = grid_font(side)
+    line_height = sum(font.getmetrics()) + 2
+
+    texts = []
+    heights = []
+    for caption in captions:
+        if isinstance(caption, str):
+            lines = [break_lines(caption, columns * (side + GAP) - GAP, font)]
+        else:
+            lines = [break_lines(one, side, font) for one in caption]
+        texts.append(lines)
+        heights.append(side + line_height * max(len(each) for each in lines) + GAP + 4)
+
+    sheet = Image.new("RGB", (GAP + columns * (side + GAP), GAP + sum(heights)), "white")
+    pen = ImageDraw.Draw(sheet)
+    top = GAP
+    for row, lines, height in zip(rows, texts, heights):
         for i, image in enumerate(row):
-            factor = max(1, side // max(image.size))
-            big = image.convert("RGB").resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-            sheet.paste(big, (gap + i * (side + gap) + (side - big.width) // 2, top + (side - big.height) // 2))
-        for i, lines in enumerate(row_texts):
-            draw.multiline_text((gap + i * (side + gap), top + side + 4), "\n".join(lines), fill="black", font=font, spacing=2)
+            paste_centred(sheet, image, (GAP + i * (side + GAP), top), side)
+        for i, each in enumerate(lines):
+            corner = (GAP + i * (side + GAP), top + side + 4)
+            pen.multiline_text(corner, "\n".join(each), fill="black", font=font, spacing=2)
         top += height
     if path is not None:
         sheet.save(path)

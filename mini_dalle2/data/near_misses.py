@@ -1,38 +1,63 @@
-"""Near misses: captions that are almost what a picture shows. From them CLIP learns which of two things is left of which.
+"""Near misses: captions that are almost, but not quite, what a picture shows.
 
-    a red circle above a blue square  ->  a red circle below a blue square · a blue square above a red circle
+    a red circle above a blue square  ->  a red circle below a blue square
+                                          a blue square above a red circle
     two green rings                   ->  two green circles · two green squares · …
 
-Of the other captions in a batch hardly one is like that, so CLIP can tell its own caption from them as a bag of words, and does: without
-near misses, a CLIP that found the right caption among 1,000 for 90 % of unseen pictures preferred it to the opposite relation for 47 %,
-which is guessing. With them it is 99 %, after a few minutes. What CLIP does not know, no prior can pass on to the decoder.
+From near misses CLIP learns the difference between "left of" and "right of". The other captions
+of a batch hardly ever teach this: the words alone tell them apart. So a CLIP without near misses
+finds the right caption among a thousand, and still only guesses between a relation and its
+opposite. What CLIP does not know, no prior can pass on to the decoder.
 
-Finding them takes an understanding of the captions. This one knows those of the shapes; other captions have none.
-References: NegCLIP (2210.01936), which exchanges words of a caption. Read next: clip.py, whose loss they go into.
+To make near misses, one must understand the caption. This file understands the captions of the
+shapes (shapes.py). All other captions have no near misses.
+
+Reference: NegCLIP (arXiv 2210.01936), which exchanges words of a caption.
+Read next: ../clip.py, whose loss takes the near misses.
 """
 
-from .shapes import SHAPES, relation_caption
-from .shapes import parse_caption
+from .shapes import SHAPES, parse_caption, relation_caption
 
 OPPOSITE = {"above": "below", "below": "above", "left of": "right of", "right of": "left of"}
 
 
 def near_misses(caption):
-    """Captions that a picture of this one is not: relation turned round, things exchanged; elsewhere another shape. Else none."""
+    """List the near misses of a caption: list of str, empty for a caption not of the shapes.
+
+    A relation is turned round, and its two objects are exchanged. Other captions name each of
+    the other shapes in turn.
+    """
     try:
-        kind, word, things = parse_caption(caption)
-    except ValueError:                                                     # a caption from elsewhere
+        kind, word, pairs = parse_caption(caption)
+    except ValueError:
         return []
     if kind == "relation":
-        first, second = things
-        return [] if first == second else [relation_caption(first, OPPOSITE[word], second), relation_caption(second, word, first)]
-    own = things[0][1] if kind == "size" else SHAPES[things[0][1]]         # the last word, singular or plural
-    others = SHAPES if kind == "size" else SHAPES.values()
-    return [caption.removesuffix(own) + other for other in others if other != own]
+        first, second = pairs
+        if first == second:
+            # "a red ring above a red ring", turned round, is still true.
+            return []
+        turned_round = relation_caption(first, OPPOSITE[word], second)
+        exchanged = relation_caption(second, word, first)
+        return [turned_round, exchanged]
+    _, shape = pairs[0]
+    if kind == "size":
+        own, names = shape, SHAPES.keys()
+    else:
+        own, names = SHAPES[shape], SHAPES.values()
+    return [caption.removesuffix(own) + name for name in names if name != own]
 
 
 def with_near_misses(captions):
-    """For each of N captions itself and K near misses, in one list of (1 + K)·N texts; those with fewer than K repeat theirs (or itself)."""
+    """List each of N captions followed by its K near misses: (1 + K)·N texts.
+
+    K is the largest number of near misses of any caption. A caption with fewer repeats them in
+    turn, and a caption with none repeats itself.
+    """
     near = {caption: near_misses(caption) or [caption] for caption in set(captions)}
-    K = max(map(len, near.values()), default=0)
-    return [text for caption in captions for text in (caption, *(near[caption][k % len(near[caption])] for k in range(K)))]
+    K = max((len(texts) for texts in near.values()), default=0)
+    listed = []
+    for caption in captions:
+        texts = near[caption]
+        listed.append(caption)
+        listed.extend(texts[k % len(texts)] for k in range(K))
+    return listed

@@ -1,6 +1,12 @@
-"""Pixels: from a PIL image to a tensor and back.
+"""Pixels: from a picture to a tensor and back.
 
-Read next: folder.py.
+A model sees a pixel value v of 0..255 as x = v / 127.5 − 1, a number in [-1, 1]. Picture files
+come in many kinds: transparent, rotated, 16-bit, grey. `to_rgb` brings all of them to one form,
+upright RGB on white.
+
+Shapes: S side of a square picture in pixels, H and W height and width. A picture is (3, H, W).
+Reference: CLIP's preprocessing (bicubic, the shorter side, the centre).
+Read next: folder.py, which reads your pictures with these functions.
 """
 
 import numpy as np
@@ -9,50 +15,73 @@ from PIL import Image, ImageOps
 
 
 def to_float(image):
-    """uint8 pixels 0..255 -> float32 in [-1, 1], any shape."""
+    """Convert uint8 pixels 0..255 of any shape to float32 in [-1, 1]."""
     return image.float() / 127.5 - 1
 
 
 def to_uint8(image):
-    """Float pixels in [-1, 1] -> uint8 0..255, rounded and clamped, any shape; undoes `to_float` exactly."""
+    """Convert float pixels in [-1, 1] of any shape to uint8 0..255.
+
+    Values are rounded and clamped, so this undoes `to_float` exactly.
+    """
     return ((image.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def from_pil(image):
-    """RGB image -> uint8 tensor (3, H, W)."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()                 # (H, W, 3) -> (3, H, W)
+    """Convert an RGB PIL image to a uint8 tensor (3, H, W)."""
+    pixels = torch.from_numpy(np.array(image))                          # (H, W, 3)
+    return pixels.permute(2, 0, 1).contiguous()                         # (3, H, W)
 
 
 def to_pil(image):
-    """Image (3, H, W), float in [-1, 1] (clamped) or uint8 -> RGB PIL image. Raises ValueError for another shape."""
+    """Convert a tensor (3, H, W) to an RGB PIL image.
+
+    image: uint8, or float in [-1, 1], which is clamped. Raises ValueError for another shape.
+    """
     if image.ndim != 3 or image.shape[0] != 3:
-        raise ValueError(f"to_pil needs one image of shape (3, H, W), got {tuple(image.shape)}")
-    image = image if image.dtype == torch.uint8 else to_uint8(image.detach())
+        raise ValueError(f"to_pil got shape {tuple(image.shape)}: give it one image (3, H, W)")
+    if image.dtype != torch.uint8:
+        image = to_uint8(image.detach())
     return Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
 
 
 def to_rgb(image):
-    """Any PIL image -> upright RGB: EXIF orientation applied, transparency composited on white, 16-bit and float grey scaled to 8 bits."""
+    """Convert any PIL image to upright RGB.
+
+    The EXIF orientation is applied, transparent pictures are laid on white, and grey pictures of
+    16 bits or of floats are scaled to 8 bits.
+    """
     try:
         image = ImageOps.exif_transpose(image)
-    except Exception:                                                      # a broken EXIF block says nothing against the pixels
+    except Exception:
+        # A broken EXIF block does not damage the pixels: keep the picture as it is.
         pass
-    if image.mode.startswith("I"):                                         # 16-bit grey; `convert` would clip it to white
+    if image.mode.startswith("I"):
+        # 16-bit grey. Pillow's `convert` would clip all values above 255 to white.
         values = np.asarray(image, dtype=np.float64) / 257
     elif image.mode == "F":
         values = np.asarray(image, dtype=np.float64)
-        values = values * 255 if values.min() >= 0 and values.max() <= 1 else values
+        if values.min() >= 0 and values.max() <= 1:
+            values = values * 255
     elif image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
     else:
         return image.convert("RGB")
-    return Image.fromarray(np.nan_to_num(values).round().clip(0, 255).astype(np.uint8)).convert("RGB")
+    grey = np.nan_to_num(values).round().clip(0, 255).astype(np.uint8)
+    return Image.fromarray(grey).convert("RGB")
 
 
 def central_square(image, size):
-    """Any PIL image -> the central square of its upright, opaque self: RGB, size × size, bicubic with antialiasing."""
+    """Cut the central square out of any PIL image: RGB, upright, opaque, size × size pixels.
+
+    The square is as long as the picture's shorter side. It is resized by bicubic interpolation
+    with antialiasing.
+    """
     image = to_rgb(image)
     side = min(image.size)
-    left, top = (image.width - side) / 2, (image.height - side) / 2
-    return image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+    left = (image.width - side) / 2
+    top = (image.height - side) / 2
+    box = (left, top, left + side, top + side)
+    return image.resize((size, size), Image.Resampling.BICUBIC, box=box)

@@ -1,6 +1,15 @@
-"""Tables of pictures: a whole data set as one uint8 tensor, in memory or on disk.
+"""Tables: a whole data set of pictures as one tensor, in memory or on disk.
 
-Read next: shapes.py.
+Training reads every picture many times. So each picture is drawn or decoded once, for one size,
+and kept as uint8:
+
+    data set  ->  table (N, 3, S, S) uint8, and N captions  ->  batch (B, 3, S, S) in [-1, 1]
+
+`load_table` makes a table from any data set. `Pictures` chooses the data sets of a run, shapes or
+a folder, and keeps the last table. A table that is too large for the memory lies in a file.
+
+Shapes: N pictures, B batch, S side in pixels.
+Read next: ../training/stages.py, which takes its batches from here.
 """
 
 import hashlib
@@ -24,60 +33,97 @@ from .folder import CaptionedFolder
 from .pixels import to_float, to_uint8
 from .shapes import CaptionedShapes
 
+# Examples that are loaded first, to see how long one takes.
+FIRST = 32
+# A chunk of examples for a worker process, at most: in seconds, in examples, in bytes.
+CHUNK_SECONDS = 0.5
+CHUNK_EXAMPLES = 1024
+CHUNK_BYTES = 2 ** 25
+# Work of fewer seconds than this is not worth starting processes.
+WORTH_PROCESSES = 10
+MOST_WORKERS = 16
 
-_dataset = None                                                            # a worker process's own copy, sent once and not with each chunk
+
+# ------------------------------------------------------------------------------ one table
+
+def load_items(dataset, indices):
+    """Load some examples: (uint8 array (n, 3, S, S), list of n captions)."""
+    items = [dataset[i] for i in indices]
+    pictures = torch.stack([to_uint8(item["image"]) for item in items])
+    return pictures.numpy(), [item["text"] for item in items]
 
 
-def _set_dataset(dataset):
+# A worker process's own copy of the data set, sent once and not with each chunk.
+_dataset = None
+
+
+def _start_worker(dataset):
     global _dataset
     _dataset = dataset
-    torch.set_num_threads(1)                                               # as many workers as cores: more threads only collide
+    # There are as many workers as cores: more threads would only get into each other's way.
+    torch.set_num_threads(1)
 
 
-def _load_chunk(indices):
-    return _load(_dataset, indices)
-
-
-def _load(dataset, indices):
-    items = [dataset[i] for i in indices]
-    return torch.stack([to_uint8(item["image"]) for item in items]).numpy(), [item["text"] for item in items]
+def _load_in_worker(indices):
+    return load_items(_dataset, indices)
 
 
 def empty_table(shape, folder=None):
-    """A uint8 tensor to be filled: in memory, or in a file without a name in `folder`, of which memory holds what is read most.
+    """Make an empty uint8 tensor, in memory or in a file without a name in `folder`.
 
-    The file is gone when the tensor is, or the process. Raises OSError when the disk has no room for it.
+    The system keeps the parts of the file in memory that are read most. The file goes when the
+    tensor or the process goes. Raises OSError when the disk has no room.
     """
     if folder is None:
         return torch.empty(shape, dtype=torch.uint8)
+    nbytes = math.prod(shape)
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
-            if hasattr(os, "posix_fallocate"):                             # else a disk that is full later on would kill the process
-                os.posix_fallocate(file.fileno(), 0, math.prod(shape))
+            if hasattr(os, "posix_fallocate"):
+                # Take the room now: a disk that fills up later would kill the process.
+                os.posix_fallocate(file.fileno(), 0, nbytes)
             return torch.from_numpy(np.memmap(file, np.uint8, "w+", shape=tuple(shape)))
     except OSError as error:
-        raise OSError(f"{folder} has no room for {math.prod(shape) / 1e9:,.1f} GB of pictures ({error.strerror}): lower --data.images") from None
+        raise OSError(
+            f"{folder} has no room for {nbytes / 1e9:,.1f} GB of pictures ({error.strerror}): "
+            f"lower --data.images") from None
+
+
+def available_cores():
+    """Count the CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def chunk_length(seconds, nbytes):
+    """Choose how many examples a chunk has. seconds, nbytes: of one example."""
+    by_time = CHUNK_SECONDS / max(seconds, 1e-6)
+    by_memory = max(1, CHUNK_BYTES // nbytes)
+    return int(min(CHUNK_EXAMPLES, max(1, by_time), by_memory))
 
 
 def load_table(dataset, progress=True, folder=None):
-    """Draw or read a whole data set once: (uint8 tensor (N, 3, S, S), list of N captions); folder: see `empty_table`.
+    """Draw or read a whole data set once: (uint8 tensor (N, 3, S, S), list of N captions).
 
-    Works for any data set of {"image": (3, S, S) in [-1, 1], "text": str}, and spreads over all cores if the first few examples
-    say that the rest takes longer than starting processes does. progress: show a bar. Raises ValueError for an empty data set.
+    dataset: any data set of {"image": (3, S, S) in [-1, 1], "text": str}. progress: show a bar.
+    folder: where a table on disk lies (see `empty_table`). The work spreads over all cores if the
+    first examples show that this saves time. Raises ValueError for an empty data set.
     """
     n = len(dataset)
     if n == 0:
-        raise ValueError("load_table: the data set is empty")
+        raise ValueError("the data set is empty: a table needs at least one picture")
     with tqdm(total=n, desc="pictures", unit="", disable=not progress, leave=False) as bar:
-        dataset[0]                                                         # the first one always takes longer
+        # The very first example always takes longer: leave it out of the measurement.
+        dataset[0]
         began = time.perf_counter()
-        first, texts = _load(dataset, range(min(n, 32)))
-        seconds = (time.perf_counter() - began) / len(first)               # per example
+        first, texts = load_items(dataset, range(min(n, FIRST)))
+        seconds = (time.perf_counter() - began) / len(first)
         table = empty_table((n, *first.shape[1:]), folder)
         table[:len(first)] = torch.from_numpy(first)
         bar.update(len(first))
-        step = int(min(1024, max(1, 0.5 / max(seconds, 1e-6)), max(1, 2 ** 25 // first[0].nbytes)))   # half a second's work, at most 32 MiB
-        chunks = [range(i, min(n, i + step)) for i in range(len(first), n, step)]
+        length = chunk_length(seconds, first[0].nbytes)
+        chunks = [range(i, min(n, i + length)) for i in range(len(first), n, length)]
 
         def store(results):
             for pictures, captions in results:
@@ -85,77 +131,132 @@ def load_table(dataset, progress=True, folder=None):
                 texts.extend(captions)
                 bar.update(len(captions))
 
-        workers = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, len(chunks), 16)
-        if workers > 1 and seconds * (n - len(first)) > 10:
-            try:                                                           # spawn: forking a process that runs torch's threads may hang
-                with ProcessPoolExecutor(workers, get_context("spawn"), _set_dataset, (dataset,)) as pool:
-                    store(pool.map(_load_chunk, chunks))
-            except BrokenProcessPool:                                      # scripts without `if __name__ == "__main__"`
-                pass                                                       # what is missing is made here, below
-        store(_load(dataset, chunk) for chunk in chunks if chunk.stop > len(texts))
+        workers = min(available_cores(), len(chunks), MOST_WORKERS)
+        if workers > 1 and seconds * (n - len(first)) > WORTH_PROCESSES:
+            # Spawn: forking a process that runs torch's threads may hang.
+            spawn = get_context("spawn")
+            try:
+                with ProcessPoolExecutor(workers, spawn, _start_worker, (dataset,)) as pool:
+                    store(pool.map(_load_in_worker, chunks))
+            except BrokenProcessPool:
+                # A script without `if __name__ == "__main__"` cannot start workers. The next
+                # line loads what is missing.
+                pass
+        store(load_items(dataset, chunk) for chunk in chunks if chunk.stop > len(texts))
     return table, texts
 
 
 def is_large(nbytes):
-    """Whether a table of pictures is to lie on disk: if it takes more than a quarter of the memory that each process on this machine can have."""
+    """Tell whether a table of pictures should lie on disk.
+
+    It should if it takes more than a quarter of the memory that each process of this machine has.
+    """
     return nbytes > machine_memory() / 4 / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def pictures_at(indices, table, device):
-    """Rows of a table of pictures (N, 3, S, S) uint8, wherever it lies -> (B, 3, S, S) float in [-1, 1], on the device."""
+    """Take rows of a table as a batch: (B, 3, S, S), float in [-1, 1], on the device.
+
+    indices: (B,). table: (N, 3, S, S) uint8, in memory, on disk or on the GPU.
+    """
     return to_float(on_device(table[indices.to(table.device)], device))
 
 
+# ------------------------------------------------------------------------------ a run's pictures
+
 class Pictures:
-    """The captioned pictures of a run: data sets of any size, and tables of them; the last training table is kept. Large ones lie in `scratch`."""
+    """The captioned pictures of a run: data sets of any size, and tables of them.
+
+    cfg: `DataConfig`. scratch: the folder where large tables lie. The last training table is kept.
+    `available` is the number of training pictures that exist; of shapes there is no end.
+    """
 
     def __init__(self, cfg, device, scratch=None):
-        self.cfg, self.device, self.scratch = cfg, device, scratch
-        self.last, self.there = (None, None), math.inf                     # as many shapes as one likes
-        if cfg.source != "shapes":
-            self.is_split = all(Path(cfg.source, split).is_dir() for split in ("train", "val"))
+        self.cfg = cfg
+        self.device = device
+        self.scratch = scratch
+        # The last training table: its (size, limit), and (pictures, captions).
+        self.last_asked = None
+        self.last_table = None
+        if cfg.source == "shapes":
+            self.available = math.inf
+        else:
+            parts = [Path(cfg.source, split) for split in ("train", "val")]
+            self.is_split = all(part.is_dir() for part in parts)
             folder = self.folder("train", 1)
-            self.there = len(folder)
+            self.available = len(folder)
             print(folder.report)
 
     def folder(self, split, size):
-        """All pictures of the folder, at size × size; of its subfolder for the split, if it has both "train" and "val"."""
-        return CaptionedFolder(Path(self.cfg.source, split) if self.is_split else self.cfg.source, size)
+        """Return all pictures of the folder at size × size.
+
+        If the folder has subfolders "train" and "val", return those of the split's subfolder.
+        """
+        source = Path(self.cfg.source, split) if self.is_split else self.cfg.source
+        return CaptionedFolder(source, size)
 
     def dataset(self, split, size, limit):
-        """At most `limit` examples of "train" or "val". A folder that is not split lends a tenth to "val", chosen by the seed."""
+        """Return at most `limit` examples of "train" or "val".
+
+        A folder that is not split lends up to a tenth of its pictures to "val"; the seed chooses
+        them. If it has too few to spare any, "val" shows training pictures.
+        """
         if self.cfg.source == "shapes":
             return CaptionedShapes(split, size, self.cfg.seed, limit)
         folder = self.folder(split, size)
-        order = torch.randperm(len(folder), generator=torch.Generator().manual_seed(self.cfg.seed)).tolist()
+        generator = torch.Generator().manual_seed(self.cfg.seed)
+        order = torch.randperm(len(folder), generator=generator).tolist()
         lent = 0 if self.is_split else min(self.cfg.val_images, len(folder) // 10)
-        if lent == 0:                                                      # or too few to spare any: then "val" shows training pictures
-            return Subset(folder, order[:limit])
-        return Subset(folder, order[:lent][:limit] if split == "val" else order[lent:][:limit])
+        if lent == 0:
+            chosen = order
+        elif split == "val":
+            chosen = order[:lent]
+        else:
+            chosen = order[lent:]
+        return Subset(folder, chosen[:limit])
 
     def table(self, split, size, limit):
-        """-> uint8 pictures (N, 3, size, size), and their N captions. Where: on the GPU if they take less than a quarter of it, else see `is_large`."""
+        """Return uint8 pictures (N, 3, size, size) and their N captions.
+
+        A training table lies on the GPU if it takes less than a quarter of the free memory there.
+        Else it lies in memory or on disk (see `is_large`).
+        """
         if split == "val":
             return load_table(self.dataset(split, size, limit), progress=False)
-        if self.last[0] != (size, limit):
-            self.last = (None, None)                                       # the old one goes before the new one comes
+        if self.last_asked != (size, limit):
+            # Let the old table go before the new one comes.
+            self.last_asked = None
+            self.last_table = None
             dataset = self.dataset(split, size, limit)
-            pictures, captions = load_table(dataset, is_main(), self.scratch if is_large(len(dataset) * 3 * size ** 2) else None)
-            if self.device.type == "cuda" and pictures.nbytes < torch.cuda.mem_get_info(self.device)[0] / 4:
+            on_disk = is_large(len(dataset) * 3 * size ** 2)
+            pictures, captions = load_table(dataset, is_main(), self.scratch if on_disk else None)
+            if self.fits_on_gpu(pictures):
                 pictures = pictures.to(self.device)
-            self.last = (size, limit), (pictures, captions)
-        return self.last[1]
+            self.last_asked = (size, limit)
+            self.last_table = (pictures, captions)
+        return self.last_table
+
+    def fits_on_gpu(self, pictures):
+        """Tell whether the run uses a GPU that has four times the memory that a table takes."""
+        if self.device.type != "cuda":
+            return False
+        free, _ = torch.cuda.mem_get_info(self.device)
+        return pictures.nbytes < free / 4
 
     def captions(self):
-        """All captions of the training pictures, without drawing or reading those."""
+        """Return all captions of the training pictures, without drawing or reading these."""
         dataset = self.dataset("train", 1, self.cfg.images)
         if self.cfg.source == "shapes":
             return [dataset.scene(i).text for i in range(len(dataset))]
         return [text for i in dataset.indices for text in dataset.dataset.texts(i)]
 
-    def key(self):
-        """A text that changes when the training pictures do."""
-        cfg, files = self.cfg, []
+    def fingerprint(self):
+        """Return a text that changes when the training pictures change."""
+        cfg = self.cfg
+        files = []
         if cfg.source != "shapes":
-            files = [(str(file), file.stat().st_mtime_ns, file.stat().st_size, texts) for file, texts in self.folder("train", 1).pictures]
-        return hashlib.sha256(repr((cfg.source, cfg.images, cfg.val_images, cfg.seed, files)).encode()).hexdigest()
+            for file, texts in self.folder("train", 1).pictures:
+                stat = file.stat()
+                files.append((str(file), stat.st_mtime_ns, stat.st_size, texts))
+        settings = (cfg.source, cfg.images, cfg.val_images, cfg.seed, files)
+        return hashlib.sha256(repr(settings).encode()).hexdigest()

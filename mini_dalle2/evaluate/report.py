@@ -16,7 +16,7 @@ from ..training.figures import save_figure
 from .experiments import EXPERIMENTS, fitting
 
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+README = Path(__file__).resolve().parents[2] / "notebooks" / "results.md"
 IN_README = ("pictures.png", *(f"{name}_plot.png" for name in ("guidance", "components", "textdiff", "steps")))       # those that there are
 COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:purple")
 MARKERS = "osD^"

@@ -80,4 +80,8 @@ def load_karlo(folder, device=None, config=None, dtype=None, offload=False):
     sizes = config.upsampler1.model
     upsampler = fill(Upsampler(sizes), (upsampler_diffusers if diffusers else upsampler_karlo)(sizes),
                      *(parts("super_res_first", "super_res_last") if diffusers else original("upsampler1")), dtype)
-    return DALLE2(tokenizer, clip, prior, decoder, [upsampler], pick_device(device or "auto"), dtype=dtype, offload=offload)
+    for model in (prior, decoder):
+        # A function: CLIP does not become a part of them.
+        model.caption.encoder = clip.read
+    models = {"clip": clip, "prior": prior, "decoder": decoder, "upsampler1": upsampler}
+    return DALLE2(tokenizer, models, pick_device(device or "auto"), dtype=dtype, offload=offload)

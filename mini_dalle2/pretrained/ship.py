@@ -15,17 +15,20 @@ from pathlib import Path
 
 from ..runtime.commands import Parser, sentence
 from ..metrics.grader import ASPECTS
-from ..pipeline import MODELS, OPTIONAL, WEIGHTS, load_model, parameters
+from ..configs import MODELS, parameters
+from ..pipeline import OPTIONAL, WEIGHTS, load_model
 from ..runtime.files import read_json, signature
 from ..runtime.files import atomic_open, save_checkpoint
 from ..training import overrides
 
-CARD = """# Weights in the box
+CARD = """# The bundled weights
 
-`DALLE2.load()` and `sample.py` use these when no run is named. Averaged weights in half precision, trained from scratch on the captioned shapes of
-`mini_dalle2/data.py` alone, which this project draws itself: no picture, text or weight of anybody else is in them. They have the licence of the code.
+`DALLE2.load()` and `sample.py` use these weights when no run is named.
+They are EMA weights in half precision, trained from scratch on the captioned shapes of `mini_dalle2/data/shapes.py`.
+The program draws these shapes itself, so the weights contain nothing from pictures, texts or weights of other people.
+The weights have the licence of the code.
 
-Trained at commit {commit}, seed {seed}:
+Trained at commit {commit} with seed {seed}:
 
 ```bash
 {commands}
@@ -87,7 +90,7 @@ def ship(run, out, commit):
     grades = read_json(run / "grade.json") if (run / "grade.json").is_file() else {}
     rows = [[name, *(f"{grade[aspect]:.1%}" for aspect in ASPECTS)] for name, grade in grades.items() if isinstance(grade, dict)]
     table = [f"| {' | '.join(row)} |" for row in (["captions, from, size", *ASPECTS], ["---"] * (1 + len(ASPECTS)), *rows)]
-    figures = "\n".join([f"Share of pictures that are right, by `python tests/benchmarks/grade_chain.py --run {run}`:\n", *table]) if rows else "Not graded."
+    figures = "\n".join([f"The share of pictures that is right, by `python tests/benchmarks/grade_chain.py --run {run}`:\n", *table]) if rows else "Not graded."
     out.mkdir(parents=True, exist_ok=True)
     for stage, checkpoint in small.items():
         save_checkpoint(checkpoint, out / f"{stage}.pt")

@@ -11,13 +11,12 @@ Read next: run.py, which calls them.
 
 import os
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import torch
 
 from .. import configs
 from ..data.tables import is_large
-from ..pipeline import MODELS
 from ..runtime.device import machine_memory
 from ..runtime.files import load_checkpoint, read_json
 from ..runtime.processes import world
@@ -50,7 +49,7 @@ def settle(args):
     check_nothing_is_overwritten(args)
     if saved:
         check_unchanged(args, config, saved, there)
-    for stage in configs.MODEL_CONFIGS:
+    for stage in configs.MODELS:
         check_one_step(stage, getattr(config, stage).model)
         check_batch_divides(stage, getattr(config, stage).train)
     return config
@@ -183,7 +182,7 @@ def check_one_step(stage, cfg):
     """
     try:
         with torch.device("meta"), torch.no_grad():
-            loss_of_nothing(stage, MODELS[stage][0](cfg))
+            loss_of_nothing(stage, configs.build(cfg))
     except (ValueError, RuntimeError, ArithmeticError, IndexError, TypeError) as error:
         raise ValueError(f"{stage} cannot work with these sizes: {error}") from None
 
@@ -241,7 +240,7 @@ def needs(run, name):
     cfg = getattr(config, base).model
     # "meta" has shapes without memory.
     with torch.device("meta"):
-        model = MODELS[base][0](cfg)
+        model = configs.build(cfg)
     numbers = sum(p.numel() for p in model.parameters() if p.requires_grad)
     if base.startswith("upsampler"):
         images = getattr(config.data, f"{base}_images")
@@ -252,7 +251,7 @@ def needs(run, name):
         side = getattr(cfg, "image_size", config.clip.model.image_size)
     # Weights, gradients, AdamW's two averages and the EMA weights, of 4 bytes each.
     parts = world() if getattr(config, base).train.shard else 1
-    return 5 * 4 * numbers // parts, min(images, run.pictures.there) * 3 * side ** 2
+    return 5 * 4 * numbers // parts, min(images, run.pictures.available) * 3 * side ** 2
 
 
 def check_memory(run):
@@ -382,7 +381,7 @@ def check_can_go_on(run, name, latest):
         raise ValueError(f"{latest} is not from training")
     if name in configs.VARIANTS:
         check_variant(run, name, saved, latest)
-    now = asdict(getattr(run.config_of(name), base).model)
-    then = saved["model_config"].items()
-    if any(value != now.get(key) for key, value in then if key not in configs.HABITS):
+    now = getattr(run.config_of(name), base).model
+    then = configs.model_config(base, saved["model_config"])
+    if configs.sizes(then) != configs.sizes(now):
         raise ValueError(f"{latest} belongs to a model of other sizes")

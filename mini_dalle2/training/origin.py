@@ -21,7 +21,7 @@ def origin_config(folder):
     """
     config = None
     own = {}
-    for stage in configs.MODEL_CONFIGS:
+    for stage in configs.MODELS:
         path = Path(folder) / f"{stage}.pt"
         if stage != "clip" and not path.is_file():
             continue
@@ -50,7 +50,7 @@ def copy_origin(run, origin):
     """Copy the stages of another run into this one. Raises OSError, ValueError."""
     origin = Path(origin)
     in_decoder = run.config.decoder.model.sketch and (origin / "decoder.pt").is_file()
-    for stage in configs.MODEL_CONFIGS:
+    for stage in configs.MODELS:
         if (origin / f"{stage}.pt").is_file():
             checkpoint = load_checkpoint(origin / f"{stage}.pt", stage)
         elif stage == "sketch" and in_decoder:

@@ -10,8 +10,8 @@ import typing
 from dataclasses import asdict, fields
 
 from ..configs import (
-    Config, DataConfig, FOLLOWS, LEARNED, MODEL_CONFIGS, Stage, TokenizerConfig, TrainConfig,
-    changed, get, no_sketch)
+    Config, DataConfig, FOLLOWS, LEARNED, MODELS, Stage, TokenizerConfig, TrainConfig, changed,
+    get, model_config, no_sketch)
 
 
 def kinds(config):
@@ -89,18 +89,24 @@ def fits(value, kind):
 
 def from_dict(saved):
     """The inverse of `to_dict`, after JSON too (which turns tuples into lists). Raises ValueError for anything else."""
-    def build(cls, values):
+    def checked(make, values):
         values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-        kinds = typing.get_type_hints(cls)
-        for key in values.keys() & kinds.keys():
-            if not fits(values[key], kinds[key]):
+        part = make(values)
+        for key, kind in typing.get_type_hints(type(part)).items():
+            if key in values and not fits(values[key], kind):
                 raise TypeError(f"{key} is {values[key]!r:.40}")
-        return cls(**values)
+        return part
+
+    def build(cls, values):
+        return checked(lambda values: cls(**values), values)
+
+    def build_model(stage, values):
+        return checked(lambda values: model_config(stage, values), values)
     try:
         if "sketch" not in saved:                                          # runs from before there were any
             saved = saved | {"sketch": asdict(no_sketch(saved["clip"]["model"]["clip_dim"], saved["decoder"]["model"]["image_size"]))}
-        parts = {name: Stage(build(cls, saved[name]["model"]), build(TrainConfig, saved[name]["train"]))
-                 for name, cls in MODEL_CONFIGS.items()}
+        parts = {name: Stage(build_model(name, saved[name]["model"]), build(TrainConfig, saved[name]["train"]))
+                 for name in MODELS}
         return Config(saved["preset"], build(DataConfig, saved["data"]), build(TokenizerConfig, saved["tokenizer"]), **parts)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"this is not the configuration of a run: {error}") from None

@@ -181,7 +181,7 @@ class Run:
         They are kept in embeddings.pt, and made again when CLIP or the pictures change.
         """
         path = self.folder / "embeddings.pt"
-        made_from = f"{self.frozen_clip()[1]} {self.pictures.key()}"
+        made_from = f"{self.frozen_clip()[1]} {self.pictures.fingerprint()}"
         with main_first():
             saved = {}
             # A damaged file is made again.

@@ -23,7 +23,7 @@ from .. import configs
 from ..data.near_misses import with_near_misses
 from ..data.pixels import to_float
 from ..data.tables import pictures_at
-from ..pipeline import MODELS, load_model
+from ..pipeline import load_model
 from ..runtime.device import on_device
 from ..runtime.files import load_checkpoint, save_checkpoint, signature, write_json
 from ..runtime.noise import draw_rows, rows_of, seeded
@@ -130,7 +130,7 @@ class TrainingStage:
         torch.manual_seed(self.seed)
         # channels_last makes convolutions on a CPU much faster. Sharding needs plain order.
         layout = torch.contiguous_format if self.is_sharded() else torch.channels_last
-        model = MODELS[self.base][0](self.model_config)
+        model = configs.build(self.model_config)
         model = model.to(self.run.device, memory_format=layout)
         path = self.run.folder / f"{self.name}.pt"
         latest = self.run.folder / f"{self.name}.resume.pt"

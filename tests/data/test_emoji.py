@@ -140,8 +140,8 @@ def test_splits():
 
 def test_build(tmp_path, packages, drawn, capsys, monkeypatch):
     """What the whole set says and holds, and that CaptionedFolder reads it."""
-    monkeypatch.setattr(emoji, "SEEN", 1)
-    monkeypatch.setattr(emoji, "SPLITS", {"held_out": 0.4, "val": 0.6})
+    monkeypatch.setattr(emoji, "KEPT_IN_TRAINING", 1)
+    monkeypatch.setattr(emoji, "SHARES", {"held_out": 0.4, "val": 0.6})
     out = tmp_path / "deep" / "emoji"
     assert run(out, "--size=32") == 0
     captured = capsys.readouterr()

@@ -636,4 +636,4 @@ def test_the_readme_holds_the_table_once(copied, tmp_path):
 @pytest.mark.parametrize("name", ["shapes", "emoji"])
 def test_our_own_readme_has_the_place_for_it(name):
     before, behind = split_readme(report.README, f"evaluate {name}")
-    assert len(before) > 1000 and len(behind) > 1000 and Path(report.README).name == "README.md"
+    assert len(before) > 1000 and len(behind) > 1000 and Path(report.README).name == "results.md"

@@ -64,7 +64,7 @@ def test_pictures_do_not_go_into_the_package(run, box, monkeypatch):
 def test_the_card_says_how_to_make_them(run, box):
     card = (box / "README.md").read_text()
     assert "1234abc" in card and all(f"| {stage} |" in card for stage in configs.MODEL_CONFIGS) and "Not graded" in card
-    assert f"| clip | {pipeline.parameters(pipeline.load_model(box / 'clip.pt')[0]):,} |" in card, "as many parameters as lie in the box"
+    assert f"| clip | {configs.parameters(pipeline.load_model(box / 'clip.pt')[0]):,} |" in card, "as many parameters as lie in the box"
     assert [shlex.join(words) for words in commands(card)] == (run / "commands.txt").read_text().splitlines()
     args = train.parse(commands(card)[0][2:])
     made = overrides.override(configs.preset(args.preset or "tiny"), args.settings)

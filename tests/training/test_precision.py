@@ -8,7 +8,6 @@ import train                                               # the script at the t
 from conftest import ToyRun, ToyStage, lively, three_words
 from mini_dalle2 import configs
 from mini_dalle2.runtime.noise import Share, draw_rows, rows_of
-from mini_dalle2.pipeline import MODELS
 from mini_dalle2.configs import TrainConfig
 from mini_dalle2.runtime.files import read_metrics
 from mini_dalle2.training.state import Objective, Streams, make_optimizer, network_options
@@ -17,14 +16,14 @@ from mini_dalle2.unet import norm
 from mini_dalle2.training import overrides
 
 MICRO, B = configs.preset("micro"), 8
-DIFFUSION = [stage for stage in configs.MODEL_CONFIGS if stage != "clip"]
+DIFFUSION = [stage for stage in configs.MODELS if stage != "clip"]
 
 
 def example(stage):
     """(a model of micro in which nothing is zero, a batch of B for its loss, loss_fn)."""
     torch.manual_seed(0)
     cfg = getattr(MICRO, stage).model
-    model, g = lively(MODELS[stage][0](cfg), 0.05), torch.Generator().manual_seed(1)
+    model, g = lively(configs.build(cfg), 0.05), torch.Generator().manual_seed(1)
     if stage.startswith("upsampler"):
         batch = (torch.rand(B, 3, cfg.crop_size, cfg.crop_size, generator=g) * 2 - 1,)
     else:
@@ -92,7 +91,7 @@ def test_parts_that_cannot_be_are_refused():
         overrides.override(MICRO, ["--prior.dtype=fp8"])
 
 
-@pytest.mark.parametrize("stage", configs.MODEL_CONFIGS)
+@pytest.mark.parametrize("stage", configs.MODELS)
 def test_gradient_checkpointing_changes_no_bit(stage):
     (loss, plain), (again, recomputed) = gradients(stage), gradients(stage, recompute=True)
     assert loss == again and plain.keys() == recomputed.keys()
@@ -103,7 +102,7 @@ def test_gradient_checkpointing_sees_the_same_dropout():
     results = []
     for recompute in (False, True):
         torch.manual_seed(0)
-        model = lively(MODELS["decoder"][0](overrides.override(MICRO, ["--decoder.dropout=0.5"]).decoder.model), 0.05).train()
+        model = lively(configs.build(overrides.override(MICRO, ["--decoder.dropout=0.5"]).decoder.model), 0.05).train()
         _, batch, loss_fn = example("decoder")
         with network_options(model, TrainConfig(recompute=recompute)):
             torch.manual_seed(4)
@@ -112,7 +111,7 @@ def test_gradient_checkpointing_sees_the_same_dropout():
     assert all(torch.equal(a, b) for a, b in zip(*results))
 
 
-@pytest.mark.parametrize("stage", configs.MODEL_CONFIGS)
+@pytest.mark.parametrize("stage", configs.MODELS)
 def test_bf16_gives_the_losses_within_its_precision(stage):
     """bfloat16 has 8 bits: 0.4 %. Weights and their gradients stay in float32."""
     (loss, plain), (short, rounded) = gradients(stage), gradients(stage, dtype="bf16")
