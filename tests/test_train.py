@@ -32,8 +32,9 @@ from mini_dalle2.data.tables import Pictures
 from mini_dalle2.runtime.files import signature
 from mini_dalle2.training import guards, origin, stages
 from mini_dalle2.training.run import Run
-from mini_dalle2.runtime.files import load_checkpoint, read_metrics
+from mini_dalle2.runtime.files import load_checkpoint, read_metrics, save_checkpoint
 from mini_dalle2.training import overrides
+from mini_dalle2.training.variants import variant
 
 
 def call(capsys, *arguments):
@@ -249,6 +250,109 @@ def test_embeddings_are_kept_while_nothing_changed(run, tmp_path, capsys, monkey
     monkeypatch.setattr(Pictures, "dataset", lambda self, split, *rest: drawn.append(split) or original(self, split, *rest))
     assert call(capsys, "--out", copy, "--stage=prior")[0] == 0
     assert drawn == ["val"]                                                # no training picture was drawn
+
+
+# ---------------------------------------------------------------------------------------------------------------- the loop
+
+def test_the_loop_stands_close_to_the_script(run, tmp_path, capsys, monkeypatch):
+    """At most four functions of ours from the script's call of main down to loss.backward()."""
+    copy = copy_of(run, tmp_path / "copy", ["upsampler1.pt", "upsampler1.resume.pt"])
+    backward = torch.Tensor.backward
+    stacks = []
+
+    def seen(self, *arguments, **rest):
+        frame = sys._getframe(1)
+        stacks.append([])
+        while frame.f_code.co_name != "call":
+            stacks[-1].append((Path(frame.f_code.co_filename), frame.f_code.co_name))
+            frame = frame.f_back
+        return backward(self, *arguments, **rest)
+
+    monkeypatch.setattr(torch.Tensor, "backward", seen)
+    assert call(capsys, "--out", copy, "--stage=upsampler1", "--upsampler1.steps=1")[0] == 0
+    files = [ROOT / "train.py", *(ROOT / "mini_dalle2").rglob("*.py")]
+    ours = [name for path, name in stacks[0] if path in files]
+    assert ours == ["train", "work", "run_command", "main"] and len(stacks) == 1
+
+
+# ---------------------------------------------------------------------------------------------------------------- variants
+
+def test_variants_are_trained_like_stages(run, tmp_path, capsys):
+    """The judge and GLIDE: trained, skipped, gone on with, loaded; the run's own files stay."""
+    copy = copy_of(run, tmp_path / "copy")
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    config = overrides.from_dict(json.loads(before["config.json"]))
+    for name in ("judge", "glide"):
+        code, out, error = call(capsys, "--out", copy, f"--stage={name}")
+        assert code == 0, error
+        assert out.strip().splitlines()[-1] == f"next: python -m mini_dalle2.evaluate --run {copy}"
+        model, checkpoint = load_model(copy / f"{name}.pt", name)
+        expected = variant(config, name)
+        assert model.cfg == getattr(expected, configs.VARIANTS[name]).model
+        assert checkpoint["stage"] == name and overrides.from_dict(checkpoint["config"]) == expected
+        assert checkpoint["step"] == checkpoint["steps"] and "optimizer" not in checkpoint
+        assert {line["stage"] for line in read_metrics(copy)} >= {name}
+        for end in (".png", "_loss.png", ".resume.pt"):
+            assert (copy / f"{name}{end}").is_file()
+    changed = {"metrics.jsonl", "commands.txt"}
+    assert all((copy / name).read_bytes() == before[name] for name in set(before) - changed)
+    assert (run / "commands.txt").read_bytes() == before["commands.txt"]
+    code, _, error = call(capsys, "--out", copy, "--stage=judge")
+    assert code == 2 and "already holds judge: add --resume" in error
+    code, out, _ = call(capsys, "--out", copy, "--stage=judge", "--resume")
+    assert code == 0 and "judge: was finished before" in out
+
+
+def test_an_evaluation_s_models_in_order(run, tmp_path, capsys, monkeypatch):
+    """All of them; one that Ctrl-C has stopped goes on, bit for bit."""
+    copy, whole = (copy_of(run, tmp_path / name) for name in ("copy", "whole"))
+    assert call(capsys, "--out", whole, "--stage=evaluation")[0] == 0
+    original, calls = Decoder.loss, []
+
+    def loss(self, *batch, **rest):
+        calls.append(1)
+        # The first call sees whether the sizes work. The third is the second step.
+        if len(calls) == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, *batch, **rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Decoder, "loss", loss)
+        code, out, error = call(capsys, "--out", copy, "--stage=evaluation")
+    assert code == 130 and error.endswith(f"--out {copy} --stage evaluation --resume")
+    assert error.startswith("glide stopped and saved at step ")
+    code, out, error = call(capsys, "--out", copy, "--stage=evaluation", "--resume")
+    assert code == 0 and "judge: was finished before" in out, error
+    order = dict.fromkeys(line["stage"] for line in read_metrics(whole))
+    assert list(order)[-len(configs.VARIANTS):] == list(configs.VARIANTS)
+    for name in configs.VARIANTS:
+        a, b = (load_checkpoint(folder / f"{name}.pt")["ema"] for folder in (whole, copy))
+        assert all(torch.equal(a[key], b[key]) for key in a), name
+
+
+def test_variants_follow_the_run(run, tmp_path, capsys):
+    """Their settings are the run's: others are refused, and so is a model of another run."""
+    code, _, error = call(capsys, "--out", tmp_path / "new", "--stage=judge")
+    assert code == 2 and "holds no run that --stage judge could belong to" in error
+    code, _, error = call(capsys, "--from", run, "--out", tmp_path / "new", "--stage=judge")
+    assert code == 2 and "--from begins a run" in error and not (tmp_path / "new").exists()
+    copy = copy_of(run, tmp_path / "copy")
+    code, _, error = call(capsys, "--out", copy, "--stage=judge", "--clip.steps=9")
+    assert code == 2 and "leave out --clip.steps=9" in error and not (copy / "judge.pt").exists()
+    assert call(capsys, "--out", copy, "--stage=judge", *SMALL)[0] == 0
+    assert call(capsys, "--out", copy, "--stage=glide")[0] == 0
+    config = json.loads((copy / "config.json").read_text())
+    config["clip"]["train"]["lr"] = 0.5
+    (copy / "config.json").unlink()
+    (copy / "config.json").write_text(json.dumps(config))
+    code, _, error = call(capsys, "--out", copy, "--stage=judge", "--resume")
+    assert code == 2 and "judge.pt was trained with other settings" in error
+    assert "train it again with --stage judge" in error
+    # The seed of GLIDE's embeddings is CLIP: here, another one.
+    checkpoint = load_checkpoint(copy / "glide.pt") | {"clip_signature": "0" * 16}
+    save_checkpoint(checkpoint, copy / "glide.pt")
+    code, _, error = call(capsys, "--out", copy, "--stage=glide", "--resume")
+    assert code == 2 and "glide.pt was trained on the embeddings of another CLIP" in error
 
 
 # ---------------------------------------------------------------------------------------------------------------- folders
