@@ -130,7 +130,8 @@ def test_habits_change_while_a_stage_learns_on(run, tmp_path, capsys):
 
 
 def test_every_habit_is_one_of_a_model():
-    names = {name for config in configs.MODELS.values() for name in config.__dataclass_fields__}
+    kinds = [kind for of_stage in configs.MODELS.values() for kind in of_stage]
+    names = {name for kind in kinds for name in kind.__dataclass_fields__}
     assert set(configs.HABITS) <= names
 
 
