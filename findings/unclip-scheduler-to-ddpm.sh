@@ -2,7 +2,7 @@
 # DDPMScheduler.from_config gives Karlo's prior another noise schedule, and says nothing.
 #
 # Expected: the call DDPMScheduler.from_config(unclip_scheduler.config) keeps the noise schedule.
-#   UnCLIPScheduler's docstring names DDPMScheduler as its successor. The converter of such
+#   UnCLIPScheduler's docstring refers to DDPMScheduler for more. The converter of such
 #   checkpoints in diffusers makes this very call.
 # Seen: Karlo's scheduler_config.json has no key beta_schedule: it is older than that option.
 #   UnCLIPScheduler falls back on its default, the cosine schedule. from_config hands no defaults

@@ -1,45 +1,67 @@
-"""What several test files share: the scripts at the top level, one small trained run, models and captions to poke at, a page's commands."""
+"""What several test files share: one small trained run, models, captions and pictures to try."""
 
 import re
 import shlex
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from mini_dalle2 import configs          # noqa: E402
+from mini_dalle2 import configs  # noqa: E402
 
 # The micro preset with three steps a stage: every part runs, nothing is learned.
-SMALL = ["--preset=micro", "--device=cpu", "--data.images=40", "--data.val_images=8", "--data.upsampler1_images=6",
-         "--data.upsampler2_images=4"]
-SMALL += [f"--{stage}.{key}" for stage in configs.MODEL_CONFIGS for key in ("steps=3", "save_every=2", "log_every=1")]
-SMALL += ["--prior.sampling_steps=2", "--decoder.sampling_steps=2", "--upsampler1.sampling_steps=2", "--upsampler2.sampling_steps=2"]
+SMALL = [
+    "--preset=micro",
+    "--device=cpu",
+    "--data.images=40",
+    "--data.val_images=8",
+    "--data.upsampler1_images=6",
+    "--data.upsampler2_images=4",
+]
+SMALL += [
+    f"--{stage}.{key}"
+    for stage in configs.MODEL_CONFIGS
+    for key in ("steps=3", "save_every=2", "log_every=1")
+]
+SMALL += [
+    "--prior.sampling_steps=2",
+    "--decoder.sampling_steps=2",
+    "--upsampler1.sampling_steps=2",
+    "--upsampler2.sampling_steps=2",
+]
 
 
 def pytest_addoption(parser):
     """--notebooks: what takes minutes is left out otherwise."""
-    parser.addoption("--notebooks", action="store_true", help="also execute the notebooks, from top to bottom")
+    parser.addoption(
+        "--notebooks", action="store_true", help="also execute the notebooks, from top to bottom"
+    )
 
 
 def commands(text):
-    """The command lines of all ```bash blocks: list of lists of words, without comments, what && joins apart, what \\ parts joined."""
+    """The command lines of all ```bash blocks: list of lists of words, without comments.
+
+    Commands that && joins are parted, and lines that \\ parts are joined.
+    """
     found = []
     for block in re.findall(r"```bash\n(.*?)```", text, re.S):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
             while "&&" in words:
-                found.append(words[:words.index("&&")])
-                words = words[words.index("&&") + 1:]
+                found.append(words[: words.index("&&")])
+                words = words[words.index("&&") + 1 :]
             found += [words] if words else []
     return found
 
 
 def lively(model, amount):
-    """The model with every parameter moved by noise, so that no zero or small start hides a path."""
+    """Move every parameter of a model by noise, so that no zero or small start hides a path."""
     with torch.no_grad():
         for p in model.parameters():
             p.add_(amount * torch.randn_like(p))
@@ -47,7 +69,10 @@ def lively(model, amount):
 
 
 def exact_tables(scheduler, betas):
-    """diffusers' own formulas on float64 tables, so that what is compared are the formulas and not its float32 cumulative product."""
+    """Give a scheduler of diffusers tables in float64.
+
+    So a test compares its formulas, and not its cumulative product in float32.
+    """
     scheduler.betas = torch.tensor(betas, dtype=torch.float64)
     scheduler.alphas = 1 - scheduler.betas
     scheduler.alphas_cumprod = scheduler.alphas.cumprod(0)
@@ -55,9 +80,17 @@ def exact_tables(scheduler, betas):
 
 
 def three_words(n, length, eot, generator):
-    """Tokens (n, length) of n captions: a first word they share, a random one, one of the ids above `eot`, the end, zeros."""
+    """Tokens (n, length) of n captions of three words.
+
+    The captions share the first word. The second is random, and the third is an id above `eot`.
+    Behind them stand the end and zeros.
+    """
     tokens = torch.zeros(n, length, dtype=torch.long)
-    words = torch.full((n,), eot - 1), torch.randint(1, eot - 1, (n,), generator=generator), eot + 1 + torch.arange(n) % 9
+    words = (
+        torch.full((n,), eot - 1),
+        torch.randint(1, eot - 1, (n,), generator=generator),
+        eot + 1 + torch.arange(n) % 9,
+    )
     tokens[:, :4] = torch.stack([*words, torch.full((n,), eot)], dim=1)
     return tokens
 
@@ -95,10 +128,17 @@ class ToyRun:
         self.resume = resume
 
 
+def noisy(size=(200, 160)):
+    """A picture of noise, of this width and height, always the same."""
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
 @pytest.fixture(scope="session")
 def run(tmp_path_factory):
     """The folder of a finished run of all stages. Not to be written into."""
-    import train                                                           # the script at the top level
+    import train  # the script at the top level
+
     folder = tmp_path_factory.mktemp("runs") / "shapes"
     assert train.main([*SMALL, f"--out={folder}"]) == 0
     return folder

@@ -175,7 +175,7 @@ def sentences(text):
     text = re.sub(r"(?ms)^<!-- .*?: begin -->$.*?^<!-- .*?: end -->$", "\n\n", text)
     text = re.sub(r"(?ms)^```.*?^```$", "\n\n", text)
     text = re.sub(r"(?m)^(\||#).*$", "\n", text)
-    text = re.sub(r"(?m)^!\[[^]]*\]\([^)]*\)$", "\n", text)
+    text = re.sub(r"!\[[^]]*\]\([^)]*\)", "", text)
     text = re.sub(r"(?m)^\s*([-*]|\d+\.) ", "\n\n", text)
     text = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", text)
     found = []

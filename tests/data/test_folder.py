@@ -1,4 +1,4 @@
-"""A folder of captioned images: both caption conventions, every kind of pixel, and an honest report of what was left out."""
+"""A folder of captioned images: both caption conventions, every kind of pixel, an honest report."""
 
 import io
 import json
@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
+from conftest import noisy
 from mini_dalle2.data import folder
 from mini_dalle2.data.folder import CaptionedFolder
 from mini_dalle2.data.pixels import to_uint8
-from mini_dalle2.data.tables import load_table
 from mini_dalle2.data.pixels import central_square
 
 RGB = (200, 60, 20)
@@ -19,7 +19,10 @@ RGB = (200, 60, 20)
 
 def write(path, *lines):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines), encoding="utf-8")
+    path.write_text(
+        "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines),
+        encoding="utf-8",
+    )
 
 
 def save(path, image=None, text=None, **options):
@@ -39,11 +42,8 @@ def near(found, expected, tolerance=3):
     return all(abs(a - b) <= tolerance for a, b in zip(found, expected))
 
 
-def noisy(size=(200, 160)):
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+# ------------------------------------------------------------------------------ captions
 
-
-# ---------------------------------------------------------------------------------------------------------------- captions
 
 def test_metadata_and_sidecars(tmp_path):
     save(tmp_path / "a.png")
@@ -51,15 +51,34 @@ def test_metadata_and_sidecars(tmp_path):
     save(tmp_path / "train" / "c.webp")
     save(tmp_path / "d.PNG", text="  from a   side-car \n\n")
     save(tmp_path / "e.png", text="side-car loses against metadata")
-    write(tmp_path / "metadata.jsonl", "\ufeff" + json.dumps({"file_name": "a.png", "text": "ein Bär\u2028im Schnee"}), "",
-          {"file_name": "deep/b.jpg", "text": ["first", " ", "second"]}, {"file_name": "e.png", "text": "from metadata"})
-    write(tmp_path / "train" / "metadata.jsonl", {"file_name": "c.webp", "text": "beside its own metadata"})
+    write(
+        tmp_path / "metadata.jsonl",
+        "\ufeff" + json.dumps({"file_name": "a.png", "text": "ein Bär\u2028im Schnee"}),
+        "",
+        {"file_name": "deep/b.jpg", "text": ["first", " ", "second"]},
+        {"file_name": "e.png", "text": "from metadata"},
+    )
+    write(
+        tmp_path / "train" / "metadata.jsonl",
+        {"file_name": "c.webp", "text": "beside its own metadata"},
+    )
     dataset = CaptionedFolder(tmp_path, 16)
-    assert [dataset.texts(i) for i in range(len(dataset))] == [["ein Bär im Schnee"], ["from a side-car"], ["first", "second"],
-                                                               ["from metadata"], ["beside its own metadata"]]
-    assert dataset.skipped == [] and dataset.report == f"5 captioned pictures in {tmp_path}, 0 skipped"
+    assert [dataset.texts(i) for i in range(len(dataset))] == [
+        ["ein Bär im Schnee"],
+        ["from a side-car"],
+        ["first", "second"],
+        ["from metadata"],
+        ["beside its own metadata"],
+    ]
+    assert (
+        dataset.skipped == [] and dataset.report == f"5 captioned pictures in {tmp_path}, 0 skipped"
+    )
     item = dataset[-1]
-    assert item["image"].shape == (3, 16, 16) and item["image"].dtype == torch.float32 and item["text"] == "beside its own metadata"
+    assert (
+        item["image"].shape == (3, 16, 16)
+        and item["image"].dtype == torch.float32
+        and item["text"] == "beside its own metadata"
+    )
     with pytest.raises(IndexError):
         dataset[5]
 
@@ -72,17 +91,24 @@ def test_one_of_several_captions_by_index(tmp_path):
     assert texts == [CaptionedFolder(str(tmp_path), 32)[i]["text"] for i in range(60)]
     counts = [texts.count(t) for t in ("one", "two", "three")]
     assert sum(counts) == 60 and min(counts) >= 10
-    assert any(len(set(texts[i::3])) > 1 for i in range(3)), "not in step with the order of the files"
+    assert any(len(set(texts[i::3])) > 1 for i in range(3)), (
+        "not in step with the order of the files"
+    )
 
 
 def test_several_lines_for_one_picture_add_up(tmp_path):
     save(tmp_path / "a.png")
-    write(tmp_path / "metadata.jsonl", {"file_name": "a.png", "text": "one"}, {"file_name": "./a.png", "text": "two"})
+    write(
+        tmp_path / "metadata.jsonl",
+        {"file_name": "a.png", "text": "one"},
+        {"file_name": "./a.png", "text": "two"},
+    )
     dataset = CaptionedFolder(tmp_path)
     assert len(dataset) == 1 and dataset.texts(0) == ["one", "two"]
 
 
-# ---------------------------------------------------------------------------------------------------------------- pixels
+# ------------------------------------------------------------------------------ pixels
+
 
 def test_every_kind_of_pixel(tmp_path):
     half = Image.new("RGBA", (20, 20), (255, 0, 0, 128))
@@ -117,13 +143,6 @@ def test_every_kind_of_pixel(tmp_path):
         assert near(colour(item), cases[item["text"]][2]), (item["text"], colour(item))
 
 
-def test_no_dark_fringe_around_transparency():
-    """Compositing comes before resizing: hidden black under transparent pixels must not bleed in."""
-    image = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
-    image.paste((255, 255, 255, 255), (13, 13, 51, 51))
-    assert np.asarray(central_square(image, 16)).min() >= 254
-
-
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation(tmp_path, orientation):
     """The corner that a viewer shows at the upper left is red, however the file stores it."""
@@ -131,34 +150,30 @@ def test_exif_orientation(tmp_path, orientation):
     upright.paste((255, 0, 0), (0, 0, 16, 16))
     upright.paste((0, 0, 255), (16, 0, 32, 16))
     T = Image.Transpose
-    stored = {1: None, 2: T.FLIP_LEFT_RIGHT, 3: T.ROTATE_180, 4: T.FLIP_TOP_BOTTOM, 5: T.TRANSPOSE, 6: T.ROTATE_90, 7: T.TRANSVERSE,
-              8: T.ROTATE_270}[orientation]                                # what undoes the rotation that the flag asks for
+    stored = {
+        1: None,
+        2: T.FLIP_LEFT_RIGHT,
+        3: T.ROTATE_180,
+        4: T.FLIP_TOP_BOTTOM,
+        5: T.TRANSPOSE,
+        6: T.ROTATE_90,
+        7: T.TRANSVERSE,
+        8: T.ROTATE_270,
+    }[orientation]  # what undoes the rotation that the flag asks for
     exif = Image.Exif()
     exif[0x0112] = orientation
-    save(tmp_path / "a.jpg", upright if stored is None else upright.transpose(stored), "x", exif=exif, quality=95)
+    save(
+        tmp_path / "a.jpg",
+        upright if stored is None else upright.transpose(stored),
+        "x",
+        exif=exif,
+        quality=95,
+    )
     item = CaptionedFolder(tmp_path, 32)[0]
-    assert near(colour(item, 0.2, 0.2), (255, 0, 0), 12) and near(colour(item, 0.2, 0.8), (0, 0, 255), 12)
+    assert near(colour(item, 0.2, 0.2), (255, 0, 0), 12) and near(
+        colour(item, 0.2, 0.8), (0, 0, 255), 12
+    )
     assert near(colour(item, 0.8, 0.5), (255, 255, 255), 12)
-
-
-@pytest.mark.parametrize("width, height", [(90, 30), (30, 90), (31, 17)])
-def test_middle_of_the_longer_side(tmp_path, width, height):
-    """Left/top third red, middle green, right/bottom third blue: only the middle stays, at its own aspect."""
-    pixels = np.zeros((height, width, 3), np.uint8)
-    along = np.arange(max(width, height))
-    start, side = (max(width, height) - min(width, height)) / 2, min(width, height)
-    for channel, part in enumerate((along < start, (along >= start) & (along < start + side), along >= start + side)):
-        pixels[..., channel] = 255 * (part[None, :] if width > height else part[:, None])
-    result = np.asarray(central_square(Image.fromarray(pixels), side))
-    assert (result[..., 1] > 250).all() and result[..., [0, 2]].max() < 5
-
-
-def test_resizing_is_antialiased_and_matches_resize_then_crop():
-    image = noisy((200, 160))
-    small = np.asarray(central_square(image, 8), dtype=float)
-    assert small.std() < 12, "noise of deviation 74 averages out; picking pixels would keep it"
-    by_steps = np.asarray(image.resize((40, 32), Image.Resampling.BICUBIC).crop((4, 0, 36, 32)), dtype=float)
-    assert np.abs(np.asarray(central_square(image, 32), dtype=float) - by_steps).max() <= 2
 
 
 def test_large_jpeg_by_the_quick_path(tmp_path):
@@ -167,10 +182,16 @@ def test_large_jpeg_by_the_quick_path(tmp_path):
     image = Image.fromarray(np.stack([x % 256, y % 256, (x + y) // 9], axis=-1).astype(np.uint8))
     save(tmp_path / "a.jpg", image, "x", quality=95)
     full = central_square(Image.open(tmp_path / "a.jpg"), 32)
-    assert np.abs(np.asarray(folder.load_picture(tmp_path / "a.jpg", 32), dtype=float) - np.asarray(full)).mean() < 3
+    assert (
+        np.abs(
+            np.asarray(folder.load_picture(tmp_path / "a.jpg", 32), dtype=float) - np.asarray(full)
+        ).mean()
+        < 3
+    )
 
 
-# ---------------------------------------------------------------------------------------------------------------- what is left out
+# ------------------------------------------------------------------------------ what is left out
+
 
 def encoded(kind, **options):
     buffer = io.BytesIO()
@@ -182,7 +203,7 @@ def test_the_report_names_everything_left_out(tmp_path):
     save(tmp_path / "good.png", noisy(), "good")
     for kind in ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"):
         content = encoded(kind)
-        (tmp_path / f"cut.{kind.lower()}").write_bytes(content[:len(content) * 2 // 3])
+        (tmp_path / f"cut.{kind.lower()}").write_bytes(content[: len(content) * 2 // 3])
     content = bytearray(encoded("PNG"))
     content[len(content) // 2] ^= 0xFF
     (tmp_path / "flipped.png").write_bytes(content)
@@ -198,19 +219,35 @@ def test_the_report_names_everything_left_out(tmp_path):
     (tmp_path / "latin.txt").write_bytes("Bär".encode("latin-1"))
     save(tmp_path / ".hidden.png", text="x")
     (tmp_path / "notes.md").write_text("no image")
-    write(tmp_path / "metadata.jsonl", {"file_name": "gone.png", "text": "x"}, "{broken", {"text": "no file"}, ["list"],
-          {"file_name": "good.png", "text": 7}, {"file_name": "numbers.png", "text": ["a", 1]})
+    write(
+        tmp_path / "metadata.jsonl",
+        {"file_name": "gone.png", "text": "x"},
+        "{broken",
+        {"text": "no file"},
+        ["list"],
+        {"file_name": "good.png", "text": 7},
+        {"file_name": "numbers.png", "text": ["a", 1]},
+    )
     dataset = CaptionedFolder(tmp_path, 16)
     assert [dataset[i]["text"] for i in range(len(dataset))] == ["good"]
     reasons = {}
     for name, reason, _ in dataset.skipped:
         reasons.setdefault(reason, set()).add(name)
     foreign = {"empty.png", "page.jpg", "drawing.svg"}
-    assert reasons == {"corrupt or truncated": set(damaged) - foreign, "not an image that Pillow can read": foreign,
-                       "no caption": {"silent.png", "blank.png"}, "side-car text is not UTF-8": {"latin.png"}, "file missing": {"gone.png"},
-                       "line not understood": {f"metadata.jsonl line {i}" for i in (2, 3, 4, 5, 6)}}
-    assert dataset.report.startswith(f"1 captioned pictures in {tmp_path}, {len(dataset.skipped)} skipped\n")
-    assert "2 × no caption: blank.png, silent.png" in dataset.report and "and 2 more" in dataset.report
+    assert reasons == {
+        "corrupt or truncated": set(damaged) - foreign,
+        "not an image that Pillow can read": foreign,
+        "no caption": {"silent.png", "blank.png"},
+        "side-car text is not UTF-8": {"latin.png"},
+        "file missing": {"gone.png"},
+        "line not understood": {f"metadata.jsonl line {i}" for i in (2, 3, 4, 5, 6)},
+    }
+    assert dataset.report.startswith(
+        f"1 captioned pictures in {tmp_path}, {len(dataset.skipped)} skipped\n"
+    )
+    assert (
+        "2 × no caption: blank.png, silent.png" in dataset.report and "and 2 more" in dataset.report
+    )
     assert "1 × file missing: gone.png" in dataset.report and len(dataset.report.splitlines()) == 7
 
 
@@ -246,10 +283,3 @@ def test_a_file_that_changes_later_is_an_error_with_its_name(tmp_path):
         dataset[0]
     with pytest.raises(ValueError, match="no usable"):
         CaptionedFolder(tmp_path, 8)
-
-
-def test_into_a_table(tmp_path):
-    for i in range(5):
-        save(tmp_path / f"{i}.png", Image.new("RGB", (30, 20), (i * 50, 0, 0)), f"number {i}")
-    table, texts = load_table(CaptionedFolder(tmp_path, 8), progress=False)
-    assert table[:, 0, 4, 4].tolist() == [0, 50, 100, 150, 200] and texts == [f"number {i}" for i in range(5)]

@@ -1,4 +1,4 @@
-"""Near misses: they say something else than the caption does, by the grader's own reading, and are made of the same words."""
+"""Near misses: the grader finds each of them wrong, and they are made of the caption's words."""
 
 from mini_dalle2.data.shapes import CaptionedShapes
 from mini_dalle2.metrics.grader import grade
@@ -6,12 +6,22 @@ from mini_dalle2.data.near_misses import near_misses, with_near_misses
 
 
 def test_near_misses_by_example():
-    assert near_misses("a red circle above an orange square") == ["a red circle below an orange square", "an orange square above a red circle"]
-    assert near_misses("a cyan ring left of a blue ring") == ["a cyan ring right of a blue ring", "a blue ring left of a cyan ring"]
-    assert near_misses("two red rings") == ["two red " + s for s in ("circles", "squares", "triangles", "stars", "crosses")]
-    assert near_misses("a small black star") == ["a small black " + s for s in ("circle", "square", "triangle", "cross", "ring")]
+    assert near_misses("a red circle above an orange square") == [
+        "a red circle below an orange square",
+        "an orange square above a red circle",
+    ]
+    assert near_misses("a cyan ring left of a blue ring") == [
+        "a cyan ring right of a blue ring",
+        "a blue ring left of a cyan ring",
+    ]
+    assert near_misses("two red rings") == [
+        "two red " + s for s in ("circles", "squares", "triangles", "stars", "crosses")
+    ]
+    assert near_misses("a small black star") == [
+        "a small black " + s for s in ("circle", "square", "triangle", "cross", "ring")
+    ]
     assert near_misses("a dog above a cat") == []
-    assert near_misses("a red ring above a red ring") == []                # turned round it would still be true
+    assert near_misses("a red ring above a red ring") == []  # turned round it would still be true
 
 
 def test_no_near_miss_fits_the_picture():
