@@ -96,6 +96,39 @@ def three_words(n, length, eot, generator):
     return tokens
 
 
+class ToyStage:
+    """A stage of training/stages.py without a run: a model, and functions for batch and loss."""
+
+    seed = 0
+    indices = None
+
+    def __init__(self, name, model, cfg, batch, loss):
+        self.name = self.base = name
+        self.model = model
+        self.cfg = cfg
+        self.batch = batch
+        self.loss = loss
+
+    def load(self):
+        """Nothing: `batch` has all it needs."""
+
+    def new_model(self):
+        """The model, as it was given."""
+        return self.model
+
+    def header(self, ema):
+        """What the checkpoint carries."""
+        return {"config": {"a": 1}}
+
+
+class ToyRun:
+    """A run folder that holds nothing but what a stage leaves."""
+
+    def __init__(self, folder, resume=False):
+        self.folder = folder
+        self.resume = resume
+
+
 def noisy(size=(200, 160)):
     """A picture of noise, of this width and height, always the same."""
     pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
