@@ -23,6 +23,8 @@ import torch
 from torch import nn
 
 from .runtime.checks import check_choice, check_positive, check_range
+# For those who look for the noise ε beside the process that adds it.
+from .runtime.noise import randn_like  # noqa: F401
 
 SCHEDULES = ("cosine", "linear")
 # What a network may predict.
