@@ -1,7 +1,7 @@
 """ar_prior.py: codes against numpy's singular values, who sees whom, the cache against the whole sequence, a batch learned by heart."""
 
 import math
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -271,4 +271,4 @@ def test_one_batch_is_learned_by_heart(place_width):
     (dict(text_heads=3), "text_heads"), (dict(guidance=-1.0), "guidance"), (dict(place_width=-1), "place_width"), (dict(places=17), "places")])
 def test_impossible_settings_are_errors(changes, said):
     with pytest.raises(ValueError, match=said):
-        replace(TINY, **changes)
+        build(**changes)

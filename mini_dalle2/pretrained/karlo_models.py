@@ -15,7 +15,7 @@ References: the public code of Karlo v1.0.alpha (kakaobrain/karlo). Read next: k
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -79,9 +79,9 @@ def lend_clip(clip, *models):
 
 @dataclass(frozen=True)
 class KarloCLIPConfig(CLIPConfig):
-    """CLIP's sizes. IMPLIED: settings of old checkpoints that the class now stands for."""
+    """CLIP's sizes. unit_norm is always off; a checkpoint's settings tell Karlo's CLIP by it."""
 
-    IMPLIED: ClassVar = {"unit_norm": False}
+    unit_norm: bool = False
 
 
 class KarloCLIP(CLIP):
@@ -115,7 +115,8 @@ class KarloPriorConfig(PriorConfig):
     frozen_text: int = 768
     clip_x_start: float | None = 10.0
 
-    IMPLIED: ClassVar = {"z_scale": 1.0, "unit_norm": False}
+    # Settings of older checkpoints that this class now stands for; see configs.model_config.
+    IMPLIED = {"z_scale": 1.0, "unit_norm": False}
 
     def __post_init__(self):
         super().__post_init__()
@@ -186,7 +187,7 @@ class KarloDecoderConfig(DecoderConfig):
 
     frozen_text: int = 768
 
-    IMPLIED: ClassVar = {"z_scale": 1.0, "learned_null": True}
+    IMPLIED = {"z_scale": 1.0, "learned_null": True}
 
     def __post_init__(self):
         super().__post_init__()
@@ -229,9 +230,11 @@ class KarloDecoder(Decoder):
 
 @dataclass(frozen=True)
 class KarloUpsamplerConfig(UpsamplerConfig):
-    """An upsampler's sizes."""
+    """An upsampler's sizes. last_unet is always on; a checkpoint's settings tell Karlo's by it."""
 
-    IMPLIED: ClassVar = {"sampler": "ddpm", "last_unet": True, "use_adagn": False}
+    last_unet: bool = True
+
+    IMPLIED = {"sampler": "ddpm", "use_adagn": False}
 
     def unet_settings(self):
         """Return the U-Net's settings as a dict."""

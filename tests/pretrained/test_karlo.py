@@ -342,7 +342,7 @@ def test_with_offloading_each_model_is_brought_and_put_back(diffusers_folder, mo
                             (moves.append((type(self).__name__, method)), plain(self, *args, **rest))[1])
     model.text_to_image("a corgi", progress=False)
     moves = [move for move in moves if move[0] != "GaussianDiffusion"]     # samplers make their own
-    assert moves == [("CLIP", "to"), ("DiffusionPrior", "to"), ("CLIP", "cpu"), ("DiffusionPrior", "cpu"), ("CLIP", "to"), ("Decoder", "to"),
+    assert moves == [("KarloCLIP", "to"), ("KarloPrior", "to"), ("KarloCLIP", "cpu"), ("KarloPrior", "cpu"), ("KarloCLIP", "to"), ("KarloDecoder", "to"),
                      ("KarloCLIP", "cpu"), ("KarloDecoder", "cpu"), ("KarloUpsampler", "to"), ("KarloUpsampler", "cpu")]
     with model.at_work(model.clip):
         model.encode_text("a corgi")                                       # inside, it is there already, and stays
