@@ -7,9 +7,8 @@ picture, found by running DDIM backwards. Each verb changes one of the two, or b
 decoder again. PCA reconstructions (§4) keep only a few components of z_img. Inpainting is GLIDE's
 (§4 there).
 
-`Latents` is the second half of DALLE2 (pipeline.py), which inherits from it. It uses the models
-and the methods of DALLE2: `encode_text`, `encode_image`, `pixels`, `tokens`, `embed`, `base`,
-`enlarge`.
+`Latents` is the second half of DALLE2 (pipeline.py), which inherits from it. It uses the models of
+DALLE2 and these methods: `at_work`, `check`, `tokens`, `encode_text`, `embed`, `base`, `enlarge`.
 
 Shapes: B pictures, L context length, D = clip_dim, s side of the decoder's pictures.
 References: unCLIP (2204.06125) §3 and §4; GLIDE (2112.10741) §4 for inpainting; FlowEdit
@@ -24,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 
-from .data.pixels import to_rgb
+from .data.pixels import central_square, from_pil, to_float, to_rgb
 from .diffusion import ModelOutput
 from .runtime.noise import seeded
 from .sampling import flow_edit, slerp, strided_timesteps
@@ -35,6 +34,38 @@ class Latents:
 
     # For each picture, inpainting chooses from so many z_img; see `choose_by_known_pixels`.
     CHOICE = 16
+
+    @torch.no_grad()
+    def encode_image(self, images):
+        """Embed images: z_img (B, D), of unit norm unless CLIP's `unit_norm` is off.
+
+        images: a PIL image, a list of them (any mode and size), or a tensor (B, 3, S, S) in [-1,
+        1].
+        Raises ValueError when CLIP has no image encoder.
+        """
+        self.require_image_encoder()
+        with self.at_work(self.clip):
+            return self.clip.encode_image(self.pixels(images, self.clip.cfg.image_size)).float()
+
+    def pixels(self, images, size):
+        """Turn images into a tensor (B, 3, size, size) in [-1, 1] on the device.
+
+        images: a PIL image, a list of them (any mode and size), or such a tensor.
+        """
+        if not torch.is_tensor(images):
+            images = [images] if isinstance(images, Image.Image) else images
+            squares = [central_square(image, size) for image in images]
+            images = torch.stack([to_float(from_pil(square)) for square in squares])
+        return images.to(self.device)
+
+    def require_image_encoder(self):
+        """Raise ValueError when CLIP has only its text encoder.
+
+        This is so for Karlo's diffusers folder without `image_encoder`.
+        """
+        if self.clip.visual is None:
+            raise ValueError(
+                "this CLIP has no image encoder: use these weights with captions, not pictures")
 
     @torch.no_grad()
     def invert(self, images, steps=None, progress=False):
