@@ -134,8 +134,10 @@ class Latents:
         return self.enlarge(base, seeds, stage, progress)
 
     def keep_components(self, z_img, counts):
-        """Keep the first principal components of z_img (1, D): (len(counts), D), one row a
-        count."""
+        """Keep so many principal components of z_img (1, D): (N, D), a row for each of N counts.
+
+        Raises ValueError for a run without an AR prior.
+        """
         if self.ar_prior is None:
             raise ValueError("the principal components belong to the autoregressive prior: "
                              "train it with --stage ar_prior")
@@ -234,7 +236,7 @@ class Latents:
         The prior predicts z_img for both captions from the same noised z_img. The two predictions
         differ by what must change in this picture. Add that difference, in full at θ = 0.5 (the
         paper's maximum) and exaggerated above it. Without sources, d leads from the picture to the
-        mean of many z_img of the target: at θ = 0.5 only x_T remains of the picture.
+        mean of many z_img of the target. Then at θ = 0.5 only x_T remains of the picture.
         Shapes and captions: see `follow`. One seed gives the noise for all N.
         """
         prior = self.prior
@@ -259,9 +261,9 @@ class Latents:
     @torch.no_grad()
     def inpaint(self, image, mask, caption, n=1, seed=0, prior="diffusion", guidance=None,
                 steps=None, stage="full", progress=True):
-        """Sample n pictures of the caption that keep each pixel outside the mask: list of PIL
-        images.
+        """Sample n pictures of the caption that keep each pixel outside the mask.
 
+        Returns a list of PIL images.
         image: a PIL image of any mode. Its central square is taken at the size of the result.
         mask: a PIL image of the same size, light where something new is wanted. Transparent pixels
         count as dark. caption: describes the whole picture.
@@ -318,8 +320,7 @@ class Latents:
 
 
 def to_mask(mask):
-    """Turn any PIL image into an upright one of mode "L": 255 where it is light and opaque, else
-    0."""
+    """Turn any PIL image into an upright one of mode "L": 255 where light and opaque, else 0."""
     mask = ImageOps.exif_transpose(mask)
     if "A" in mask.getbands() or "transparency" in mask.info:
         mask = mask.convert("RGBA")

@@ -419,8 +419,7 @@ class DALLE2(Latents):
         return list(itertools.chain.from_iterable(collect(pictures)))
 
     def upsample(self, base, seeds, stage, progress, known):
-        """Run the upsamplers on one batch: {"base": (B, 3, s, s), "up1": …, "up2": …} up to
-        `stage`.
+        """Run the upsamplers on one batch, up to `stage`: {"base": (B, 3, s, s), "up1": …, …}.
 
         known(side) -> (picture, mask) or None; see `Latents.inpaint`.
         """
