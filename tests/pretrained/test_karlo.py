@@ -292,7 +292,7 @@ def test_a_whole_picture_is_that_of_the_unclip_pipeline(diffusers_folder, their_
             for module, name, size in (("decoder", "decoder_latents", side), ("upsampler", "super_res_latents", 4 * side)):
                 x_T = torch.randn(2, 3, size, size, generator=generator)
                 latents[name] = x_T + 3 * x_T.sign()
-                monkeypatch.setattr(f"mini_dalle2.{module}.randn_like", lambda like, generator, x_T=latents[name]: x_T)
+                monkeypatch.setattr(f"mini_dalle2.{module}.randn", lambda *wanted, x_T=latents[name]: x_T)
         expected = their_pipeline(captions, prior_num_inference_steps=5, decoder_num_inference_steps=4, super_res_num_inference_steps=3,
                                   generator=torch.Generator().manual_seed(seed), output_type="np", **latents).images
         expected = torch.from_numpy(expected).permute(0, 3, 1, 2) * 2 - 1
