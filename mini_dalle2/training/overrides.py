@@ -134,7 +134,7 @@ def saved_stage(name, saved):
 
 
 def checked(make, values):
-    """make(**values), a dataclass. Raises TypeError when a value has another type than its field."""
+    """make(**values), a dataclass. Raises TypeError for a value of another type than its field."""
     values = {key: tuple(value) if isinstance(value, list) else value
               for key, value in values.items()}
     made = make(**values)

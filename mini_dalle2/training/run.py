@@ -162,7 +162,8 @@ class Run:
         N is as many as CLIP, priors, sketch and decoder learn from. The upsamplers have fewer.
         """
         data = self.config.data
-        return self.pictures.table(split, size, data.images if split == "train" else data.val_images)
+        most = data.images if split == "train" else data.val_images
+        return self.pictures.table(split, size, most)
 
     @torch.no_grad()
     def clip_embeddings(self, pictures, captions, clip=None):
