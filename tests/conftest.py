@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -142,3 +143,64 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "shapes"
     assert train.main([*SMALL, f"--out={folder}"]) == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def judged(run, tmp_path_factory):
+    """The same run with the models that only an evaluation needs. Not to be written into."""
+    folder = tmp_path_factory.mktemp("judged") / "shapes"
+    shutil.copytree(run, folder)
+    train_variants(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def evaluated(judged, tmp_path_factory):
+    """The same run with all its experiments done, by the command. Not to be written into."""
+    from mini_dalle2 import evaluate
+    folder = tmp_path_factory.mktemp("evaluated") / "run"
+    shutil.copytree(judged, folder)
+    assert evaluate.main([f"--run={folder}", "--n=16", "--device=cpu"]) == 0
+    return folder
+
+
+@pytest.fixture
+def copied(evaluated, tmp_path):
+    """A copy of an evaluated run, to be written into."""
+    return shutil.copytree(evaluated, tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def synthetic(evaluated):
+    """A lab for made-up sets of pictures: large enough for the grader, and without sheets."""
+    from mini_dalle2.evaluate import Lab
+    lab = Lab(evaluated, 48, "cpu")
+    lab.size = 32
+    lab.grid = lambda name, rows, labels: f"{name}.png"
+    return lab
+
+
+def train_variants(folder):
+    """What `python train.py --stage evaluation` makes in a run folder."""
+    import train
+    if "evaluation" in (ROOT / "train.py").read_text():
+        assert train.main(["--stage=evaluation", f"--out={folder}", "--device=cpu"]) == 0
+        return
+    import tempfile
+    from mini_dalle2.runtime.files import load_checkpoint, read_json, save_checkpoint
+    from mini_dalle2.training import overrides
+    from mini_dalle2.training.run import Job
+    from mini_dalle2.training.stages import TRAIN
+    from mini_dalle2.training.variants import variant
+    cpu = torch.device("cpu")
+    own = Job(overrides.from_dict(read_json(folder / "config.json")), folder, cpu, True)
+    for name, stage in configs.VARIANTS.items():
+        job = Job(variant(own.config, name), folder, cpu, True)
+        job.pictures = own.pictures
+        job.tokenizer, job.frozen_clip = own.tokenizer, own.frozen_clip
+        job.embeddings, job.finished = own.embeddings, own.finished
+        with tempfile.TemporaryDirectory() as work:
+            job.run = Path(work)
+            TRAIN[stage](job)
+            made = load_checkpoint(job.run / f"{stage}.pt")
+            save_checkpoint(made | {"stage": name}, folder / f"{name}.pt")

@@ -316,12 +316,12 @@ EVALUATION = {
     "a run that is not finished": (evaluate, ["--run=run", "--device=cpu"], "run/decoder.pt is not finished: 2 of 3 steps", amended("run/decoder.pt", step=2)),
     "a run that has lost its config.json": (evaluate, ["--run=run", "--device=cpu"], "run/config.json cannot be used", gone("run/config.json")),
     "a run with another's config.json": (evaluate, ["--run=run", "--device=cpu"], "describes other models", configured("decoder.model", guidance=1.5)),
-    "a README that is not there": (evaluate, ["--run=run", "--device=cpu", "--readme=nowhere.md"], "there is no nowhere.md"),
-    "a README without a place for the table": (evaluate, ["--run=run", "--device=cpu", "--readme=README.md"], "does not say where the table goes",
-                                              file("README.md", "# a")),
-    "a README that ends before it begins": (evaluate, ["--run=run", "--device=cpu", "--readme=README.md"], "does not say where the table goes",
-                                            file("README.md", "<!-- evaluate shapes: end -->\n<!-- evaluate shapes: begin -->\n")),
-    "a README of some experiments": (evaluate, ["--run=run", "--readme=README.md", "--only", "fig8"], "leave out --only"),
+    "a page of results that is not there": (evaluate, ["--run=run", "--device=cpu", "--results=nowhere.md"], "there is no nowhere.md"),
+    "a page without a place for the table": (evaluate, ["--run=run", "--device=cpu", "--results=page.md"], "does not say where the table goes",
+                                              file("page.md", "# a")),
+    "a page that ends before it begins": (evaluate, ["--run=run", "--device=cpu", "--results=page.md"], "does not say where the table goes",
+                                            file("page.md", "<!-- evaluate shapes: end -->\n<!-- evaluate shapes: begin -->\n")),
+    "a page of some experiments": (evaluate, ["--run=run", "--results=page.md", "--only", "fig8"], "leave out --only"),
 }
 
 CASES = EVALUATION | FLAGS | DATA | CAPTIONS | PICTURES | RUNS | OUTPUTS

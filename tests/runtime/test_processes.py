@@ -186,9 +186,9 @@ def numbers(found):
     return [n for value in found for n in numbers(value)] if isinstance(found, list) else [found] * isinstance(found, (int, float))
 
 
-def test_two_processes_find_what_one_finds(run, tmp_path):
-    """The evaluation: a judge trained, pictures inverted and drawn by both, the same files and findings, and the second time nothing to do."""
-    folders, asked = [shutil.copytree(run, tmp_path / name) for name in ("one", "two")], ["--only", "variations", "--n", "16"]
+def test_two_processes_find_what_one_finds(judged, tmp_path):
+    """The evaluation: pictures inverted and sampled by both, the same files and findings, and the second time nothing to do."""
+    folders, asked = [shutil.copytree(judged, tmp_path / name) for name in ("one", "two")], ["--only", "variations", "--n", "16"]
     assert evaluate.main(["--run", str(folders[0]), *asked, "--device=cpu"]) == 0
     two = torchrun("--run", folders[1], *asked, script="mini_dalle2.evaluate")
     assert two.returncode == 0 and two.stdout.count("the report: ") == 1, two.stderr[-3000:]
@@ -198,6 +198,6 @@ def test_two_processes_find_what_one_finds(run, tmp_path):
     assert findings[1] == pytest.approx(findings[0], rel=1e-3, abs=1e-3) and len(findings[0]) > 20
     for one in folders[0].glob("evaluate/cache-*/*.pt"):
         a, b = (load_checkpoint(folders[i] / one.relative_to(folders[0]))["made"].float() for i in (0, 1))
-        assert a.shape == b.shape and (a - b).abs().max() <= (2 if "draw" in one.name else 1e-3)
+        assert a.shape == b.shape and (a - b).abs().max() <= (2 if "sampled" in one.name else 1e-3)
     again = torchrun("--run", folders[1], *asked, script="mini_dalle2.evaluate")
     assert again.returncode == 0 and "variations: " not in again.stdout
