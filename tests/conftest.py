@@ -181,26 +181,6 @@ def synthetic(evaluated):
 
 
 def train_variants(folder):
-    """What `python train.py --stage evaluation` makes in a run folder."""
+    """Train what an evaluation needs into a finished run folder."""
     import train
-    if "evaluation" in (ROOT / "train.py").read_text():
-        assert train.main(["--stage=evaluation", f"--out={folder}", "--device=cpu"]) == 0
-        return
-    import tempfile
-    from mini_dalle2.runtime.files import load_checkpoint, read_json, save_checkpoint
-    from mini_dalle2.training import overrides
-    from mini_dalle2.training.run import Job
-    from mini_dalle2.training.stages import TRAIN
-    from mini_dalle2.training.variants import variant
-    cpu = torch.device("cpu")
-    own = Job(overrides.from_dict(read_json(folder / "config.json")), folder, cpu, True)
-    for name, stage in configs.VARIANTS.items():
-        job = Job(variant(own.config, name), folder, cpu, True)
-        job.pictures = own.pictures
-        job.tokenizer, job.frozen_clip = own.tokenizer, own.frozen_clip
-        job.embeddings, job.finished = own.embeddings, own.finished
-        with tempfile.TemporaryDirectory() as work:
-            job.run = Path(work)
-            TRAIN[stage](job)
-            made = load_checkpoint(job.run / f"{stage}.pt")
-            save_checkpoint(made | {"stage": name}, folder / f"{name}.pt")
+    assert train.main(["--stage=evaluation", f"--out={folder}", "--device=cpu"]) == 0

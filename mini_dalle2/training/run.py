@@ -195,6 +195,3 @@ class Run:
                          "z_img": z_img.cpu(), "z_txt": z_txt.cpu()}
                 save_checkpoint(saved, path)
         return saved["captions"], saved["z_img"].to(self.device), saved["z_txt"].to(self.device)
-
-
-Job = Run           # going: until evaluate trains nothing

@@ -416,6 +416,3 @@ def open_stage(run, name):
     if stage_class is DecoderStage and hasattr(run.config.decoder.model, "z_noise"):
         stage_class = SketchedDecoderStage
     return stage_class(run, name)
-
-
-TRAIN = {}          # going: until evaluate trains nothing
