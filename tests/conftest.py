@@ -181,6 +181,6 @@ def synthetic(evaluated):
 
 
 def train_variants(folder):
-    """Train what an evaluation needs into a finished run folder."""
+    """Train what only an evaluation needs, in the folder of a finished run."""
     import train
     assert train.main(["--stage=evaluation", f"--out={folder}", "--device=cpu"]) == 0
