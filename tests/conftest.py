@@ -27,7 +27,7 @@ SMALL = [
 ]
 SMALL += [
     f"--{stage}.{key}"
-    for stage in configs.MODEL_CONFIGS
+    for stage in configs.MODELS
     for key in ("steps=3", "save_every=2", "log_every=1")
 ]
 SMALL += [
