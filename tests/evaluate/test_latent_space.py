@@ -24,10 +24,10 @@ def test_variations_and_interpolations_tell_what_is_so_from_its_converse(synthet
         for pictures in (true.pictures ^ 1, true.pictures * 0)
     )
     assert verdicts(
-        synthetic, "variations", {"drawn": empty, 0.0: true, 0.5: true, 1.0: nearly}
+        synthetic, "variations", {"sampled": empty, 0.0: true, 0.5: true, 1.0: nearly}
     ) == ["yes", "yes"]
     assert verdicts(
-        synthetic, "variations", {"drawn": true, 0.0: true, 0.5: black, 1.0: empty}
+        synthetic, "variations", {"sampled": true, 0.0: true, 0.5: black, 1.0: empty}
     ) == ["no", "no"]
     m = synthetic.part(8)
     a, b = synthetic.true(m), synthetic.true(m, first=m)
