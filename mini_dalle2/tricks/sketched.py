@@ -50,10 +50,6 @@ class SketchedDecoderConfig(DecoderConfig):
             in_channels=6 if self.sketch else 3, patch_size=self.patch_size,
             position_embedding=self.position_embedding, emb_channels=self.emb_channels)
 
-    def z_noise_at(self, step, steps):
-        """Return the z_noise of a training step, step 0..steps−1."""
-        return self.z_noise if step >= self.z_noise_from * steps else 0.0
-
 
 class SketchedCondition(NamedTuple):
     """A Condition, and the sketch beside x_t."""
