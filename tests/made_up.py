@@ -13,14 +13,22 @@ from mini_dalle2.evaluate.seen import Seen
 
 
 def exchanged(scene):
-    """The scene with the colours of its two things exchanged."""
+    """The scene with the colours of its two objects exchanged."""
     first, second = scene.things
-    return replace(scene, things=(replace(first, colour=second.colour), replace(second, colour=first.colour)))
+    return replace(
+        scene, things=(replace(first, colour=second.colour), replace(second, colour=first.colour))
+    )
 
 
 def further(scene, by):
-    """Each of its things by that share of the side farther to where there is room for it."""
-    return replace(scene, things=tuple(replace(thing, x=thing.x - by if thing.x > 0.5 else thing.x + by) for thing in scene.things))
+    """The scene with each object moved by that share of the side, to where there is room."""
+    return replace(
+        scene,
+        things=tuple(
+            replace(thing, x=thing.x - by if thing.x > 0.5 else thing.x + by)
+            for thing in scene.things
+        ),
+    )
 
 
 def other_background(scene):
@@ -28,11 +36,14 @@ def other_background(scene):
 
 
 def shown(lab, n=None, of="val", right=None, change=lambda scene: scene):
-    """n pictures of captions, drawn from their scenes, each changed; all but the first `right` of them empty."""
+    """n pictures of captions, rendered from their scenes, each changed by `change`.
+
+    All but the first `right` of them are empty.
+    """
     data, chosen, captions = lab.scenes(of)
     n = n or lab.n
     pictures = torch.stack([from_pil(render(change(data.scene(i)), 32)) for i in chosen[:n]])
-    pictures[n if right is None else right:] = 200
+    pictures[n if right is None else right :] = 200
     return Seen(lab, pictures, captions[:n])
 
 

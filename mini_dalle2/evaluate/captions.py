@@ -63,7 +63,7 @@ def pairs(texts):
             yield i, text
 
 
-def choose(texts, of, count):
+def choose_scenes(texts, of, count):
     """Choose scenes by their captions: a list of (i, the caption asked for).
 
     texts: (i, caption) of all scenes; of: "edits", "pairs", or any other name for the first ones;

@@ -78,7 +78,9 @@ class Findings:
         labels = []
         for row, seen in rows.items():
             notes = seen.notes()[:count]
-            labels.append([f"{row.upper()}: {notes[0]}", *notes[1:]])
+            # A capital η looks like an H.
+            head = row.upper() if row.isascii() else row
+            labels.append([f"{head}: {notes[0]}", *notes[1:]])
         self.grids.append(lab.grid(name, [seen.images[:count] for seen in rows.values()], labels))
 
     def paths(self, lab, name, true, made, labels, rows):

@@ -30,8 +30,9 @@ from ..runtime.commands import sentence
 from ..runtime.files import atomic_open, load_checkpoint, read_json, signature
 from ..runtime.processes import agreed, is_main
 from ..training import overrides
+from ..training.guards import what_is_learned
 from ..training.variants import variant
-from .captions import EDITS, choose
+from .captions import EDITS, choose_scenes
 from .seen import Seen, few_colours
 
 # Raise it when what a recipe or an experiment makes changes: all that was made before is then
@@ -50,7 +51,7 @@ def digest(*things):
 def files_of(source, run):
     """List the files of a folder of captioned pictures, outside the run: (name, size, time).
 
-    An empty list for captioned shapes, which are drawn.
+    An empty list for captioned shapes, which are rendered.
     """
     if source == "shapes":
         return []
@@ -128,22 +129,21 @@ class Lab:
 
     def why_unusable(self, name):
         """Say why RUN/NAME.pt is no variant of this run, such as "is missing"; None if it is."""
-        wanted = variant(self.config, name)
-        stage = VARIANTS[name]
+        wanted = what_is_learned(variant(self.config, name), name)
         try:
             checkpoint = load_checkpoint(self.run / f"{name}.pt", name)
-            config = overrides.from_dict(checkpoint["config"])
+            learned = what_is_learned(overrides.from_dict(checkpoint["config"]), name)
             tokenizer, clip = checkpoint["tokenizer"], checkpoint["clip_signature"]
             finished = checkpoint["step"] >= checkpoint["steps"]
         except FileNotFoundError:
             return MISSING
         except (ValueError, KeyError, TypeError):
             return "is damaged"
-        if config.data != wanted.data or getattr(config, stage) != getattr(wanted, stage):
+        if learned != wanted:
             return "was made with other settings"
         if tokenizer != self.model.tokenizer.state_dict():
             return "was made with another tokenizer"
-        if stage == "decoder" and clip != self.clip_signature():
+        if VARIANTS[name] == "decoder" and clip != self.clip_signature():
             return "was made with another CLIP"
         return None if finished else UNFINISHED
 
@@ -251,7 +251,7 @@ class Lab:
             texts = ((i, data.scene(i).text) for i in range(len(data)))
             per_edit = -(-self.part(4) // len(EDITS))
             count = {"edits": per_edit, "pairs": self.n}.get(of, 4 * self.n)
-            chosen, captions = zip(*choose(texts, of, count))
+            chosen, captions = zip(*choose_scenes(texts, of, count))
             return data, chosen, list(captions)
 
         return self.remembered(("scenes", of), make)

@@ -25,7 +25,7 @@ ASPECTS = ("colours", "shapes", "layout", "all")
 
 # -------------------------------------------------------------------- principal components
 
-def counts(lab):
+def component_counts(lab):
     """1, 2, 4, … components, and all of them."""
     D = lab.model.clip.cfg.clip_dim
     return [2 ** i for i in range(D.bit_length()) if 2 ** i < D] + [D]
@@ -37,7 +37,7 @@ def components_needs(lab):
         return {}
     return {count: Sampled(
         lab.part(4), z="true", move=("components", count), told=False, guidance=1.0, rule=0.0,
-        x_T="one") for count in counts(lab)}
+        x_T="one") for count in component_counts(lab)}
 
 
 @experiment("What the principal components of z_img say (Fig. 7)", components_needs)
@@ -159,7 +159,7 @@ ETAS = (0.0, 0.5, 1.0)
 def variations_needs(lab):
     """True pictures sampled again at each η, and other pictures of their captions."""
     n = lab.part(4)
-    needs = {"drawn": Sampled(n, seed=1)}
+    needs = {"sampled": Sampled(n, seed=1)}
     for eta in ETAS:
         needs[eta] = Sampled(n, z="true", told=False, guidance=1.0, rule=eta, x_T="inverted")
     return needs
@@ -170,7 +170,7 @@ def variations(lab, found, made):
     """Pictures from (z_img, x_T) of a true one: what stays and what moves, at each η?"""
     true = lab.true(lab.part(4))
     other = "sampled from its caption"
-    made = {f"η = {eta:g}": made[eta] for eta in ETAS} | {other: made["drawn"]}
+    made = {f"η = {eta:g}": made[eta] for eta in ETAS} | {other: made["sampled"]}
     changed = {name: apart(seen.pictures, true.pictures) for name, seen in made.items()}
     close = {name: cosine(seen.z, true.z) for name, seen in made.items()}
     columns = {"right ↑": "%", "cosine with the picture": "", "difference in grey levels": ""}

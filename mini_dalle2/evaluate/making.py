@@ -173,7 +173,7 @@ class Maker:
         model = self.sampler(recipe)
         captions = self.lab.real(recipe.of)[1][:recipe.n]
         tokens = self.lab.tokens(captions) if recipe.told or recipe.z is None else None
-        z, x_T = self.moved(recipe, self.given(recipe), self.first_noise(recipe))
+        z, x_T = self.apply_move(recipe, self.given(recipe), self.first_noise(recipe))
         eta = None if recipe.rule == "ancestral" else float(recipe.rule)
         each = self.timing.seconds(recipe) / recipe.n
         found = []
@@ -211,7 +211,7 @@ class Maker:
             return self.model.start(recipe.seed).expand(recipe.n, -1, -1, -1)
         return self.make(Inverted(recipe.starts, recipe.of)).to(self.model.device)
 
-    def moved(self, recipe, z, x_T):
+    def apply_move(self, recipe, z, x_T):
         """Do to (z_img, x_T) what a Sampled says: both of them, moved."""
         n = recipe.n
         move, amount = recipe.move or (None, None)

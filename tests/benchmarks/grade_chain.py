@@ -36,7 +36,7 @@ from mini_dalle2.pipeline import results_folder                 # noqa: E402
 
 
 def shares(pictures, captions):
-    """(grades, {aspect: share of pictures where it is right; kind of caption: share with "all"})."""
+    """(grades, {aspect: share of pictures where it is right; kind of caption: share of "all"})."""
     grades = [grade(picture, caption) for picture, caption in zip(pictures, captions)]
     result = {aspect: sum(g[aspect] for g in grades) / len(grades) for aspect in ASPECTS}
     for kind in KINDS:

@@ -66,7 +66,7 @@ class Bench:
 
 
 def cache(bench, N=64):
-    """The AR prior with and without its cache: are the codes the same, and how much faster is it?"""
+    """The AR prior with and without its cache: are the codes the same, and which is faster?"""
     model, prior = bench.model, bench.model.ar_prior
     tokens = model.tokens([bench.data.scene(i).text for i in range(N)])
     z_txt = model.clip.encode_text(tokens)
@@ -91,7 +91,10 @@ def with_beta(diffusion, out, x_t, t, noise):
 
 @torch.no_grad()
 def variances(bench, N=4000, steps=16):
-    """A few steps of the prior with Analytic-DPM's variance (Table 3), β̃ or β: how far from true?"""
+    """A few steps of the prior with Analytic-DPM's variance (Table 3), β̃ or β.
+
+    How far from true z_img are they?
+    """
     model, prior = bench.model, bench.model.prior
     data = CaptionedShapes("val", model.clip.cfg.image_size, 0, 2 * N)
     table, captions = load_table(data, progress=False)
@@ -99,7 +102,8 @@ def variances(bench, N=4000, steps=16):
     tokens, z_txt = model.tokens(captions[:N]), model.encode_text(captions[:N])
     timesteps = strided_timesteps(prior.cfg.num_timesteps, steps)
     found = {"true z_img of these captions": true[:N]}
-    for name, step in {"analytic": analytic_step(prior.cov), "β̃": ddpm_step, "β": with_beta}.items():
+    rules = {"analytic": analytic_step(prior.cov), "β̃": ddpm_step, "β": with_beta}
+    for name, step in rules.items():
         generator = torch.Generator().manual_seed(0)
         x_T = torch.randn(N, prior.cfg.clip_dim, generator=generator)
         denoise = prior.denoiser(tokens, z_txt)

@@ -26,7 +26,9 @@ def test_what_is_done_is_not_done_again(copied, monkeypatch):
     (copied / "report.md").unlink()
     assert main([f"--run={copied}", "--n=16", "--device=cpu"]) == 0
     assert {path: path.read_bytes() for path in before} == before
-    assert (copied / "report.md").read_text().splitlines()[1:] == report[1:], "but for the name of the folder"
+    assert (copied / "report.md").read_text().splitlines()[1:] == report[1:], (
+        "but for the name of the folder"
+    )
 
 
 def test_another_format_makes_all_out_of_date(copied, monkeypatch):
@@ -54,7 +56,7 @@ def test_what_is_out_of_date_is_not_shown(copied):
     path.write_text(whole[:50])
     assert known(Maker(Lab(copied, 16, "cpu")), one) is None, "damaged"
     path.write_text(whole)
-    # One weight of the prior is another one: what does not depend on it is thrown away too, for it lies in the same cache.
+    # One weight of the prior is another one. All goes, also what does not depend on the prior.
     saved = torch.load(copied / "prior.pt", weights_only=True)
     saved["ema"]["query"] += 1e-3
     torch.save(saved, copied / "prior.pt")
@@ -66,9 +68,9 @@ def test_what_is_out_of_date_is_not_shown(copied):
 
 
 def test_after_a_kill_it_goes_on_where_it_was(copied, monkeypatch, capsys):
-    """While the third crowd of an experiment is drawn, the process ends. What was drawn by then is not drawn again."""
+    """The process ends while the third set of an experiment is made. The first two are kept."""
     whole = (copied / "evaluate" / "fig8.json").read_text()
-    for path in ((copied / "evaluate").glob("cache-*")):
+    for path in (copied / "evaluate").glob("cache-*"):
         shutil.rmtree(path)
     (copied / "evaluate" / "fig8.json").unlink()
     made, make = [], Maker.make_pictures
@@ -93,4 +95,6 @@ def test_after_a_kill_it_goes_on_where_it_was(copied, monkeypatch, capsys):
     assert len(first) == 2 and made and not set(first) & set(made)
     now = json.loads((copied / "evaluate" / "fig8.json").read_text())["findings"]
     before = json.loads(whole)["findings"]
-    assert {k: v for k, v in now.items() if k != "seconds"} == {k: v for k, v in before.items() if k != "seconds"}, "as if nothing had happened"
+    assert {k: v for k, v in now.items() if k != "seconds"} == {
+        k: v for k, v in before.items() if k != "seconds"
+    }, "as if nothing had happened"

@@ -19,19 +19,28 @@ from mini_dalle2.pipeline import load_model
 def test_the_judge_is_another_clip(evaluated):
     judge, own = (load_model(evaluated / f"{name}.pt", name)[0] for name in ("judge", "clip"))
     assert judge.cfg.vision_width < own.cfg.vision_width and judge.cfg.clip_dim < own.cfg.clip_dim
-    saved, config = torch.load(evaluated / "judge.pt", weights_only=True), json.loads((evaluated / "config.json").read_text())
-    assert saved["config"]["data"]["seed"] != config["data"]["seed"] and saved["step"] == saved["steps"]
+    saved, config = (
+        torch.load(evaluated / "judge.pt", weights_only=True),
+        json.loads((evaluated / "config.json").read_text()),
+    )
+    assert (
+        saved["config"]["data"]["seed"] != config["data"]["seed"]
+        and saved["step"] == saved["steps"]
+    )
     assert not (evaluated / "evaluate" / "judge.pt").exists(), "an evaluation trains nothing"
 
 
 def test_glide_never_saw_z_img(evaluated):
-    """Its way in for z_img is what it was before training, to the bit, while that of the run's decoder has learned."""
+    """Its input layers for z_img are bit-identical to untrained ones; the run's have learned."""
     weights = {}
     for name in ("glide", "decoder"):
         model, saved = load_model(evaluated / f"{name}.pt", name)
         torch.manual_seed(saved["config"]["data"]["seed"])
         fresh = Decoder(model.cfg)
-        weights[name] = [torch.equal(getattr(model, way).weight, getattr(fresh, way).weight) for way in ("z_to_emb", "z_to_tokens")]
+        weights[name] = [
+            torch.equal(getattr(model, way).weight, getattr(fresh, way).weight)
+            for way in ("z_to_emb", "z_to_tokens")
+        ]
         assert not all(map(torch.equal, model.unet.parameters(), fresh.unet.parameters()))
     assert weights == {"glide": [True, True], "decoder": [False, False]}
 
@@ -39,13 +48,22 @@ def test_glide_never_saw_z_img(evaluated):
 def test_glide_draws_the_same_whatever_z_img_is(evaluated):
     lab = Lab(evaluated, 16, "cpu")
     maker = Maker(lab)
-    assert maker.settled(Sampled(16, z="diffusion", glide=True)) == maker.settled(Sampled(16, z="ar", glide=True)) == maker.settled(Sampled(16, z=None, glide=True))
-    same = [maker.make_pictures(maker.settled(Sampled(4, z=z, glide=True))) for z in ("diffusion", "true")]
+    assert (
+        maker.settled(Sampled(16, z="diffusion", glide=True))
+        == maker.settled(Sampled(16, z="ar", glide=True))
+        == maker.settled(Sampled(16, z=None, glide=True))
+    )
+    same = [
+        maker.make_pictures(maker.settled(Sampled(4, z=z, glide=True)))
+        for z in ("diffusion", "true")
+    ]
     other = maker.make_pictures(maker.settled(Sampled(4, z=None)))
     assert torch.equal(*same) and not torch.equal(same[0], other)
     a, b = (getattr(lab.glide.decoder.cfg, key) for key in ("z_drop", "caption_drop"))
     own = lab.model.decoder.cfg
-    assert (a, b) == (1.0, 0.2) and replace(own, z_drop=a, caption_drop=b, sketch=False) == lab.glide.decoder.cfg, "as large, and drawn with as many steps"
+    assert (a, b) == (1.0, 0.2) and replace(
+        own, z_drop=a, caption_drop=b, sketch=False
+    ) == lab.glide.decoder.cfg, "as large, and drawn with as many steps"
 
 
 def amended(path, **changes):
@@ -72,11 +90,17 @@ def test_without_a_judge_it_names_the_command(run, judged, tmp_path, capsys):
     words = [f"--run={folder}", "--n=16", "--device=cpu"]
     assert main(words) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and f"run `python train.py --stage evaluation --out {folder}` first" in error
+    assert (
+        error.count("\n") == 1
+        and f"run `python train.py --stage evaluation --out {folder}` first" in error
+    )
     assert all(f"{folder}/{name}.pt is missing" in error for name in VARIANTS)
     assert main([*words, "--only", "components"]) == 2
     error = capsys.readouterr().err
-    assert f"{folder}/judge.pt is missing: run `python train.py --stage judge --out {folder}` first" in error
+    assert (
+        f"{folder}/judge.pt is missing: run `python train.py --stage judge --out {folder}` first"
+        in error
+    )
     assert "glide" not in error and not (folder / "evaluate").exists(), "nothing was made"
     shutil.copy(judged / "judge.pt", folder)
     shutil.copy(judged / "glide.pt", folder)
@@ -86,11 +110,15 @@ def test_without_a_judge_it_names_the_command(run, judged, tmp_path, capsys):
     assert "/judge.pt" not in error and f"{folder}/with_sam.pt is missing" in error
 
 
-@pytest.mark.parametrize("changes, reason", [
-    ({"step": 0}, "is not finished"),
-    ({"config": {}}, "is damaged"),
-    ({"tokenizer": {}}, "was made with another tokenizer"),
-    ({"clip_signature": "another"}, "was made with another CLIP")])
+@pytest.mark.parametrize(
+    "changes, reason",
+    [
+        ({"step": 0}, "is not finished"),
+        ({"config": {}}, "is damaged"),
+        ({"tokenizer": {}}, "was made with another tokenizer"),
+        ({"clip_signature": "another"}, "was made with another CLIP"),
+    ],
+)
 def test_a_baseline_that_is_not_this_run_s(copied, capsys, changes, reason):
     amended(copied / "glide.pt", **changes)
     lab = Lab(copied, 16, "cpu")
@@ -98,7 +126,10 @@ def test_a_baseline_that_is_not_this_run_s(copied, capsys, changes, reason):
     assert main([f"--run={copied}", "--n=16", "--device=cpu", "--only", "priors"]) == 2
     error = capsys.readouterr().err
     resume = " --resume" if reason == "is not finished" else ""
-    assert f"glide.pt {reason}: run `python train.py --stage glide --out {copied}{resume}` first" in error
+    assert (
+        f"glide.pt {reason}: run `python train.py --stage glide --out {copied}{resume}` first"
+        in error
+    )
     assert main([f"--run={copied}", "--n=16", "--device=cpu", "--only", "components"]) == 0
 
 

@@ -21,20 +21,32 @@ def test_the_report_holds_every_experiment(evaluated):
         found = json.loads((evaluated / "evaluate" / f"{name}.json").read_text())["findings"]
         assert f"## {EXPERIMENTS[name].title}\n" in text and f"`{name}`" in text
         assert found["tables"] and found["claims"]
-    assert set(re.findall(r"^\| (\w+) \| .* \| (?:yes|no|cannot tell) \|$", text, re.M)) == set(SHAPES)
+    assert set(re.findall(r"^\| (\w+) \| .* \| (?:yes|no|cannot tell) \|$", text, re.M)) == set(
+        SHAPES
+    )
     for file in re.findall(r"!\[.*?\]\((.*?)\)", text):
         assert (evaluated / file).stat().st_size > 1000, file
     assert len(re.findall(r"_plot\d?\.png\)", text)) >= 6
     parts = {re.search("`(\\w+)`", part)[1]: part for part in text.split("\n## ")[1:]}
-    assert "n = 4 and 16," in parts["guidance"] and "true pictures" in parts["fig8"] and "true z_img |" in parts["steps"]
-    assert "check of the method" in parts["variations"] and "check of the method" not in text.split("\n## ")[0]
+    assert (
+        "n = 4 and 16," in parts["guidance"]
+        and "true pictures" in parts["fig8"]
+        and "true z_img |" in parts["steps"]
+    )
+    assert (
+        "check of the method" in parts["variations"]
+        and "check of the method" not in text.split("\n## ")[0]
+    )
     assert re.search(r"\nTogether [\d.]+ minutes", text) and "Fréchet distance ↓" in parts["fig8"]
 
 
 def test_no_figure_stands_without_its_interval(evaluated):
     lines = (evaluated / "report.md").read_text().splitlines()
-    rows = [line.strip("| ").split(" | ") for line, behind in zip(lines, [*lines[1:], ""])
-            if line.startswith("| ") and "| --- |" not in line + behind]             # no heads of tables
+    rows = [
+        line.strip("| ").split(" | ")
+        for line, behind in zip(lines, [*lines[1:], ""])
+        if line.startswith("| ") and "| --- |" not in line + behind
+    ]  # no heads of tables
     number = r"-?[\d.]+(?:e[-+]\d+)?"
     figures = 0
     for row in rows:
@@ -45,13 +57,19 @@ def test_no_figure_stands_without_its_interval(evaluated):
             assert found or cell == "–", cell
             if found:
                 value, low, high = map(float, found.groups())
-                assert low <= value <= high or math.isclose(low, value, abs_tol=0.11) or math.isclose(high, value, abs_tol=0.11), cell
+                assert (
+                    low <= value <= high
+                    or math.isclose(low, value, abs_tol=0.11)
+                    or math.isclose(high, value, abs_tol=0.11)
+                ), cell
     assert figures > 200
 
 
 def test_verdicts_in_the_report_follow_from_their_intervals(evaluated):
     for line in (evaluated / "report.md").read_text().splitlines():
-        if found := re.search(r"\((-?[\d.e+-]+) to (-?[\d.e+-]+)\) \| (yes|no|cannot tell) \|$", line):
+        if found := re.search(
+            r"\((-?[\d.e+-]+) to (-?[\d.e+-]+)\) \| (yes|no|cannot tell) \|$", line
+        ):
             low, high = float(found[1]), float(found[2])
             if found[3] == "yes":
                 assert low >= 0
@@ -63,17 +81,32 @@ def test_verdicts_in_the_report_follow_from_their_intervals(evaluated):
 
 def test_the_page_holds_the_table_once(copied, tmp_path):
     page = tmp_path / "results.md"
-    page.write_text("# before\n<!-- evaluate emoji: begin -->\n<!-- evaluate emoji: end -->\n\n"
-                      "<!-- evaluate shapes: begin -->\nSTALE\n<!-- evaluate shapes: end -->\n\n# behind\n")
+    page.write_text(
+        "# before\n<!-- evaluate emoji: begin -->\n<!-- evaluate emoji: end -->\n\n"
+        "<!-- evaluate shapes: begin -->\nSTALE\n<!-- evaluate shapes: end -->\n\n# behind\n"
+    )
     command = [f"--run={copied}", "--n=16", "--device=cpu", "--results", str(page)]
     assert main(command) == 0
     first = page.read_text()
     assert main(command) == 0 and page.read_text() == first
-    assert first.startswith("# before\n<!-- evaluate emoji: begin -->\n<!-- evaluate emoji: end -->\n\n<!-- evaluate shapes: begin -->\nBy `python")
-    assert first.endswith("\n<!-- evaluate shapes: end -->\n\n# behind\n") and "STALE" not in first and first.count("begin -->") == 2
-    assert f"--run {copied}" in first and all(f"| {name} |" in first for name in SHAPES) and "decoder 3" in first
+    assert first.startswith(
+        "# before\n<!-- evaluate emoji: begin -->\n<!-- evaluate emoji: end -->\n\n"
+        "<!-- evaluate shapes: begin -->\nBy `python"
+    )
+    assert (
+        first.endswith("\n<!-- evaluate shapes: end -->\n\n# behind\n")
+        and "STALE" not in first
+        and first.count("begin -->") == 2
+    )
+    assert (
+        f"--run {copied}" in first
+        and all(f"| {name} |" in first for name in SHAPES)
+        and "decoder 3" in first
+    )
     images = re.findall(r"\]\((.*?)\)", first)
-    assert len(images) == len(IN_RESULTS) - 1 and all(0 < (tmp_path / image).stat().st_size < 150_000 for image in images)
+    assert len(images) == len(IN_RESULTS) - 1 and all(
+        0 < (tmp_path / image).stat().st_size < 150_000 for image in images
+    )
 
 
 @pytest.mark.parametrize("name", ["shapes", "emoji"])

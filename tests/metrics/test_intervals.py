@@ -7,12 +7,24 @@ import pytest
 import torch
 
 from mini_dalle2.metrics.intervals import (
-    Figure, agrees, bootstrap, mean_change, share, share_apart, share_gap, wider, wilson)
+    Figure,
+    agrees,
+    bootstrap,
+    mean_change,
+    share,
+    share_apart,
+    share_gap,
+    wider,
+    wilson,
+)
 from mini_dalle2.metrics.sets import frechet_distance
 
 
 def coverage(trials, inside):
-    """Does an interval of 95 % hold the truth in about 95 % of the trials? Within four standard deviations of that binomial."""
+    """Does an interval of 95 % hold the truth in about 95 % of the trials?
+
+    Within four standard deviations of that binomial.
+    """
     spread = math.sqrt(trials * 0.95 * 0.05)
     assert abs(inside - 0.95 * trials) <= 4 * spread + 0.01 * trials, inside / trials
 
@@ -21,7 +33,7 @@ def coverage(trials, inside):
 def test_bootstrap_holds_the_mean_as_often_as_it_says(halves):
     rng, trials, inside = np.random.default_rng(0), 300, 0
     for trial in range(trials):
-        x = rng.exponential(size=120)                                      # mean 1, and not symmetric
+        x = rng.exponential(size=120)  # mean 1, and not symmetric
         value, low, high = bootstrap(np.mean, x, times=200, seed=trial, halves=halves)
         assert value == pytest.approx(x.mean())
         inside += low <= 1 <= high
@@ -37,27 +49,46 @@ def test_bootstrap_is_as_wide_as_the_closed_form(halves):
 
 
 def test_bootstrap_of_a_distance_stays_where_the_distance_is():
-    """Rows that are drawn twice, or are fewer, move a Fréchet distance; the interval must be about the number that is given."""
+    """Repeated rows, or fewer rows, move a Fréchet distance.
+
+    The interval must still be about the number that is given.
+    """
     rng, trials, inside = np.random.default_rng(2), 60, 0
-    truth = np.mean([frechet_distance(rng.normal(size=(60, 6)), 0.5 + rng.normal(size=(200, 6))) for _ in range(300)])
+    truth = np.mean(
+        [
+            frechet_distance(rng.normal(size=(60, 6)), 0.5 + rng.normal(size=(200, 6)))
+            for _ in range(300)
+        ]
+    )
     for trial in range(trials):
         a, b = rng.normal(size=(60, 6)), 0.5 + rng.normal(size=(200, 6))
-        value, low, high = bootstrap(frechet_distance, a, torch.from_numpy(b), times=60, seed=trial, halves=True)
+        value, low, high = bootstrap(
+            frechet_distance, a, torch.from_numpy(b), times=60, seed=trial, halves=True
+        )
         assert low < value < high
         inside += low <= truth <= high
     assert inside >= 0.85 * trials
-    off = [(low + high) / 2 - value for value, low, high in (bootstrap(frechet_distance, a, b, times=200, halves=halves) for halves in (True, False))]
-    assert abs(off[0]) < off[1] / 2, "and this is why halves are there: rows drawn twice make crowds narrower than they are"
+    off = [
+        (low + high) / 2 - value
+        for value, low, high in (
+            bootstrap(frechet_distance, a, b, times=200, halves=halves) for halves in (True, False)
+        )
+    ]
+    assert abs(off[0]) < off[1] / 2, (
+        "and this is why halves are there: rows drawn twice make crowds narrower than they are"
+    )
 
 
 def test_an_extrapolated_distance_is_nearly_unbiased_and_its_interval_holds():
-    """80 rows of 32 columns, as wide as a trained network's: some directions far wider than others."""
+    """80 rows of 32 columns, spread as a trained network's: some directions far wider."""
     rng, trials, inside, plain, found = np.random.default_rng(6), 80, 0, [], []
     spread, shift = np.linspace(1.5, 0.1, 32), 0.15
-    truth = 32 * shift ** 2 + ((0.2 * spread) ** 2).sum()                  # |μ_a − μ_b|² + Σ (σ_a − σ_b)²
+    truth = 32 * shift**2 + ((0.2 * spread) ** 2).sum()  # |μ_a − μ_b|² + Σ (σ_a − σ_b)²
     for trial in range(trials):
         a, b = spread * rng.normal(size=(80, 32)), 0.8 * spread * rng.normal(size=(160, 32)) + shift
-        value, low, high = bootstrap(frechet_distance, a, b, times=40, seed=trial, halves=True, extrapolate=True)
+        value, low, high = bootstrap(
+            frechet_distance, a, b, times=40, seed=trial, halves=True, extrapolate=True
+        )
         plain.append(frechet_distance(a, b) - truth)
         found.append(value - truth)
         inside += low <= truth <= high
@@ -67,9 +98,13 @@ def test_an_extrapolated_distance_is_nearly_unbiased_and_its_interval_holds():
 
 def test_rows_of_one_tuple_are_drawn_together():
     x = np.random.default_rng(3).normal(size=200)
-    assert bootstrap(lambda a, b: (a - b).mean(), (x, x + 1), times=50)[1:] == pytest.approx((-1, -1))
+    assert bootstrap(lambda a, b: (a - b).mean(), (x, x + 1), times=50)[1:] == pytest.approx(
+        (-1, -1)
+    )
     several = bootstrap(lambda a: (a.min(), a.max()), x, times=50)
-    assert [f.value for f in several] == [x.min(), x.max()] and all(isinstance(f, Figure) for f in several)
+    assert [f.value for f in several] == [x.min(), x.max()] and all(
+        isinstance(f, Figure) for f in several
+    )
     for wrong in ((x[:1],), ((x, x[:5]),)):
         with pytest.raises(ValueError, match="at least two rows"):
             bootstrap(np.mean, *wrong)
@@ -78,10 +113,18 @@ def test_rows_of_one_tuple_are_drawn_together():
 @pytest.mark.parametrize("p", [0.02, 0.3, 1.0])
 def test_share_against_the_binomial(p):
     rng, n = np.random.default_rng(4), 60
-    inside = sum(low <= p <= high for _, low, high in (share(rng.random(n) < p) for _ in range(500)))
-    exact = sum(math.comb(n, k) * p ** k * (1 - p) ** (n - k) for k in range(n + 1) if wilson(k / n, n).low <= p <= wilson(k / n, n).high)
+    inside = sum(
+        low <= p <= high for _, low, high in (share(rng.random(n) < p) for _ in range(500))
+    )
+    exact = sum(
+        math.comb(n, k) * p**k * (1 - p) ** (n - k)
+        for k in range(n + 1)
+        if wilson(k / n, n).low <= p <= wilson(k / n, n).high
+    )
     assert exact > 0.92 and abs(inside / 500 - exact) < 0.05
-    assert share([True] * 10).low == pytest.approx(10 / (10 + 1.96 ** 2), rel=1e-3)        # the closed form at p = 1
+    assert share([True] * 10).low == pytest.approx(
+        10 / (10 + 1.96**2), rel=1e-3
+    )  # the closed form at p = 1
     with pytest.raises(ValueError):
         share([])
 
@@ -90,11 +133,16 @@ def test_share_gap_against_many_samples():
     rng, n, inside = np.random.default_rng(5), 80, 0
     for _ in range(500):
         u = rng.random(n)
-        a, b = u < 0.4, (u < 0.25) | (rng.random(n) < 0.1)                 # answers to the same questions, not independent
+        a, b = (
+            u < 0.4,
+            (u < 0.25) | (rng.random(n) < 0.1),
+        )  # answers to the same questions, not independent
         inside += share_gap(a, b).low <= 0.4 - (0.25 + 0.75 * 0.1) <= share_gap(a, b).high
     coverage(500, inside)
     none = share_gap([False] * 16, [False] * 16)
-    assert none.value == 0 and none.low < -0.05 and none.high > 0.05, "sixteen answers that agree are no certainty"
+    assert none.value == 0 and none.low < -0.05 and none.high > 0.05, (
+        "sixteen answers that agree are no certainty"
+    )
     with pytest.raises(ValueError):
         share_gap([True], [True, False])
     assert none == mean_change(np.zeros(16)), "and no more when changes are added up"
@@ -111,5 +159,10 @@ def test_share_apart_against_many_samples():
 
 
 def test_a_verdict_is_read_off_the_interval():
-    cases = {(0.1, 0.01, 0.2): "yes", (-0.1, -0.2, -0.01): "no", (0.1, -0.1, 0.3): "cannot tell", (0, 0, 0): "cannot tell"}
+    cases = {
+        (0.1, 0.01, 0.2): "yes",
+        (-0.1, -0.2, -0.01): "no",
+        (0.1, -0.1, 0.3): "cannot tell",
+        (0, 0, 0): "cannot tell",
+    }
     assert {numbers: agrees(Figure(*numbers)) for numbers in cases} == cases

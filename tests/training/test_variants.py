@@ -9,15 +9,37 @@ from mini_dalle2.training.variants import settings, variant
 
 # As they were when the evaluation trained them itself.
 SMALL_CLIP = {
-    "tiny": {"clip.vision_width": 96, "clip.text_width": 96, "clip.clip_dim": 64,
-             "clip.picture_weight": 0.0, "data.seed": 1},
-    "micro": {"clip.vision_width": 24, "clip.text_width": 24, "clip.clip_dim": 16,
-              "clip.picture_weight": 0.0, "data.seed": 1}}
+    "tiny": {
+        "clip.vision_width": 96,
+        "clip.text_width": 96,
+        "clip.clip_dim": 64,
+        "clip.picture_weight": 0.0,
+        "data.seed": 1,
+    },
+    "micro": {
+        "clip.vision_width": 24,
+        "clip.text_width": 24,
+        "clip.clip_dim": 16,
+        "clip.picture_weight": 0.0,
+        "data.seed": 1,
+    },
+}
 STEPS = {
-    "tiny": {"judge": 1000, "with_sam": 333, "without_sam": 333, "without_sam_half": 166,
-             "without_sam_quarter": 83},
-    "micro": {"judge": 15, "with_sam": 5, "without_sam": 5, "without_sam_half": 2,
-              "without_sam_quarter": 1}}
+    "tiny": {
+        "judge": 1000,
+        "with_sam": 333,
+        "without_sam": 333,
+        "without_sam_half": 166,
+        "without_sam_quarter": 83,
+    },
+    "micro": {
+        "judge": 15,
+        "with_sam": 5,
+        "without_sam": 5,
+        "without_sam_half": 2,
+        "without_sam_quarter": 1,
+    },
+}
 
 
 @pytest.mark.parametrize("name", ["tiny", "micro"])
@@ -31,7 +53,10 @@ def test_small_clips_differ_from_the_run_s_as_said(name):
 def test_the_baseline_sees_captions_alone(name):
     config = preset(name)
     assert settings(config, "glide") == {
-        "decoder.z_drop": 1.0, "decoder.caption_drop": 0.2, "decoder.sketch": False}
+        "decoder.z_drop": 1.0,
+        "decoder.caption_drop": 0.2,
+        "decoder.sketch": False,
+    }
     glide = variant(config, "glide")
     assert glide.data == config.data and glide.decoder.train == config.decoder.train
     assert replace(glide, decoder=config.decoder) == config, "all else is the run's own"
@@ -39,7 +64,7 @@ def test_the_baseline_sees_captions_alone(name):
 
 def test_a_seed_next_to_the_largest_stays_a_seed():
     config = preset("micro")
-    large = replace(config, data=replace(config.data, seed=2 ** 62))
+    large = replace(config, data=replace(config.data, seed=2**62))
     assert settings(large, "judge")["data.seed"] == 0 == variant(large, "judge").data.seed
 
 
