@@ -349,7 +349,7 @@ def test_variants_follow_the_run(run, tmp_path, capsys):
     code, _, error = call(capsys, "--out", copy, "--stage=judge", "--resume")
     assert code == 2 and "judge.pt was trained with other settings" in error
     assert "train it again with --stage judge" in error
-    # The seed of GLIDE's embeddings is CLIP: here, another one.
+    # GLIDE learned on the embeddings of one CLIP. Here the checkpoint names another one.
     checkpoint = load_checkpoint(copy / "glide.pt") | {"clip_signature": "0" * 16}
     save_checkpoint(checkpoint, copy / "glide.pt")
     code, _, error = call(capsys, "--out", copy, "--stage=glide", "--resume")
