@@ -359,12 +359,11 @@ def check_files(run):
             done.append(name)
             continue
         base = configs.VARIANTS.get(name, name)
-        cfg = run.config_of(name)
         if name != "tokenizer":
             run.tokenizer()
         if base in configs.ON_CLIP:
             run.frozen_clip()
-        if base == "decoder" and cfg.decoder.model.sketch:
+        if base == "decoder" and "sketch" in configs.stages(run.config_of(name)):
             run.frozen_sketch()
         latest = run.folder / f"{name}.resume.pt"
         if run.resume and latest.is_file():

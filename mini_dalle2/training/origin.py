@@ -49,7 +49,8 @@ def sketch_in(checkpoint):
 def copy_origin(run, origin):
     """Copy the stages of another run into this one. Raises OSError, ValueError."""
     origin = Path(origin)
-    in_decoder = run.config.decoder.model.sketch and (origin / "decoder.pt").is_file()
+    has_sketch = "sketch" in configs.stages(run.config)
+    in_decoder = has_sketch and (origin / "decoder.pt").is_file()
     for stage in configs.MODELS:
         if (origin / f"{stage}.pt").is_file():
             checkpoint = load_checkpoint(origin / f"{stage}.pt", stage)

@@ -162,7 +162,8 @@ class Run:
         N is as many as CLIP, priors, sketch and decoder learn from. The upsamplers have fewer.
         """
         data = self.config.data
-        return self.pictures.table(split, size, data.images if split == "train" else data.val_images)
+        most = data.images if split == "train" else data.val_images
+        return self.pictures.table(split, size, most)
 
     @torch.no_grad()
     def clip_embeddings(self, pictures, captions, clip=None):
@@ -194,6 +195,3 @@ class Run:
                          "z_img": z_img.cpu(), "z_txt": z_txt.cpu()}
                 save_checkpoint(saved, path)
         return saved["captions"], saved["z_img"].to(self.device), saved["z_txt"].to(self.device)
-
-
-Job = Run           # going: until evaluate trains nothing

@@ -324,28 +324,16 @@ class DecoderStage(TrainingStage):
         self.pictures, captions = self.run.table("train", self.model_config.image_size)
         self.tokens = self.run.tokens(captions)
         self.indices = self.order(len(captions))
-        self.sketch = self.run.frozen_sketch() if self.model_config.sketch else None
 
     def batch(self, data, step):
         i = rows_of(self.indices(step), data)
         images = pictures_at(i, self.pictures, self.run.device)
-        images = images.contiguous(memory_format=torch.channels_last)
+        images = images.contiguous(memory_format=torch.channels_last)   # (B, 3, S, S)
         i = on_device(i, self.run.device)
-        return images, self.z_img[i], self.tokens[i], self.z_noise(step)
-
-    def z_noise(self, step):
-        """The noise level of z_img at a step: 0 at first, while there is enough to learn."""
-        late = step >= self.model_config.z_noise_from * self.cfg.steps
-        return self.model_config.z_noise if late else 0.0
-
-    def loss(self, model, batch, noise):
-        images, z_img, tokens, z_noise = batch
-        return model.loss(images, z_img, tokens, generator=noise, z_noise=z_noise)
+        return images, self.z_img[i], self.tokens[i]
 
     def prepare(self, model):
         model.measure(self.z_img, self.z_txt)
-        if self.sketch is not None:
-            model.sketch.load_state_dict(self.sketch.state_dict())
 
     def picture(self, model):
         """Show true pictures, and those sampled from their embeddings and captions."""
@@ -359,6 +347,30 @@ class DecoderStage(TrainingStage):
         generator = torch.Generator().manual_seed(0)
         sampled = model.sample(z_img, self.run.tokens(captions), generator=generator, progress=True)
         figures.side_by_side(self.run.folder, self.name, to_float(true[:16]), sampled, captions)
+
+
+class SketchedDecoderStage(DecoderStage):
+    """A decoder with tricks: it may see a sketch, and z_img is noised late in the training."""
+
+    def load(self):
+        super().load()
+        self.sketch = None
+        if "sketch" in configs.stages(self.config):
+            self.sketch = self.run.frozen_sketch()
+
+    def batch(self, data, step):
+        # At first there is enough to learn without noise on z_img.
+        late = step >= self.model_config.z_noise_from * self.cfg.steps
+        return *super().batch(data, step), self.model_config.z_noise if late else 0.0
+
+    def loss(self, model, batch, noise):
+        images, z_img, tokens, z_noise = batch
+        return model.loss(images, z_img, tokens, generator=noise, z_noise=z_noise)
+
+    def prepare(self, model):
+        super().prepare(model)
+        if self.sketch is not None:
+            model.sketch.load_state_dict(self.sketch.state_dict())
 
 
 class UpsamplerStage(TrainingStage):
@@ -396,8 +408,11 @@ STAGE_CLASSES = {
 
 
 def open_stage(run, name):
-    """The stage of a model or of a variant, such as "decoder" or "glide"."""
-    return STAGE_CLASSES[configs.VARIANTS.get(name, name)](run, name)
+    """The stage of a model or of a variant, such as "decoder" or "glide".
 
-
-TRAIN = {}          # going: until evaluate trains nothing
+    The configuration of a decoder says whether it has tricks.
+    """
+    stage_class = STAGE_CLASSES[configs.VARIANTS.get(name, name)]
+    if stage_class is DecoderStage and hasattr(run.config.decoder.model, "z_noise"):
+        stage_class = SketchedDecoderStage
+    return stage_class(run, name)

@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..configs import load_weights
 from ..runtime.files import load_checkpoint, save_checkpoint
 from ..runtime.noise import Share
 from ..runtime.processes import (
@@ -292,8 +293,8 @@ class State:
     def restore_weights(self, saved):
         """Load weights, optimizer and EMA. New settings, such as another β, stay as they are."""
         now = self.model.state_dict()
-        self.model.load_state_dict(
-            {name: like(value, now.get(name)) for name, value in saved["model"].items()})
+        weights = {name: like(value, now.get(name)) for name, value in saved["model"].items()}
+        load_weights(self.model, weights)
         params = [p for group in self.optimizer.param_groups for p in group["params"]]
         moments = {}
         for i, of in saved["optimizer"].items():
