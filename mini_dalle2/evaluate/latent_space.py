@@ -245,7 +245,7 @@ EDITED = (0.0, 0.2, 0.3, 0.4, 0.5, 0.75)
 def textdiff_needs(lab):
     """True pictures edited by captions, at each θ; also by the paper's formula if ours differs."""
     moves = {theta: ("text", theta) for theta in EDITED}
-    if lab.model.prior.cfg.whiten_z:
+    if getattr(lab.model.prior.cfg, "whiten_z", False):
         moves["slerp"] = "slerp", 0.5
     n = len(lab.real("edits")[1])
     return {name: Sampled(

@@ -46,7 +46,7 @@ def fig8_needs(lab):
     """One set for each thing that the decoder can be given besides the caption."""
     n = lab.n
     recipes = {"nothing": Sampled(n, z=None), "z_txt as z_img": Sampled(n, z="z_txt")}
-    if lab.model.prior.cfg.whiten_z:
+    if getattr(lab.model.prior.cfg, "whiten_z", False):
         recipes[CENTRED] = Sampled(n, z="z_txt", move=("centre", 1))
     recipes["z_img from the AR prior"] = Sampled(n, z="ar")
     recipes["z_img from the prior"] = Sampled(n)
@@ -304,7 +304,7 @@ def steps_of_prior(lab, found, made):
     # The first n belong to the captions that are asked for, the others are compared with.
     true = lab.true_embeddings(len(lab.real()[1]))
     spaces = {"Fréchet distance to true z_img ↓": lambda z: z}
-    if lab.model.prior.cfg.whiten_z:
+    if getattr(lab.model.prior.cfg, "whiten_z", False):
         spaces["the same of whitened z_img ↓"] = (
             lambda z: lab.model.prior.whitening(z.to(lab.model.device)).cpu())
 

@@ -209,7 +209,7 @@ def about_glide(lab):
     glide = lab.checkpoint("glide")
     text = (f"GLIDE is the decoder again, trained for {glide['steps']:,} steps "
             f"({glide['seconds'] / 60:.1f} minutes). It never sees z_img")
-    if lab.model.decoder.sketch is None:
+    if getattr(lab.model.decoder, "sketch", None) is None:
         return text + "."
     return text + ", nor the sketch that ours sees. The sketch's own training is not counted."
 

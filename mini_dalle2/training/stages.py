@@ -26,7 +26,7 @@ from ..data.tables import pictures_at
 from ..pipeline import load_model
 from ..runtime.device import on_device
 from ..runtime.files import load_checkpoint, save_checkpoint, signature, write_json
-from ..runtime.noise import draw_rows, rows_of, seeded
+from ..runtime.noise import randint, rows_of, seeded
 from ..runtime.processes import barrier, gather_rows, is_main, world
 from ..tokenizer import BPETokenizer
 from ..transformer import eot_position
@@ -216,10 +216,10 @@ class ClipStage(TrainingStage):
         own = texts[:, 0]                                               # (B, L)
         if not self.near_misses:
             return images, own
-        choice = functools.partial(torch.randint, 1, texts.shape[1])
-        wrong = texts[torch.arange(len(i)), draw_rows(choice, (len(i),), data)]
+        wrong = texts[torch.arange(len(i)), randint(texts.shape[1], (len(i),), data, low=1)]
         # A caption without near misses has copies of itself in their place.
-        return images, own, wrong[(wrong != own).any(dim=1)]            # (≤ B, L)
+        wrong = wrong[(wrong != own).any(dim=1)]                        # (≤ B, L)
+        return images, torch.cat([own, wrong])
 
     def loss(self, model, batch, noise):
         return model.loss(*batch, gather=gather_rows if world() > 1 else None)

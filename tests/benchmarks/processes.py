@@ -160,7 +160,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batch-times", type=int, default=1,
                         help="how many times the run's own batch a step takes")
-    parser.add_argument("--stages", nargs="+", choices=list(configs.MODEL_CONFIGS))
+    parser.add_argument("--stages", nargs="+", choices=list(configs.MODELS))
     args = parser.parse_args()
     if args.steps < 4 or args.rounds < 1 or args.batch_times < 1:
         parser.error("--steps must be at least 4 (two of them warm up), "

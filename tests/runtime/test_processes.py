@@ -18,7 +18,7 @@ from mini_dalle2.runtime.processes import collect, gather_rows, is_main, rank, w
 from mini_dalle2.runtime.files import read_json
 from mini_dalle2.runtime.files import load_checkpoint, read_metrics
 
-STAGES = list(configs.MODEL_CONFIGS)
+STAGES = list(configs.MODELS)
 
 
 def torchrun(*arguments, script="train.py"):

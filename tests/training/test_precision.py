@@ -12,7 +12,7 @@ from mini_dalle2.configs import TrainConfig
 from mini_dalle2.runtime.files import read_metrics
 from mini_dalle2.training.state import Objective, Streams, make_optimizer, network_options
 from mini_dalle2.transformer import attention, attention_by_hand
-from mini_dalle2.unet import norm
+from mini_dalle2.unet import GroupNorm
 from mini_dalle2.training import overrides
 
 MICRO, B = configs.preset("micro"), 8
@@ -151,7 +151,7 @@ def test_group_norm_of_a_cpu_is_taken_in_float32(dtype, monkeypatch):
     taken, group_norm = [], F.group_norm
     monkeypatch.setattr(F, "group_norm", lambda x, *rest: taken.append(x.dtype) or group_norm(x, *rest))
     g = torch.Generator().manual_seed(0)
-    layer = norm(16, 4)
+    layer = GroupNorm(4, 16)
     torch.nn.init.normal_(layer.weight, generator=g)
     assert layer.state_dict().keys() == torch.nn.GroupNorm(4, 16).state_dict().keys()
     x, inner = torch.randn(3, 16, 8, 8, generator=g).to(dtype).requires_grad_(), torch.float64 if dtype == torch.float64 else torch.float32
