@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 from unittest import mock
 
@@ -24,7 +25,7 @@ from mini_dalle2 import configs
 from mini_dalle2.data import tables as pictures
 from mini_dalle2.data.pixels import to_pil
 from mini_dalle2.data.shapes import CaptionedShapes
-from mini_dalle2.decoder import Decoder
+from mini_dalle2.tricks.sketched import SketchedDecoder
 from mini_dalle2.pipeline import load_model
 from mini_dalle2.prior import DiffusionPrior
 from mini_dalle2.pretrained.ship import ship
@@ -220,13 +221,13 @@ def test_one_stage_alone_equals_the_chain(run, tmp_path, capsys):
 
 
 def test_z_img_is_spoiled_towards_the_end_only(run, tmp_path, capsys, monkeypatch):
-    copy, seen, original = copy_of(run, tmp_path / "copy", ["decoder.pt", "decoder.resume.pt"]), [], Decoder.loss
+    copy, seen, original = copy_of(run, tmp_path / "copy", ["decoder.pt", "decoder.resume.pt"]), [], SketchedDecoder.loss
 
     def loss(self, *batch, **rest):
         seen.append(rest.get("z_noise"))
         return original(self, *batch, **rest)
 
-    monkeypatch.setattr(Decoder, "loss", loss)
+    monkeypatch.setattr(SketchedDecoder, "loss", loss)
     code, _, error = call(capsys, "--out", copy, "--stage=decoder", "--decoder.steps=4", "--decoder.z_noise=0.3", "--decoder.z_noise_from=0.5")
     assert code == 0, error
     assert seen == [None, 0.0, 0.0, 0.3, 0.3]                              # the first to see whether the sizes work
@@ -289,8 +290,11 @@ def test_variants_are_trained_like_stages(run, tmp_path, capsys):
         assert out.strip().splitlines()[-1] == f"next: python -m mini_dalle2.evaluate --run {copy}"
         model, checkpoint = load_model(copy / f"{name}.pt", name)
         expected = variant(config, name)
-        assert model.cfg == getattr(expected, configs.VARIANTS[name]).model
-        assert checkpoint["stage"] == name and overrides.from_dict(checkpoint["config"]) == expected
+        cfg = getattr(expected, configs.VARIANTS[name]).model
+        # The paper's class is loaded where all tricks are off.
+        assert checkpoint["model_config"] == asdict(cfg)
+        assert configs.sizes(model.cfg) == configs.sizes(cfg)
+        assert checkpoint["stage"] == name and checkpoint["config"] == overrides.to_dict(expected)
         assert checkpoint["step"] == checkpoint["steps"] and "optimizer" not in checkpoint
         assert {line["stage"] for line in read_metrics(copy)} >= {name}
         for end in (".png", "_loss.png", ".resume.pt"):
@@ -308,7 +312,7 @@ def test_an_evaluation_s_models_in_order(run, tmp_path, capsys, monkeypatch):
     """All of them; one that Ctrl-C has stopped goes on, bit for bit."""
     copy, whole = (copy_of(run, tmp_path / name) for name in ("copy", "whole"))
     assert call(capsys, "--out", whole, "--stage=evaluation")[0] == 0
-    original, calls = Decoder.loss, []
+    original, calls = SketchedDecoder.loss, []
 
     def loss(self, *batch, **rest):
         calls.append(1)
@@ -318,7 +322,7 @@ def test_an_evaluation_s_models_in_order(run, tmp_path, capsys, monkeypatch):
         return original(self, *batch, **rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Decoder, "loss", loss)
+        patch.setattr(SketchedDecoder, "loss", loss)
         code, out, error = call(capsys, "--out", copy, "--stage=evaluation")
     assert code == 130 and error.endswith(f"--out {copy} --stage evaluation --resume")
     assert error.startswith("glide stopped and saved at step ")
@@ -349,7 +353,7 @@ def test_variants_follow_the_run(run, tmp_path, capsys):
     code, _, error = call(capsys, "--out", copy, "--stage=judge", "--resume")
     assert code == 2 and "judge.pt was trained with other settings" in error
     assert "train it again with --stage judge" in error
-    # The seed of GLIDE's embeddings is CLIP: here, another one.
+    # GLIDE learned on the embeddings of one CLIP. Here the checkpoint names another one.
     checkpoint = load_checkpoint(copy / "glide.pt") | {"clip_signature": "0" * 16}
     save_checkpoint(checkpoint, copy / "glide.pt")
     code, _, error = call(capsys, "--out", copy, "--stage=glide", "--resume")
