@@ -68,6 +68,7 @@ NO_MODULE = {
     "test_benchmarks": "tests/benchmarks",
     "test_fuzz": "damaged files of every kind",
     "test_graph": "the house as a whole",
+    "test_measure": "tests/measure.py",
     "test_notebooks": "notebooks",
     "test_readme": "README.md and the long pages",
     "training.test_precision": "bf16 in the loop and in the models",

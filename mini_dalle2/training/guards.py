@@ -11,7 +11,7 @@ Read next: run.py, which calls them.
 
 import os
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import torch
 
@@ -341,11 +341,16 @@ def check_variant(run, name, checkpoint, path):
 
 
 def what_is_learned(config, name):
-    """The settings that a variant's weights depend on."""
+    """The settings that a variant's weights depend on. What is off is left out.
+
+    A model's class may differ then: the paper's cannot say that a trick is off.
+    """
     stage = getattr(config, configs.VARIANTS[name])
+    model = {key: value for key, value in asdict(stage.model).items()
+             if not (key in configs.OFF and configs.OFF[key] == value)}
     usual = configs.TrainConfig()
     same = {key: getattr(usual, key) for key in MEMORY_AND_SPEED}
-    return config.data, stage.model, replace(stage.train, **same)
+    return config.data, model, replace(stage.train, **same)
 
 
 def check_files(run):
