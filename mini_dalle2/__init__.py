@@ -21,6 +21,12 @@ The folders beside them hold what the paper's parts need around them: data, trai
 evaluation, public weights, and the tricks of a small budget.
 """
 
-from .pipeline import DALLE2
+import warnings
+
+# `python -m mini_dalle2.configs` runs a file that pipeline.py has already imported. Python warns of
+# this; here it does no harm.
+warnings.filterwarnings("ignore", message=".*mini_dalle2.configs.* found in sys.modules")
+
+from .pipeline import DALLE2  # noqa: E402
 
 __all__ = ["DALLE2"]

@@ -1,13 +1,16 @@
-"""CLIP: an image encoder and a text encoder that meet in one space, trained to tell which caption belongs to which image.
+"""CLIP: an image encoder and a text encoder that share one space.
 
-    logits = e^τ · z_img z_txtᵀ,   loss = (cross-entropy over rows + cross-entropy over columns) / 2           (CLIP §2.3, Fig. 3)
+    logits = e^τ · z_img z_txtᵀ
+    loss   = (cross-entropy over rows + cross-entropy over columns) / 2     (CLIP §2.3, Fig. 3)
 
-with z_img, z_txt unit vectors. Everything in DALL·E 2 hangs on this space: the prior maps a caption to a z_img, the decoder draws
-a picture from z_img (unCLIP §2; appendix C gives the sizes, ViT-H/16 with a 24-block text transformer).
+z_img and z_txt are unit vectors. Training asks which caption belongs to which image. DALL·E 2 is
+built on this space: the prior maps a caption to a z_img, and the decoder maps z_img to a picture
+(unCLIP §2). Appendix C gives the sizes: ViT-H/16 with a text transformer of 24 blocks.
 
-Shapes: B batch, S image side, P patch side, N = (S/P)² patches, L context length, W tower width, D = clip_dim, the joint space.
-References: CLIP (2103.00020) and its public code; SAM (2010.01412), which unCLIP trains CLIP with, lives in training.py.
-Read next: diffusion.py, then prior.py.
+Shapes: B batch, S image side, P patch side, N = (S/P)² patches, L context length, W tower width,
+D = clip_dim, the joint space, K captions.
+References: CLIP (2103.00020) and its public code. unCLIP trains CLIP with SAM (2010.01412), which
+is in training/state.py. Read next: diffusion.py, then prior.py.
 """
 
 import math
@@ -17,15 +20,19 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .runtime.checks import (
-    check_above_zero, check_captions, check_divisible, check_positive, check_range)
-from .transformer import QuickGELU, Transformer, eot_position
+from .runtime.checks import check_above_zero, check_captions, check_divisible, check_positive
 from .runtime.device import in_float32
+from .transformer import QuickGELU, Transformer, eot_position
 
 
 @dataclass(frozen=True)
 class CLIPConfig:
-    """Sizes of both towers; `clip_dim` is the width of the joint space, `eot_id` the tokenizer's end-of-text."""
+    """Sizes of both towers.
+
+    clip_dim is the width of the joint space, eot_id the tokenizer's end-of-text. image_mean and
+    image_std normalise pixels in [0, 1], one number for each colour; the defaults leave pixels
+    in [-1, 1] as they are.
+    """
 
     clip_dim: int = 128
     image_size: int = 32
@@ -39,40 +46,40 @@ class CLIPConfig:
     text_width: int = 160
     text_layers: int = 3
     text_heads: int = 5
-    # What pixels in [0, 1] are normalised by, for each of the three colours. OpenAI's CLIP has the mean and spread of its pictures here;
-    # the default does nothing to pixels in [-1, 1].
     image_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     image_std: tuple[float, ...] = (0.5, 0.5, 0.5)
-    unit_norm: bool = True              # False: embeddings are given as long as they come (Karlo's models want them so)
-    picture_weight: float = 0.0         # mini: see CLIP.picture_loss; the paper's CLIP has none
 
     def __post_init__(self):
         check_captions(self)
-        check_positive(self, "clip_dim", "image_size", "patch_size", "vision_width", "vision_layers", "vision_heads",
-                       "text_width", "text_layers", "text_heads")
+        check_positive(self, "clip_dim", "image_size", "patch_size", "vision_width",
+                       "vision_layers", "vision_heads", "text_width", "text_layers", "text_heads")
         check_divisible(self, "image_size", "patch_size")
         check_divisible(self, "vision_width", "vision_heads")
         check_divisible(self, "text_width", "text_heads")
         check_above_zero(self, "image_std")
-        check_range(self, 0, math.inf, "picture_weight")
         if len(self.image_mean) != 3 or len(self.image_std) != 3:
-            raise ValueError("image_mean and image_std have three numbers each, one for each colour")
+            raise ValueError("image_mean and image_std have three numbers each, "
+                             "one for each colour")
 
 
 class VisionTransformer(nn.Module):
-    """ViT: patches and a class token through a transformer; the class token's last state is the image. (B, 3, S, S) -> (B, D)."""
+    """ViT, (B, 3, S, S) -> (B, D): the last state of the class token stands for the image."""
 
     def __init__(self, cfg):
         super().__init__()
-        width, patches = cfg.vision_width, (cfg.image_size // cfg.patch_size) ** 2
-        mean, std = (torch.tensor(value).view(3, 1, 1) for value in (cfg.image_mean, cfg.image_std))
-        self.register_buffer("mean", 2 * mean - 1, persistent=False)       # of pixels in [-1, 1]
+        width = cfg.vision_width
+        patches = (cfg.image_size // cfg.patch_size) ** 2
+        mean = torch.tensor(cfg.image_mean).view(3, 1, 1)
+        std = torch.tensor(cfg.image_std).view(3, 1, 1)
+        # From pixels in [0, 1] to pixels in [-1, 1].
+        self.register_buffer("mean", 2 * mean - 1, persistent=False)
         self.register_buffer("std", 2 * std, persistent=False)
         self.patch_embedding = nn.Conv2d(3, width, cfg.patch_size, cfg.patch_size, bias=False)
         self.class_embedding = nn.Parameter(torch.empty(width))
         self.position_embedding = nn.Parameter(torch.empty(patches + 1, width))
         self.ln_pre = nn.LayerNorm(width)
-        self.transformer = Transformer(cfg.vision_layers, width, cfg.vision_heads, activation=QuickGELU)
+        self.transformer = Transformer(
+            cfg.vision_layers, width, cfg.vision_heads, activation=QuickGELU)
         self.ln_post = nn.LayerNorm(width)
         self.projection = nn.Linear(width, cfg.clip_dim, bias=False)
 
@@ -85,7 +92,10 @@ class VisionTransformer(nn.Module):
 
 
 class TextTransformer(nn.Module):
-    """Causal transformer over a caption; the state at its end-of-text, which alone has seen all of it, is the caption. (B, L) -> (B, D)."""
+    """Causal transformer, (B, L) -> (B, D): the state at end-of-text stands for the caption.
+
+    It is the only state that has seen the whole caption.
+    """
 
     def __init__(self, cfg):
         super().__init__()
@@ -93,26 +103,29 @@ class TextTransformer(nn.Module):
         self.eot_id = cfg.eot_id
         self.token_embedding = nn.Embedding(cfg.vocab_size, width)
         self.position_embedding = nn.Parameter(torch.empty(cfg.context_length, width))
-        self.transformer = Transformer(cfg.text_layers, width, cfg.text_heads, causal=True, activation=QuickGELU)
+        self.transformer = Transformer(
+            cfg.text_layers, width, cfg.text_heads, causal=True, activation=QuickGELU)
         self.ln_final = nn.LayerNorm(width)
         self.projection = nn.Linear(width, cfg.clip_dim, bias=False)
 
     def states(self, tokens):
-        """What each place knows of the caption up to it: tokens (B, L) -> (B, L, W)."""
-        x = self.token_embedding(tokens) + self.position_embedding[:tokens.shape[1]]       # (B, L, W)
+        """Return the state at each place, which has seen the caption up to it: (B, L, W)."""
+        positions = self.position_embedding[:tokens.shape[1]]              # (L, W)
+        x = self.token_embedding(tokens) + positions                       # (B, L, W)
         return self.ln_final(self.transformer(x))
 
     def embedding(self, states, tokens):
-        """states (B, L, W) of tokens (B, L) -> (B, D), not normalised."""
-        eot = eot_position(tokens, self.eot_id)
-        return self.projection(states[torch.arange(len(states), device=states.device), eot])
+        """Project the states (B, L, W) at each end-of-text: (B, D), not normalised."""
+        eot = eot_position(tokens, self.eot_id)                            # (B,)
+        rows = torch.arange(len(states), device=states.device)             # (B,)
+        return self.projection(states[rows, eot])
 
     def forward(self, tokens):
         return self.embedding(self.states(tokens), tokens)
 
 
 class CLIP(nn.Module):
-    """Both towers and the temperature."""
+    """Both towers and the temperature τ."""
 
     MAX_LOG_SCALE = math.log(100)
 
@@ -121,17 +134,21 @@ class CLIP(nn.Module):
         self.cfg = cfg
         self.visual = VisionTransformer(cfg)
         self.text = TextTransformer(cfg)
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # τ, learned as a logarithm
-        self.redraw = None
-        if cfg.picture_weight:                                             # z_img -> the picture; as wide as the transformer's own layers
-            wide = 4 * cfg.vision_width
-            self.redraw = nn.Sequential(nn.Linear(cfg.clip_dim, wide), nn.SiLU(), nn.Linear(wide, wide), nn.SiLU(),
-                                        nn.Linear(wide, 3 * cfg.image_size ** 2))
+        # τ, learned as a logarithm.
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.add_layers()
         self.init_weights()
 
+    def add_layers(self):
+        """Add what a subclass has besides the two towers, before weights are initialised."""
+
     def init_weights(self):
-        """As in CLIP's code: tokens 0.02, positions 0.01, projections width^-½ (the blocks: see Transformer.init_weights)."""
-        vision_std, text_std = self.cfg.vision_width ** -0.5, self.cfg.text_width ** -0.5
+        """Initialise as CLIP's code does: tokens 0.02, positions 0.01, projections width^-½.
+
+        Transformer.init_weights initialises the blocks.
+        """
+        vision_std = self.cfg.vision_width ** -0.5
+        text_std = self.cfg.text_width ** -0.5
         nn.init.normal_(self.visual.class_embedding, std=vision_std)
         nn.init.normal_(self.visual.position_embedding, std=vision_std)
         nn.init.normal_(self.visual.projection.weight, std=vision_std)
@@ -140,73 +157,73 @@ class CLIP(nn.Module):
         nn.init.normal_(self.text.projection.weight, std=text_std)
 
     def encode_image(self, images):
-        """images (B, 3, S, S) in [-1, 1] -> z_img (B, D), of unit norm unless `unit_norm` is off."""
-        return self.normalised(self.visual(images))
+        """Embed images (B, 3, S, S) in [-1, 1] as z_img (B, D) of unit norm."""
+        return F.normalize(self.visual(images), dim=-1)
 
     def encode_text(self, tokens):
-        """tokens (B, L), each row with an end-of-text -> z_txt (B, D), of unit norm unless `unit_norm` is off."""
-        return self.normalised(self.text(tokens))
-
-    def normalised(self, z):
-        """z (B, D) with unit norm, if the configuration asks for it."""
-        return F.normalize(z, dim=-1) if self.cfg.unit_norm else z
-
-    @torch.no_grad()
-    def read(self, tokens):
-        """tokens (B, L) -> states of the text transformer (B, L, W), z_txt (B, D): what models with `frozen_text` are told of captions."""
-        states = self.text.states(tokens)
-        return states, self.normalised(self.text.embedding(states, tokens))
+        """Embed captions, tokens (B, L) with an end-of-text each, as z_txt (B, D) of unit norm."""
+        return F.normalize(self.text(tokens), dim=-1)
 
     def forward(self, images, tokens):
-        """-> logits (B, K): row i, column j says how well image i and caption j of K fit; e^τ is kept at most 100 (CLIP §2.5)."""
+        """Return logits (B, K): how well image i of B and caption j of K fit."""
         return self.logits(*self.unit(images, tokens))
 
     def unit(self, images, tokens):
-        """-> z_img (B, D), z_txt (K, D) of unit norm, in float32 whatever the networks ran in."""
-        return (F.normalize(z.float(), dim=-1) for z in (self.visual(images), self.text(tokens)))
+        """Embed both: z_img (B, D), z_txt (K, D) of unit norm, in float32 even under autocast."""
+        z_img = F.normalize(self.visual(images).float(), dim=-1)
+        z_txt = F.normalize(self.text(tokens).float(), dim=-1)
+        return z_img, z_txt
 
     def logits(self, z_img, z_txt):
-        """z_img (B, D), z_txt (K, D) of unit norm -> logits (B, K)."""
-        with in_float32(z_img):                                            # the scale magnifies rounding
-            return self.logit_scale.clamp(max=self.MAX_LOG_SCALE).exp() * z_img @ z_txt.T
+        """Compare z_img (B, D) and z_txt (K, D) of unit norm: e^τ z_img z_txtᵀ, (B, K).
 
-    def loss(self, images, tokens, wrong=None, gather=None):
-        """Symmetric contrastive loss, a scalar: images (B, 3, S, S) in [-1, 1], tokens (B, L). Chance is ln B. See also `picture_loss`.
-
-        wrong (K, L): further captions, which belong to none of these images (or are the same as one of `tokens`). They make
-        choosing a caption harder, not choosing an image, so that the two halves then have different levels of chance.
-        gather: rows of this process -> rows of all (distributed.gather_rows): each computes the loss of the whole batch.
+        e^τ is at most 100 (CLIP §2.5). It magnifies rounding, hence float32.
         """
-        # The parameter itself is cut too, as in CLIP's code: above the bound it would have no gradient, and no way back.
-        with torch.no_grad():
-            self.logit_scale.clamp_(max=self.MAX_LOG_SCALE)
-        captions = tokens if wrong is None else torch.cat([tokens, wrong]) # (B + K, L)
-        z_img, z_txt = self.unit(images, captions)
-        pictures = self.picture_loss(z_img, images)
-        if gather is not None:
-            b, z_img, tokens = len(tokens), gather(z_img), gather(tokens)
-            z_txt, captions = (torch.cat([gather(x[:b]), gather(x[b:])]) for x in (z_txt, captions))
-        logits = self.logits(z_img, z_txt)                                 # (B, B + K)
-        # mini: in a small world captions repeat. A second picture of "a small red circle" is no wrong answer to that
-        # caption, so such pairs are taken out of the softmax instead of being pushed apart.
-        same = (tokens[:, None] == captions[None]).all(-1)                 # (B, B + K)
-        same[:, :len(tokens)].fill_diagonal_(False)
-        logits = logits.masked_fill(same, float("-inf"))
-        labels = torch.arange(len(logits), device=logits.device)
-        return (F.cross_entropy(logits, labels) + F.cross_entropy(logits[:, :len(tokens)].T, labels)) / 2 + pictures
+        with in_float32(z_img):
+            scale = self.logit_scale.clamp(max=self.MAX_LOG_SCALE).exp()
+            return scale * z_img @ z_txt.T
 
-    def picture_loss(self, z_img, images):
-        """`picture_weight` times the mean squared error of the pictures redrawn from z_img (B, D), a scalar; 0 without."""
-        # mini: not in the paper, whose captions say nearly everything of some picture or other. What captions leave unsaid (ours: where
-        # things are) CLIP has no reason to keep, and keeps by accident: in directions far narrower than the others, which neither the prior
-        # nor the decoder learns well. So z_img is also made to hold what the picture can be redrawn from. After six minutes of training with
-        # it (weight 50), a sketch of 5,000 steps had a squared error of 0.0118; with a CLIP of 5,000 steps without it, 0.0216.
-        if self.redraw is None:
-            return 0.0
-        redrawn = self.redraw(math.sqrt(self.cfg.clip_dim) * z_img).view_as(images)
-        return self.cfg.picture_weight * F.mse_loss(redrawn.float(), images)
+    def loss(self, images, tokens, gather=None):
+        """Return the symmetric contrastive loss, a scalar; chance is ln B.
+
+        images (B, 3, S, S) in [-1, 1]. tokens (K, L), K ≥ B: the first B captions belong to the
+        images, in order. Further captions belong to none of them; they make choosing a caption
+        harder, and choosing an image not.
+        gather: a function from the rows of this process to the rows of all processes, so that
+        each process computes the loss of the whole batch.
+        """
+        self.bound_scale()
+        z_img, z_txt = self.unit(images, tokens)
+        return self.contrastive_loss(z_img, z_txt, tokens, gather)
+
+    @torch.no_grad()
+    def bound_scale(self):
+        """Cut τ itself to its bound, as CLIP's code does. Beyond the bound it has no gradient."""
+        self.logit_scale.clamp_(max=self.MAX_LOG_SCALE)
+
+    def contrastive_loss(self, z_img, z_txt, tokens, gather=None):
+        """Return the loss for z_img (B, D), z_txt (K, D) and the captions' tokens (K, L)."""
+        B = len(z_img)
+        if gather is not None:
+            z_img = gather(z_img)
+            z_txt = torch.cat([gather(z_txt[:B]), gather(z_txt[B:])])
+            tokens = torch.cat([gather(tokens[:B]), gather(tokens[B:])])
+            B = len(z_img)
+        logits = self.logits(z_img, z_txt)                                 # (B, K)
+        # mini: the captions of a small data set repeat. A second picture of "a small red circle"
+        # is no wrong answer, so pairs with equal captions are taken out of the softmax.
+        same = (tokens[:B, None] == tokens[None]).all(-1)                  # (B, K)
+        same[:, :B].fill_diagonal_(False)
+        logits = logits.masked_fill(same, float("-inf"))
+        labels = torch.arange(B, device=logits.device)
+        which_caption = F.cross_entropy(logits, labels)
+        which_image = F.cross_entropy(logits[:, :B].T, labels)
+        return (which_caption + which_image) / 2
 
     @torch.no_grad()
     def zero_shot(self, images, tokens):
-        """Classification without training for it (CLIP §3.1): probabilities (B, K) of K captions, tokens (K, L), for each image."""
+        """Classify without training for it (CLIP §3.1).
+
+        Returns the probabilities (B, K) of K captions, tokens (K, L), for each image.
+        """
         return self(images, tokens).softmax(dim=-1)

@@ -7,9 +7,8 @@ picture, found by running DDIM backwards. Each verb changes one of the two, or b
 decoder again. PCA reconstructions (§4) keep only a few components of z_img. Inpainting is GLIDE's
 (§4 there).
 
-`Latents` is the second half of DALLE2 (pipeline.py), which inherits from it. It uses the models
-and the methods of DALLE2: `encode_text`, `encode_image`, `pixels`, `tokens`, `embed`, `base`,
-`enlarge`.
+`Latents` is the second half of DALLE2 (pipeline.py), which inherits from it. It uses the models of
+DALLE2 and these methods: `at_work`, `check`, `tokens`, `encode_text`, `embed`, `base`, `enlarge`.
 
 Shapes: B pictures, L context length, D = clip_dim, s side of the decoder's pictures.
 References: unCLIP (2204.06125) §3 and §4; GLIDE (2112.10741) §4 for inpainting; FlowEdit
@@ -24,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 
-from .data.pixels import to_rgb
+from .data.pixels import central_square, from_pil, to_float, to_rgb
 from .diffusion import ModelOutput
 from .runtime.noise import seeded
 from .sampling import flow_edit, slerp, strided_timesteps
@@ -35,6 +34,38 @@ class Latents:
 
     # For each picture, inpainting chooses from so many z_img; see `choose_by_known_pixels`.
     CHOICE = 16
+
+    @torch.no_grad()
+    def encode_image(self, images):
+        """Embed images: z_img (B, D), of unit norm unless CLIP's `unit_norm` is off.
+
+        images: a PIL image, a list of them (any mode and size), or a tensor (B, 3, S, S) in [-1,
+        1].
+        Raises ValueError when CLIP has no image encoder.
+        """
+        self.require_image_encoder()
+        with self.at_work(self.clip):
+            return self.clip.encode_image(self.pixels(images, self.clip.cfg.image_size)).float()
+
+    def pixels(self, images, size):
+        """Turn images into a tensor (B, 3, size, size) in [-1, 1] on the device.
+
+        images: a PIL image, a list of them (any mode and size), or such a tensor.
+        """
+        if not torch.is_tensor(images):
+            images = [images] if isinstance(images, Image.Image) else images
+            squares = [central_square(image, size) for image in images]
+            images = torch.stack([to_float(from_pil(square)) for square in squares])
+        return images.to(self.device)
+
+    def require_image_encoder(self):
+        """Raise ValueError when CLIP has only its text encoder.
+
+        This is so for Karlo's diffusers folder without `image_encoder`.
+        """
+        if self.clip.visual is None:
+            raise ValueError(
+                "this CLIP has no image encoder: use these weights with captions, not pictures")
 
     @torch.no_grad()
     def invert(self, images, steps=None, progress=False):
@@ -103,8 +134,10 @@ class Latents:
         return self.enlarge(base, seeds, stage, progress)
 
     def keep_components(self, z_img, counts):
-        """Keep the first principal components of z_img (1, D): (len(counts), D), one row a
-        count."""
+        """Keep so many principal components of z_img (1, D): (N, D), a row for each of N counts.
+
+        Raises ValueError for a run without an AR prior.
+        """
         if self.ar_prior is None:
             raise ValueError("the principal components belong to the autoregressive prior: "
                              "train it with --stage ar_prior")
@@ -203,7 +236,7 @@ class Latents:
         The prior predicts z_img for both captions from the same noised z_img. The two predictions
         differ by what must change in this picture. Add that difference, in full at θ = 0.5 (the
         paper's maximum) and exaggerated above it. Without sources, d leads from the picture to the
-        mean of many z_img of the target: at θ = 0.5 only x_T remains of the picture.
+        mean of many z_img of the target. Then at θ = 0.5 only x_T remains of the picture.
         Shapes and captions: see `follow`. One seed gives the noise for all N.
         """
         prior = self.prior
@@ -228,9 +261,9 @@ class Latents:
     @torch.no_grad()
     def inpaint(self, image, mask, caption, n=1, seed=0, prior="diffusion", guidance=None,
                 steps=None, stage="full", progress=True):
-        """Sample n pictures of the caption that keep each pixel outside the mask: list of PIL
-        images.
+        """Sample n pictures of the caption that keep each pixel outside the mask.
 
+        Returns a list of PIL images.
         image: a PIL image of any mode. Its central square is taken at the size of the result.
         mask: a PIL image of the same size, light where something new is wanted. Transparent pixels
         count as dark. caption: describes the whole picture.
@@ -287,8 +320,7 @@ class Latents:
 
 
 def to_mask(mask):
-    """Turn any PIL image into an upright one of mode "L": 255 where it is light and opaque, else
-    0."""
+    """Turn any PIL image into an upright one of mode "L": 255 where light and opaque, else 0."""
     mask = ImageOps.exif_transpose(mask)
     if "A" in mask.getbands() or "transparency" in mask.info:
         mask = mask.convert("RGBA")

@@ -20,10 +20,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
 from .configs import VARIANTS, build, load_weights, model_config, parameters
-from .data.pixels import central_square, from_pil, to_float, to_pil
+from .data.pixels import to_pil
 from .latents import Latents
 from .runtime.device import pick_device, shorten
 from .runtime.files import load_checkpoint
@@ -108,6 +107,49 @@ def check_sides(run, models):
         side = cfg.high_size
 
 
+def load_run(run):
+    """Load the models of a run folder: (tokenizer, {stage: model}). Errors: see `DALLE2.load`."""
+    models = {}
+    signatures = {}
+    for stage in LOADED:
+        file = run / f"{stage}.pt"
+        if not file.is_file():
+            if stage in OPTIONAL:
+                continue
+            raise FileNotFoundError(
+                f"{run} has no {stage}.pt: train it with "
+                f"`python train.py --stage {stage} --out {run}`")
+        models[stage], checkpoint = load_model(file, stage)
+        signatures[stage] = checkpoint.get("clip_signature")
+        step, steps = checkpoint["step"], checkpoint["steps"]
+        if step < steps:
+            warnings.warn(f"{file} is not finished: {step} of {steps} steps", stacklevel=3)
+        if stage == "clip":
+            try:
+                tokenizer = BPETokenizer.from_state_dict(checkpoint.get("tokenizer"))
+            except ValueError as error:
+                raise ValueError(f"{file} is damaged: {error}") from None
+    if "upsampler1" not in models:
+        # The second upsampler needs the pictures of the first.
+        models.pop("upsampler2", None)
+    check_clip(run, signatures)
+    check_sides(run, models)
+    return tokenizer, models
+
+
+def check_captions(captions):
+    """Raise ValueError for captions (list of str) that say nothing, or that are not text."""
+    if not captions:
+        raise ValueError("no caption was given: give at least one")
+    for caption in captions:
+        text = clean(caption)
+        if not text:
+            raise ValueError("a caption is empty: say what the picture should show")
+        # Bytes that are not text become this character.
+        if "\N{REPLACEMENT CHARACTER}" in text:
+            raise ValueError(f"a caption is not readable as text: {text[:40]!r}")
+
+
 class DALLE2(Latents):
     """Tokenizer, CLIP, priors, decoder and up to two upsamplers, ready to sample pictures.
 
@@ -117,8 +159,7 @@ class DALLE2(Latents):
 
     # Pictures that the decoder samples at once. The prior samples up to SKETCHES z_img for each.
     BATCH = 64
-    # From so many z_img the best one is chosen for each picture, if there is a sketch; see
-    # `choose`.
+    # With a sketch, the best of so many z_img is chosen for each picture; see `choose`.
     SKETCHES = 8
     PRIORS = ("diffusion", "ar", "z_txt", "caption")
 
@@ -165,31 +206,7 @@ class DALLE2(Latents):
         if not run.is_dir():
             raise FileNotFoundError(
                 f"there is no run folder {run}: train one with `python train.py --out {run}`")
-        models = {}
-        signatures = {}
-        for stage in LOADED:
-            file = run / f"{stage}.pt"
-            if not file.is_file():
-                if stage in OPTIONAL:
-                    continue
-                raise FileNotFoundError(
-                    f"{run} has no {stage}.pt: train it with "
-                    f"`python train.py --stage {stage} --out {run}`")
-            models[stage], checkpoint = load_model(file, stage)
-            signatures[stage] = checkpoint.get("clip_signature")
-            step, steps = checkpoint["step"], checkpoint["steps"]
-            if step < steps:
-                warnings.warn(f"{file} is not finished: {step} of {steps} steps", stacklevel=2)
-            if stage == "clip":
-                try:
-                    tokenizer = BPETokenizer.from_state_dict(checkpoint.get("tokenizer"))
-                except ValueError as error:
-                    raise ValueError(f"{file} is damaged: {error}") from None
-        if "upsampler1" not in models:
-            # The second upsampler needs the pictures of the first.
-            models.pop("upsampler2", None)
-        check_clip(run, signatures)
-        check_sides(run, models)
+        tokenizer, models = load_run(run)
         return cls(tokenizer, models, pick_device(device or "auto"), dtype, offload)
 
     @contextlib.contextmanager
@@ -223,7 +240,7 @@ class DALLE2(Latents):
         """Whether a sketch of a z_img can be shown to CLIP."""
         return getattr(self.decoder, "sketch", None) is not None and self.clip.visual is not None
 
-    # ------------------------------------------------------------------ into CLIP's space
+    # ------------------------------------------------------------------ captions
 
     def tokens(self, captions):
         """Turn captions (one str or a list of str) into tokens (B, L) on the device.
@@ -231,15 +248,7 @@ class DALLE2(Latents):
         Raises ValueError for an empty, unreadable or overlong caption.
         """
         captions = [captions] if isinstance(captions, str) else list(captions)
-        if not captions:
-            raise ValueError("no caption was given: give at least one")
-        for caption in captions:
-            text = clean(caption)
-            if not text:
-                raise ValueError("a caption is empty: say what the picture should show")
-            # Bytes that are not text become this character.
-            if "\N{REPLACEMENT CHARACTER}" in text:
-                raise ValueError(f"a caption is not readable as text: {text[:40]!r}")
+        check_captions(captions)
         return self.tokenizer.tokenize(captions, self.context_length).to(self.device)
 
     @torch.no_grad()
@@ -250,38 +259,6 @@ class DALLE2(Latents):
         """
         with self.at_work(self.clip):
             return self.clip.encode_text(self.tokens(captions)).float()
-
-    @torch.no_grad()
-    def encode_image(self, images):
-        """Embed images: z_img (B, D), of unit norm unless CLIP's `unit_norm` is off.
-
-        images: a PIL image, a list of them (any mode and size), or a tensor (B, 3, S, S) in [-1,
-        1].
-        Raises ValueError when CLIP has no image encoder.
-        """
-        self.require_image_encoder()
-        with self.at_work(self.clip):
-            return self.clip.encode_image(self.pixels(images, self.clip.cfg.image_size)).float()
-
-    def pixels(self, images, size):
-        """Turn images into a tensor (B, 3, size, size) in [-1, 1] on the device.
-
-        images: a PIL image, a list of them (any mode and size), or such a tensor.
-        """
-        if not torch.is_tensor(images):
-            images = [images] if isinstance(images, Image.Image) else images
-            squares = [central_square(image, size) for image in images]
-            images = torch.stack([to_float(from_pil(square)) for square in squares])
-        return images.to(self.device)
-
-    def require_image_encoder(self):
-        """Raise ValueError when CLIP has only its text encoder.
-
-        This is so for Karlo's diffusers folder without `image_encoder`.
-        """
-        if self.clip.visual is None:
-            raise ValueError(
-                "this CLIP has no image encoder: use these weights with captions, not pictures")
 
     # ------------------------------------------------------------------ from captions to pictures
 
@@ -442,8 +419,7 @@ class DALLE2(Latents):
         return list(itertools.chain.from_iterable(collect(pictures)))
 
     def upsample(self, base, seeds, stage, progress, known):
-        """Run the upsamplers on one batch: {"base": (B, 3, s, s), "up1": …, "up2": …} up to
-        `stage`.
+        """Run the upsamplers on one batch, up to `stage`: {"base": (B, 3, s, s), "up1": …, …}.
 
         known(side) -> (picture, mask) or None; see `Latents.inpaint`.
         """

@@ -1,13 +1,13 @@
-"""Transformer parts: attention written out once, and the blocks that CLIP, the priors and the decoder's text encoder share.
+"""The transformer's parts: attention written out once, and the blocks that several models share.
 
-    attention(Q, K, V) = softmax(Q Kᵀ / √d + mask) V                                  (Attention Is All You Need, Eq. 1)
+    attention(Q, K, V) = softmax(Q Kᵀ / √d + mask) V        (Attention Is All You Need, Eq. 1)
 
-Blocks are pre-LayerNorm, x + attn(ln_1(x)) and then x + mlp(ln_2(x)), as in GPT-2 and CLIP. Context tokens enter attention as
-extra keys and values *before* the sequence's own, in one softmax, which is how GLIDE's U-Net reads a caption (see unet.py).
+CLIP, both priors and the decoder's text encoder are built from these blocks. A block is
+pre-LayerNorm, as in GPT-2 and CLIP: x + attn(ln_1(x)), then x + mlp(ln_2(x)).
 
 Shapes: B batch, L sequence length, D width (n_embd), H heads, d = D / H head width.
-References: Vaswani et al. 2017; GPT-2; CLIP (2103.00020) for QuickGELU and the initialisation; GLIDE (2112.10741) §4.1 for padding.
-Read next: clip.py.
+References: Vaswani et al. 2017; GPT-2; CLIP (2103.00020) for QuickGELU and the initialisation;
+GLIDE (2112.10741) §4.1 for padding. Read next: clip.py.
 """
 
 import math
@@ -19,10 +19,11 @@ from torch.utils.checkpoint import checkpoint
 
 
 def attention_by_hand(q, k, v, causal=False, mask=None):
-    """Attention as the formula says it: q, k, v (B, H, L, d) -> (B, H, L, d). The reference that the fused kernel is tested against.
+    """Compute attention as the formula says: q, k, v (B, H, L, d) -> (B, H, L, d).
 
-    causal: where there are more keys than queries, the queries are the last places. mask (B, Lk) bool: False hides a place from all others.
-    Each place must see one at least.
+    The fused kernel below is tested against this function. causal: if there are more keys than
+    queries, the queries are the last places. mask (B, Lk) bool: False hides a place from all
+    others. Each place must see at least one place.
     """
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])              # (B, H, Lq, Lk)
     if causal:
@@ -33,70 +34,89 @@ def attention_by_hand(q, k, v, causal=False, mask=None):
 
 
 def past(q, k):
-    """Which places a causal query may see, (Lq, Lk) bool: the queries are the last Lq of Lk places."""
-    queries, keys = q.shape[-2], k.shape[-2]
-    return torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries)
+    """Return which places a causal query may see, (Lq, Lk) bool; the queries are the last Lq."""
+    queries = q.shape[-2]
+    keys = k.shape[-2]
+    seen = torch.ones(queries, keys, dtype=torch.bool, device=q.device)
+    return seen.tril(keys - queries)
 
 
 def is_short_on_cpu(x):
-    """Whether a tensor has numbers of 16 bits on a CPU, for which some of torch's kernels take several times as long as for float32."""
+    """Return whether x holds 16-bit floats on a CPU, where some of torch's kernels are slow."""
     return x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16)
 
 
 def attention(q, k, v, causal=False, mask=None):
-    """The same function by torch's fused kernel, which is what runs: it never stores the (L, L) matrix."""
+    """Compute attention by torch's fused kernel, which never stores the (L, L) matrix."""
     if is_short_on_cpu(q) and torch.is_grad_enabled():
-        # The CPU's kernel takes three to eight times as long for gradients in bfloat16 as in float32 (torch 2.13, 17 to 96 places; not for 1,000).
+        # The CPU's kernel takes several times as long for gradients in bfloat16 as in float32.
         with torch.autocast("cpu", enabled=False):
             return attention(q.float(), k.float(), v.float(), causal, mask).to(q.dtype)
-    queries, keys = q.shape[-2], k.shape[-2]
-    causal = causal and queries > 1                                        # the last place may see all
+    queries = q.shape[-2]
+    keys = k.shape[-2]
+    # A single query is the last place, which may see all others.
+    causal = causal and queries > 1
     if mask is not None:
         mask = mask[:, None, None]                                         # (B, 1, 1, Lk)
-    if causal and (mask is not None or queries < keys):                    # the kernel takes one or the other, and counts queries from the first key
-        mask, causal = past(q, k) if mask is None else mask & past(q, k), False
+    # The kernel takes either a mask or `is_causal`, and it counts queries from the first key.
+    if causal and (mask is not None or queries < keys):
+        mask = past(q, k) if mask is None else mask & past(q, k)
+        causal = False
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
 
 
 def run_block(block, recompute, *inputs):
-    """block(*inputs); with `recompute`, what happens inside is not kept for the backward pass but computed a second time in it.
+    """Run block(*inputs). With `recompute`, do not keep its activations for the backward pass.
 
-    That is gradient checkpointing (1604.06174): memory for one block's activations instead of all, a third more time, the same gradient.
+    The backward pass then computes the activations a second time. This is gradient checkpointing
+    (1604.06174): memory for one block's activations instead of all, the same gradient.
     """
-    return checkpoint(block, *inputs, use_reentrant=False) if recompute and torch.is_grad_enabled() else block(*inputs)
+    if recompute and torch.is_grad_enabled():
+        return checkpoint(block, *inputs, use_reentrant=False)
+    return block(*inputs)
 
 
 def split_heads(x, head_dim):
-    """(B, L, D) -> (B, H, L, d). The last dimension stays contiguous: otherwise the fused kernel falls back to the slow path."""
+    """Turn (B, L, D) into (B, H, L, d).
+
+    The last dimension stays contiguous. Otherwise the fused kernel falls back to the slow path.
+    """
     return x.unflatten(-1, (-1, head_dim)).transpose(1, 2)
 
 
 def merge_heads(x):
-    """(B, H, L, d) -> (B, L, D), the inverse of `split_heads`."""
+    """Turn (B, H, L, d) into (B, L, D): the inverse of `split_heads`."""
     return x.transpose(1, 2).flatten(2)
 
 
 def timestep_embedding(t, dim, max_period=10000.0):
-    """Sinusoids of the diffusion step: t (B,), any number, -> (B, dim), dim even, first the cosines, then the sines.
+    """Return sinusoids of the diffusion step: t (B,), any number, -> (B, dim); dim is even.
 
-    Frequencies fall geometrically from 1 towards 1/max_period, which itself is not among them (guided-diffusion's order and spacing).
+    First come the cosines, then the sines. Frequencies fall geometrically from 1 towards
+    1/max_period, which is itself not among them (guided-diffusion's order and spacing).
     """
     half = dim // 2
-    freqs = torch.exp(-math.log(max_period) * torch.arange(half, device=t.device, dtype=torch.float32) / half)
+    exponents = torch.arange(half, device=t.device, dtype=torch.float32)
+    freqs = torch.exp(-math.log(max_period) * exponents / half)
     args = t[:, None].float() * freqs                                      # (B, dim / 2)
     return torch.cat([args.cos(), args.sin()], dim=-1)                     # (B, dim)
 
 
 def eot_position(tokens, eot_id):
-    """Where each caption ends: tokens (B, L) -> (B,), the index of the row's first end-of-text. ValueError if a row has none.
+    """Find where each caption ends: tokens (B, L) -> (B,), the index of the first end-of-text.
 
-    Found by id. OpenAI's code takes the arg-max of the ids, which goes wrong as soon as a vocabulary has an id above end-of-text.
+    The end is found by its id. OpenAI's code takes the arg-max of the ids, which fails as soon as
+    a vocabulary has an id above end-of-text. Raises ValueError if a row has no end-of-text.
     """
     is_eot = tokens == eot_id                                              # (B, L)
-    # On a GPU the check would have to wait for the result, in every training step. Rows from `tokenize` always have their end-of-text.
+    # On a GPU this check would wait for the result in every training step. Rows from `tokenize`
+    # always have their end-of-text.
     if tokens.device.type == "cpu" and not is_eot.any(dim=1).all():
-        raise ValueError(f"{int((~is_eot.any(dim=1)).sum())} of {len(tokens)} rows of tokens hold no end-of-text id {eot_id}")
-    return is_eot.int().argmax(dim=1)                                      # the first of equal ones
+        missing = int((~is_eot.any(dim=1)).sum())
+        raise ValueError(f"{missing} of {len(tokens)} rows of tokens hold no end-of-text id "
+                         f"{eot_id}: make the rows with BPETokenizer.tokenize")
+    # arg-max returns the first of equal values.
+    return is_eot.int().argmax(dim=1)
 
 
 class QuickGELU(nn.Module):
@@ -107,7 +127,7 @@ class QuickGELU(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention, (B, L, D) -> (B, L, D); with `causal`, position i sees positions 0..i only."""
+    """Multi-head self-attention, (B, L, D) -> (B, L, D). With `causal`, place i sees 0..i only."""
 
     def __init__(self, n_embd, n_head, causal=False):
         super().__init__()
@@ -119,17 +139,21 @@ class Attention(nn.Module):
         self.c_proj = nn.Linear(n_embd, n_embd)
 
     def forward(self, x, cache=None, mask=None, place=None):
-        """cache: the keys and values of all places before x; a list, empty at first, to which x's are added.
+        """Attend.
 
-        mask (B, L) bool: False hides a place; with a cache, one for each place in it as well. place: the only one whose output is wanted,
-        (B, 1, D); with `causal`, -1.
+        cache: a list with the keys and values of all places before x, empty at first. Those of x
+        are added to it. mask (B, L) bool: False hides a place; with a cache it covers the cached
+        places too. place: the only place whose output is wanted, (B, 1, D); with `causal`, -1.
         """
-        q, k, v = (split_heads(part, self.head_dim) for part in self.c_attn(x).chunk(3, dim=-1))   # (B, H, L, d) each
+        parts = self.c_attn(x).chunk(3, dim=-1)                            # 3 × (B, L, D)
+        q, k, v = (split_heads(part, self.head_dim) for part in parts)     # (B, H, L, d) each
         if cache:
-            k, v = (torch.cat([old, new], dim=2) for old, new in zip(cache, (k, v)))
+            k = torch.cat([cache[0], k], dim=2)
+            v = torch.cat([cache[1], v], dim=2)
         if cache is not None:
             cache[:] = k, v
-        q = q if place is None else q[:, :, [place]]
+        if place is not None:
+            q = q[:, :, [place]]                                           # (B, H, 1, d)
         return self.c_proj(merge_heads(attention(q, k, v, self.causal, mask)))
 
 
@@ -157,46 +181,60 @@ class Block(nn.Module):
         self.mlp = MLP(n_embd, activation)
 
     def forward(self, x, cache=None, mask=None, place=None):
-        x = (x if place is None else x[:, [place]]) + self.attn(self.ln_1(x), cache, mask, place)
+        residual = x if place is None else x[:, [place]]
+        x = residual + self.attn(self.ln_1(x), cache, mask, place)
         return x + self.mlp(self.ln_2(x))
 
 
 class Transformer(nn.Module):
-    """A stack of n_layer blocks, (B, L, D) -> (B, L, D), without embedding or final norm: each model adds its own."""
+    """A stack of n_layer blocks, (B, L, D) -> (B, L, D). Each model adds embedding and norm."""
 
     def __init__(self, n_layer, n_embd, n_head, causal=False, activation=nn.GELU):
         super().__init__()
-        self.recompute = False                                             # see run_block; set for training
-        self.blocks = nn.ModuleList(Block(n_embd, n_head, causal, activation) for _ in range(n_layer))
+        # Training may set this; see `run_block`.
+        self.recompute = False
+        self.blocks = nn.ModuleList(
+            Block(n_embd, n_head, causal, activation) for _ in range(n_layer))
         self.init_weights(n_embd, n_layer)
 
     def init_weights(self, width, depth):
-        """CLIP's initialisation: attention width^-½; whatever writes to the residual stream shrinks with (2·depth)^-½ on top."""
+        """Initialise as CLIP does: attention with std width^-½.
+
+        Layers that write to the residual stream shrink with (2·depth)^-½ on top.
+        """
+        attn_std = width ** -0.5
+        proj_std = width ** -0.5 * (2 * depth) ** -0.5
         for block in self.blocks:
-            nn.init.normal_(block.attn.c_attn.weight, std=width ** -0.5)
-            nn.init.normal_(block.attn.c_proj.weight, std=width ** -0.5 * (2 * depth) ** -0.5)
+            nn.init.normal_(block.attn.c_attn.weight, std=attn_std)
+            nn.init.normal_(block.attn.c_proj.weight, std=proj_std)
             nn.init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)
-            nn.init.normal_(block.mlp.c_proj.weight, std=width ** -0.5 * (2 * depth) ** -0.5)
+            nn.init.normal_(block.mlp.c_proj.weight, std=proj_std)
             for linear in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj):
                 nn.init.zeros_(linear.bias)
 
     def new_cache(self):
-        """An empty cache, for a causal transformer that is shown a sequence piece by piece."""
+        """Return an empty cache, for a causal transformer that reads a sequence piece by piece."""
         return [[] for _ in self.blocks]
 
     def forward(self, x, cache=None, mask=None, place=None):
-        """place: the only one whose output is wanted, (B, 1, D), if causal the last, -1. The last block then spares itself the others."""
+        """Run all blocks.
+
+        place: the only place whose output is wanted, (B, 1, D); if causal the last one, -1. The
+        last block then computes no other place.
+        """
         for i, block in enumerate(self.blocks):
-            last = block is self.blocks[-1]
-            x = run_block(block, self.recompute, x, None if cache is None else cache[i], mask, place if last else None)
+            block_cache = None if cache is None else cache[i]
+            block_place = place if i == len(self.blocks) - 1 else None
+            x = run_block(block, self.recompute, x, block_cache, mask, block_place)
         return x
 
 
 class CaptionEmbedding(nn.Module):
-    """Token plus position embedding; positions after the caption hold a learned padding embedding instead (GLIDE's way, no mask needed).
+    """Token plus position embedding, tokens (B, L) -> (B, L, D).
 
-    tokens (B, L) -> (B, L, D). `keep` (B,) bool: a False row loses its caption, that is, becomes padding throughout, which is
-    what the models learn as "no caption" for classifier-free guidance.
+    Places behind the caption hold a learned padding embedding instead, so that no mask is needed
+    (GLIDE's way). `keep` (B,) bool: a row with False loses its caption and becomes padding
+    throughout. This is what "no caption" looks like in classifier-free guidance.
     """
 
     def __init__(self, vocab_size, context_length, n_embd, eot_id, std=0.02):
@@ -205,40 +243,18 @@ class CaptionEmbedding(nn.Module):
         self.token = nn.Embedding(vocab_size, n_embd)
         self.position = nn.Parameter(torch.empty(context_length, n_embd))
         self.padding = nn.Parameter(torch.empty(context_length, n_embd))
+        # The std of 0.02, and half of it for positions, are CLIP's.
         nn.init.normal_(self.token.weight, std=std)
-        nn.init.normal_(self.position, std=std / 2)                        # CLIP's ratio, as is 0.02
+        nn.init.normal_(self.position, std=std / 2)
         nn.init.normal_(self.padding, std=std)
 
     def forward(self, tokens, keep=None):
         if tokens.shape[1] != len(self.position):
-            raise ValueError(f"captions are {tokens.shape[1]} tokens long, this model was built for {len(self.position)}")
+            raise ValueError(f"captions are {tokens.shape[1]} tokens long, but this model reads "
+                             f"{len(self.position)}: tokenize with that context_length")
         place = torch.arange(tokens.shape[1], device=tokens.device)        # (L,)
-        mask = place <= eot_position(tokens, self.eot_id)[:, None]         # (B, L): the caption, its end-of-text included
+        # The caption ends with its end-of-text.
+        mask = place <= eot_position(tokens, self.eot_id)[:, None]         # (B, L)
         if keep is not None:
             mask = mask & keep[:, None]
         return torch.where(mask[..., None], self.token(tokens) + self.position, self.padding)
-
-
-class FrozenText(nn.Module):
-    """Captions as a frozen text encoder sees them, its states projected: what Karlo's models read instead of training their own.
-
-    `encoder(tokens (B, L)) -> (states (B, L, S), z_txt (B, D))` is lent by whoever puts the models together (pretrained.py). It is no
-    part of this model, neither of its weights nor of its checkpoint. A dropped caption is the empty one, "": start and end of text.
-    """
-
-    def __init__(self, state_width, n_embd, eot_id):
-        super().__init__()
-        self.eot_id, self.encoder = eot_id, None
-        self.proj = nn.Linear(state_width, n_embd)
-
-    def forward(self, tokens, keep=None):
-        """tokens (B, L), keep (B,) bool -> projected states (B, L, n_embd), z_txt (B, D), mask (B, L): False behind the end of text."""
-        if self.encoder is None:
-            raise ValueError("this model reads captions through a frozen CLIP, which it was not given")
-        if keep is not None:
-            empty = torch.zeros_like(tokens)
-            empty[:, 0], empty[:, 1] = self.eot_id - 1, self.eot_id        # as CLIP's tokenizer has them: start of text is one below
-            tokens = torch.where(keep[:, None], tokens, empty)
-        states, z_txt = self.encoder(tokens)
-        mask = torch.arange(tokens.shape[1], device=tokens.device) <= eot_position(tokens, self.eot_id)[:, None]
-        return self.proj(states), z_txt, mask

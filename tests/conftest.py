@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -26,7 +27,7 @@ SMALL = [
 ]
 SMALL += [
     f"--{stage}.{key}"
-    for stage in configs.MODEL_CONFIGS
+    for stage in configs.MODELS
     for key in ("steps=3", "save_every=2", "log_every=1")
 ]
 SMALL += [
@@ -95,6 +96,39 @@ def three_words(n, length, eot, generator):
     return tokens
 
 
+class ToyStage:
+    """A stage of training/stages.py without a run: a model, and functions for batch and loss."""
+
+    seed = 0
+    indices = None
+
+    def __init__(self, name, model, cfg, batch, loss):
+        self.name = self.base = name
+        self.model = model
+        self.cfg = cfg
+        self.batch = batch
+        self.loss = loss
+
+    def load(self):
+        """Nothing: `batch` has all it needs."""
+
+    def new_model(self):
+        """The model, as it was given."""
+        return self.model
+
+    def header(self, ema):
+        """What the checkpoint carries."""
+        return {"config": {"a": 1}}
+
+
+class ToyRun:
+    """A run folder that holds nothing but what a stage leaves."""
+
+    def __init__(self, folder, resume=False):
+        self.folder = folder
+        self.resume = resume
+
+
 def noisy(size=(200, 160)):
     """A picture of noise, of this width and height, always the same."""
     pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
@@ -109,3 +143,44 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "shapes"
     assert train.main([*SMALL, f"--out={folder}"]) == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def judged(run, tmp_path_factory):
+    """The same run with the models that only an evaluation needs. Not to be written into."""
+    folder = tmp_path_factory.mktemp("judged") / "shapes"
+    shutil.copytree(run, folder)
+    train_variants(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def evaluated(judged, tmp_path_factory):
+    """The same run with all its experiments done, by the command. Not to be written into."""
+    from mini_dalle2 import evaluate
+    folder = tmp_path_factory.mktemp("evaluated") / "run"
+    shutil.copytree(judged, folder)
+    assert evaluate.main([f"--run={folder}", "--n=16", "--device=cpu"]) == 0
+    return folder
+
+
+@pytest.fixture
+def copied(evaluated, tmp_path):
+    """A copy of an evaluated run, to be written into."""
+    return shutil.copytree(evaluated, tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def synthetic(evaluated):
+    """A lab for made-up sets of pictures: large enough for the grader, and without sheets."""
+    from mini_dalle2.evaluate import Lab
+    lab = Lab(evaluated, 48, "cpu")
+    lab.size = 32
+    lab.grid = lambda name, rows, labels: f"{name}.png"
+    return lab
+
+
+def train_variants(folder):
+    """Train what only an evaluation needs, in the folder of a finished run."""
+    import train
+    assert train.main(["--stage=evaluation", f"--out={folder}", "--device=cpu"]) == 0

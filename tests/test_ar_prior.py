@@ -1,7 +1,7 @@
 """ar_prior.py: codes against numpy's singular values, who sees whom, the cache against the whole sequence, a batch learned by heart."""
 
 import math
-from dataclasses import replace
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from conftest import lively, three_words
 
-from mini_dalle2.ar_prior import ARPrior, ARPriorConfig, Codes, PlaceNetworks, draw
+from mini_dalle2 import configs
+from mini_dalle2.tricks.heads import PlaceNetworks
+from mini_dalle2.ar_prior import ARPriorConfig, Codes, sample_bucket
 
 EOT, L, D = 20, 6, 16
 TINY = ARPriorConfig(clip_dim=D, width=32, layers=2, heads=2, vocab_size=30, context_length=L, eot_id=EOT, text_width=16, text_layers=1,
@@ -25,10 +27,15 @@ def batch(n, seed=1):
     return z_img, z_txt, three_words(n, L, EOT, generator)
 
 
+def build(**changes):
+    """A model of TINY's sizes with these settings, of the class that they ask for."""
+    return configs.build(configs.model_config("ar_prior", asdict(TINY) | changes))
+
+
 def tiny(seed=0, amount=0.2, **changes):
     """A small prior, fitted to a batch, lively."""
     torch.manual_seed(seed)
-    prior = ARPrior(replace(TINY, **changes))
+    prior = build(**changes)
     prior.measure(*batch(200)[:2])
     return lively(prior, amount).eval()
 
@@ -150,7 +157,7 @@ def test_with_networks_of_places_it_learns_faster():
     tokens, losses = three_words(256, L, EOT, generator), []
     for place_width in (0, 32):
         torch.manual_seed(0)
-        prior = ARPrior(replace(TINY, place_width=place_width, pca_error=0.0))
+        prior = build(place_width=place_width, pca_error=0.0)
         prior.measure(z_img, z_txt)
         losses.append(learn(prior, 60, z_img, z_txt, tokens))
     assert losses[1] < losses[0] - 0.5
@@ -184,7 +191,7 @@ def test_size_of_the_text_encoder_and_the_decoder(stage):
     from mini_dalle2.configs import preset
     cfg = preset(stage).ar_prior.model
     with torch.device("meta"):
-        prior = ARPrior(cfg)
+        prior = configs.build(cfg)
     decoder, text = (sum(p.numel() for p in part.parameters()) for part in (prior.transformer, prior.text))
     assert decoder == pytest.approx(12 * cfg.layers * cfg.width ** 2, rel=0.05)
     assert text == pytest.approx(12 * cfg.text_layers * cfg.text_width ** 2, rel=0.05)
@@ -230,7 +237,7 @@ def test_same_seed_same_embedding_alone_or_in_company():
 def test_guidance_is_the_extrapolation_of_logits(monkeypatch):
     prior, (_, z_txt, tokens) = tiny(), batch(3)
     seen = []
-    monkeypatch.setattr("mini_dalle2.ar_prior.draw", lambda logits, u: seen.append(logits) or draw(logits, u))
+    monkeypatch.setattr("mini_dalle2.ar_prior.sample_bucket", lambda logits, u: seen.append(logits) or sample_bucket(logits, u))
     prior.sample(tokens, z_txt, guidance=3.0, generator=torch.Generator().manual_seed(0))
     guided, codes = seen[0], torch.zeros(3, prior.codes.count, dtype=torch.long)
     u = torch.rand(3, prior.codes.count + 1, generator=torch.Generator().manual_seed(0))
@@ -239,10 +246,10 @@ def test_guidance_is_the_extrapolation_of_logits(monkeypatch):
     assert torch.allclose(guided, dropped + 3 * (kept - dropped), atol=1e-4)
 
 
-def test_draw_is_the_inverse_distribution_function():
+def test_sample_bucket_is_the_inverse_distribution_function():
     p = torch.tensor([0.1, 0.0, 0.4, 0.5])
     u = torch.linspace(0, 1, 1001)[:-1] + 0.0005
-    drawn = draw(p.log().expand(1000, -1), u)
+    drawn = sample_bucket(p.log().expand(1000, -1), u)
     assert torch.bincount(drawn, minlength=4).tolist() == [100, 0, 400, 500] and (drawn.diff() >= 0).all()
 
 
@@ -251,7 +258,7 @@ def test_one_batch_is_learned_by_heart(place_width):
     """Different captions, one embedding each: what is drawn for a caption is its own embedding."""
     torch.manual_seed(0)
     z_img, z_txt, tokens = batch(8)
-    prior = ARPrior(replace(TINY, text_drop=0.0, place_width=place_width))
+    prior = build(text_drop=0.0, place_width=place_width)
     prior.measure(z_img, z_txt)
     torch.nn.init.zeros_(prior.dot_embedding.weight).requires_grad_(False)                 # or the fit asked for may be that of another
     assert learn(prior, 150, z_img, z_txt, tokens) < 0.05
@@ -264,4 +271,4 @@ def test_one_batch_is_learned_by_heart(place_width):
     (dict(text_heads=3), "text_heads"), (dict(guidance=-1.0), "guidance"), (dict(place_width=-1), "place_width"), (dict(places=17), "places")])
 def test_impossible_settings_are_errors(changes, said):
     with pytest.raises(ValueError, match=said):
-        replace(TINY, **changes)
+        build(**changes)

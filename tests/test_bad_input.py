@@ -247,7 +247,7 @@ RUNS = {
     "a decoder of another CLIP": (sample, ["text", "a circle", *DRAW], "another CLIP", amended("run/decoder.pt", clip_signature="0" * 16)),
     "an upsampler of other sizes": (sample, ["text", "a circle", *DRAW], "upsampler1", lambda: (
         amended("run/upsampler2.pt", stage="upsampler1")(), shutil.copy("run/upsampler2.pt", "run/upsampler1.pt"), gone("run/upsampler2.pt")())),
-    "a run and public weights": (sample, ["text", "a circle", "--run=run", "--weights=run", "--out=drawn.png"], "with the one or with the other"),
+    "a run and public weights": (sample, ["text", "a circle", "--run=run", "--weights=run", "--out=drawn.png"], "use one of the two"),
     "no public weights": (sample, ["text", "a circle", "--weights=nowhere", "--out=drawn.png"], "nowhere"),
     "public weights that are none": (sample, ["text", "a circle", "--weights=run", "--out=drawn.png"], "run"),
     "nothing to go on with": (train, ["--preset=micro", "--out=new", "--resume"], "nothing to resume"),
@@ -294,8 +294,8 @@ OUTPUTS = {
     "a full disk at the start": (train, [*SMALL, "--out=run", "--stage=tokenizer"], "run/config.json could not be written (No space left",
                                  no_room, gone("run/tokenizer.json")),
     "a full disk at the end": (sample, ["text", "a circle", "--n=1", *DRAW], "drawn.png could not be written (No space left", no_room),
-    "a picture over the one given": (sample, ["variations", "cat.png", *DRAW[:3], "--out=cat.png"], "it would be lost"),
-    "single pictures over the one given": (sample, ["variations", "a-1-1.png", *DRAW[:3], "--out=a.png", "--singles"], "it would be lost",
+    "a picture over the one given": (sample, ["variations", "cat.png", *DRAW[:3], "--out=cat.png"], "would overwrite the input picture"),
+    "single pictures over the one given": (sample, ["variations", "a-1-1.png", *DRAW[:3], "--out=a.png", "--singles"], "would overwrite the input picture",
                                            copied("cat.png", "a-1-1.png")),
     "a picture into no folder": (sample, ["text", "a circle", *DRAW[:3], "--out=nowhere/a.png"], "no folder nowhere"),
     "a picture in place of a folder": (sample, ["text", "a circle", *DRAW[:3], "--out=a.png"], "is a folder", lambda: Path("a.png").mkdir()),
@@ -316,12 +316,12 @@ EVALUATION = {
     "a run that is not finished": (evaluate, ["--run=run", "--device=cpu"], "run/decoder.pt is not finished: 2 of 3 steps", amended("run/decoder.pt", step=2)),
     "a run that has lost its config.json": (evaluate, ["--run=run", "--device=cpu"], "run/config.json cannot be used", gone("run/config.json")),
     "a run with another's config.json": (evaluate, ["--run=run", "--device=cpu"], "describes other models", configured("decoder.model", guidance=1.5)),
-    "a README that is not there": (evaluate, ["--run=run", "--device=cpu", "--readme=nowhere.md"], "there is no nowhere.md"),
-    "a README without a place for the table": (evaluate, ["--run=run", "--device=cpu", "--readme=README.md"], "does not say where the table goes",
-                                              file("README.md", "# a")),
-    "a README that ends before it begins": (evaluate, ["--run=run", "--device=cpu", "--readme=README.md"], "does not say where the table goes",
-                                            file("README.md", "<!-- evaluate shapes: end -->\n<!-- evaluate shapes: begin -->\n")),
-    "a README of some experiments": (evaluate, ["--run=run", "--readme=README.md", "--only", "fig8"], "leave out --only"),
+    "a page of results that is not there": (evaluate, ["--run=run", "--device=cpu", "--results=nowhere.md"], "there is no nowhere.md"),
+    "a page without a place for the table": (evaluate, ["--run=run", "--device=cpu", "--results=page.md"], "does not say where the table goes",
+                                              file("page.md", "# a")),
+    "a page that ends before it begins": (evaluate, ["--run=run", "--device=cpu", "--results=page.md"], "does not say where the table goes",
+                                            file("page.md", "<!-- evaluate shapes: end -->\n<!-- evaluate shapes: begin -->\n")),
+    "a page of some experiments": (evaluate, ["--run=run", "--results=page.md", "--only", "fig8"], "leave out --only"),
 }
 
 CASES = EVALUATION | FLAGS | DATA | CAPTIONS | PICTURES | RUNS | OUTPUTS

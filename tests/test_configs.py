@@ -6,13 +6,14 @@ import json
 import pytest
 import torch
 
+from mini_dalle2 import configs
 from mini_dalle2.clip import CLIP
-from mini_dalle2.configs import FOLLOWS, MODEL_CONFIGS, PRESETS, changed, get, preset
+from mini_dalle2.configs import FOLLOWS, MODELS, PRESETS, changed, get, preset
 from mini_dalle2.training.overrides import from_dict, kinds, override, to_dict
-from mini_dalle2.decoder import Decoder
+from mini_dalle2.decoder import Decoder, DecoderConfig
 from mini_dalle2.diffusion import GaussianDiffusion, OBJECTIVES, WEIGHTINGS
 from mini_dalle2.ar_prior import ARPrior
-from mini_dalle2.prior import DiffusionPrior
+from mini_dalle2.prior import DiffusionPrior, PriorConfig
 from mini_dalle2.tricks.sketch import Sketch
 from mini_dalle2.configs import TrainConfig
 from mini_dalle2.upsampler import Upsampler
@@ -222,7 +223,7 @@ def test_stages_that_do_not_fit_are_refused(tiny):
 
 def test_every_key_is_unambiguous(tiny):
     """No name stands both in a stage's model and in its training, and all types are ones that the command line can give."""
-    for cls in MODEL_CONFIGS.values():
+    for cls in (kind for of_stage in MODELS.values() for kind in of_stage):
         assert not {f.name for f in dataclasses.fields(cls)} & {f.name for f in dataclasses.fields(TrainConfig)}
     for key, kind in kinds(tiny).items():
         text = overrides.as_text(get(tiny, key))
@@ -257,3 +258,68 @@ def test_what_is_no_configuration_is_refused():
     for value in ({}, [], None, 3, {"preset": "tiny"}):
         with pytest.raises(ValueError, match="not the configuration of a run"):
             from_dict(value)
+
+
+# ------------------------------------------------------------ which class, and older checkpoints
+
+# What every configuration of a stage said before tricks and Karlo's habits were subclasses.
+FORMER = {
+    "clip": {"unit_norm": True, "picture_weight": 0.0},
+    "prior": {"whiten_z": False, "head_layers": 0, "head_width": 512, "frozen_text": None,
+              "z_scale": None, "unit_norm": True, "clip_x_start": None},
+    "ar_prior": {"whiten_z": False, "place_width": 0, "places": 0},
+    "sketch": {},
+    "decoder": {"patch_size": 1, "position_embedding": False, "emb_channels": None,
+                "whiten_z": False, "sketch": False, "z_noise": 0.0, "z_noise_from": 0.75,
+                "sketch_width": 512, "sketch_layers": 4, "timestep_sampling": "uniform",
+                "frozen_text": None, "z_scale": None, "learned_null": False},
+    "upsampler1": {"patch_size": 1, "sampler": "ddim", "last_unet": False, "use_adagn": True},
+    "upsampler2": {"patch_size": 1, "sampler": "ddim", "last_unet": False, "use_adagn": True}}
+FORMER_KARLO = {
+    "clip": {"unit_norm": False},
+    "prior": {"z_scale": 1.0, "unit_norm": False},
+    "decoder": {"z_scale": 1.0, "learned_null": True},
+    "upsampler1": {"sampler": "ddpm", "last_unet": True, "use_adagn": False}}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_settings_of_older_checkpoints_give_the_same_configuration(name):
+    """Those had the settings of all classes, and these at "off" where they were not used."""
+    config = preset(name)
+    for stage in MODELS:
+        model = getattr(config, stage).model
+        karlo = FORMER_KARLO.get(stage, {}) if name == "karlo" else {}
+        assert configs.model_config(stage, FORMER[stage] | karlo | dataclasses.asdict(model)) == model
+
+
+def test_a_setting_that_is_on_is_never_dropped():
+    paper = preset("paper")
+    for stage, former in (("prior", {"whiten_z": True}), ("decoder", {"sketch": True})):
+        model = getattr(paper, stage).model
+        found = configs.model_config(stage, dataclasses.asdict(model) | former)
+        assert type(found) is not type(model) and isinstance(found, type(model))
+        assert dataclasses.asdict(found) | former == dataclasses.asdict(found)
+    with pytest.raises(TypeError, match="timestep_sampling"):
+        of_decoder = dataclasses.asdict(paper.decoder.model) | {"timestep_sampling": "loss_aware"}
+        configs.model_config("decoder", of_decoder)
+
+
+def test_a_whitening_that_does_nothing_is_ignored_and_another_is_not(tiny):
+    """Older checkpoints of models without whitening keep an unfitted one."""
+    cfg = configs.model_config("prior", dataclasses.asdict(tiny.prior.model) | {
+        "whiten_z": False, "head_layers": 0, "layers": 1})
+    assert type(cfg) is PriorConfig
+    model, D = configs.build(cfg), cfg.clip_dim
+    state = dict(model.state_dict())
+    for name in ("whitening", "whitening_txt"):
+        state |= {f"{name}.mean": torch.zeros(D), f"{name}.spread": torch.ones(D),
+                  f"{name}.matrix": torch.eye(D) * D ** 0.5}
+    configs.load_weights(model, state)
+    with pytest.raises(RuntimeError, match="whitening.matrix whitens"):
+        configs.load_weights(model, state | {"whitening.matrix": 2 * torch.eye(D)})
+    with pytest.raises(RuntimeError, match="Unexpected"):
+        configs.load_weights(model, state | {"other": torch.zeros(1)})
+
+
+def test_the_paper_s_configurations_are_short():
+    assert len(dataclasses.fields(DecoderConfig)) <= 28

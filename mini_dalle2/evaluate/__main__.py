@@ -1,4 +1,7 @@
-"""python -m mini_dalle2.evaluate: see command.py."""
+"""python -m mini_dalle2.evaluate: the command of command.py.
+
+Read next: command.py.
+"""
 
 import sys
 

@@ -1,17 +1,18 @@
-"""The evaluation command: the paper's experiments on a finished run, and a report of what they show.
+"""The evaluation command: the paper's experiments on a finished run, and a report of the results.
 
-    python -m mini_dalle2.evaluate --run runs/tiny                       all of them: half an hour on two CPU cores
-    python -m mini_dalle2.evaluate --run runs/tiny --only fig8 steps     some of them
-    python -m mini_dalle2.evaluate --run runs/tiny --n 64                quicker, with wider intervals
-    python -m mini_dalle2.evaluate --run runs/tiny --readme              also puts the main table and some plots into README.md
-    torchrun --nproc_per_node=2 -m -- mini_dalle2.evaluate --run runs/tiny     each process draws half of the pictures
+    python train.py --stage evaluation --out runs/tiny          first: judge and baseline (once)
+    python -m mini_dalle2.evaluate --run runs/tiny              all: half an hour on two CPU cores
+    python -m mini_dalle2.evaluate --run runs/tiny --only fig8 steps        some experiments
+    python -m mini_dalle2.evaluate --run runs/tiny --n 64       quicker, with wider intervals
+    python -m mini_dalle2.evaluate --run runs/tiny --results    also into notebooks/results.md
+    torchrun --nproc_per_node=2 -m -- mini_dalle2.evaluate --run runs/tiny      two processes
 
-It writes RUN/report.md, and into RUN/evaluate what the report shows. First it says how long each part will take. Whatever has been done stays
-done: called again after Ctrl-C it goes on, called again after the end it only writes the report. It does again what other weights, other
-pictures to learn from, another --n or other code make out of date. RUN/evaluate/cache-… only saves time; it may be deleted.
+The command prints an estimate, then writes RUN/report.md and, into RUN/evaluate, what the report
+shows. Every result is cached. After Ctrl-C, the same command goes on where it was. Other weights,
+other true pictures or another --n make results again. RUN/evaluate/cache-… may be deleted.
 
-The text of a report is made from what experiments.py found, kept in RUN/evaluate/NAME.json; no figure in it is typed. In brackets behind each
-stands its 95 % interval. README.md has a place for captioned shapes and one for each folder of pictures: see `split_readme`.
+The report is made from RUN/evaluate/NAME.json, where each experiment leaves what it found; no
+figure is typed. In brackets stands each figure's 95 % interval. Nothing is trained here.
 Read next: lab.py, experiments.py.
 """
 
@@ -26,142 +27,184 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..runtime.commands import Parser, run_command
-from ..runtime.files import load_checkpoint, read_json, write_json
+from ..runtime.files import read_json, write_json
 from ..runtime.processes import agreed, is_main, launcher, world
-from . import lab as lab_module
-from .experiments import EXPERIMENTS, Findings, fitting
-from .lab import Draw, LEAST, Lab, digest, has_efficientnet
-from .report import README, split_readme, verdict, write_readme, write_report
+from .experiments import EXPERIMENTS, suitable
+from .findings import Findings
+from .imagenet import has_efficientnet
+from .lab import LEAST, Lab, digest
+from .making import Maker
+from .recipes import Sampled
+from .report import RESULTS, split_page, verdict, write_report, write_results
 
-
-N = 128                                                                    # captions: `tiny` then takes less than forty minutes on two cores
+BAR = "{l_bar}{bar}| {elapsed}<{remaining}"
+# Captions: `tiny` then takes less than forty minutes on two cores.
+N = 128
 
 
 def parse(argv):
-    """Command line -> namespace. Raises ValueError."""
-    parser = Parser(prog="evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-                    epilog="experiments: " + ", ".join(EXPERIMENTS))
-    parser.add_argument("--run", type=Path, default=Path("runs/tiny"), help="run folder of train.py, finished (default: runs/tiny)")
+    """Read the command line. Raises ValueError."""
+    parser = Parser(
+        prog="evaluate", description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="experiments: " + ", ".join(EXPERIMENTS))
+    parser.add_argument("--run", type=Path, default=Path("runs/tiny"),
+                        help="a finished run folder of train.py (default: runs/tiny)")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="only these experiments")
-    parser.add_argument("--n", type=int, default=N, help=f"captions that pictures are drawn for (default: {N})")
+    parser.add_argument("--n", type=int, default=N,
+                        help=f"captions to sample pictures for (default: {N})")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    parser.add_argument("--readme", nargs="?", type=Path, const=README, metavar="FILE",
-                        help="put the main table and some plots there (default: README.md); not with --only")
+    parser.add_argument("--results", nargs="?", type=Path, const=RESULTS, metavar="FILE",
+                        help="put the main table and some plots there (default: "
+                             "notebooks/results.md); not with --only")
     args = parser.parse_args(argv)
     for name in args.only or ():
         if name not in EXPERIMENTS:
             closest = difflib.get_close_matches(name, EXPERIMENTS, n=1, cutoff=0)[0]
-            raise ValueError(f'there is no experiment "{name}" (there are {", ".join(EXPERIMENTS)}); the closest is {closest}')
+            raise ValueError(f'there is no experiment "{name}" (there are '
+                             f'{", ".join(EXPERIMENTS)}); the closest is {closest}')
     if not LEAST <= args.n <= 10_000:
         raise ValueError(f"--n {args.n}: from {LEAST} to 10000 captions")
-    if args.readme is not None and args.only:
-        raise ValueError("--readme shows all experiments: leave out --only")
+    if args.results is not None and args.only:
+        raise ValueError("--results shows all experiments: leave out --only")
     return args
 
 
-def models_of(lab, one):
-    """{name: (stage, settings, what it is)} of all models that are trained for an experiment: the judge is needed by each."""
-    return {"judge": lab.side_models()["judge"]} | one.models(lab)
+def findings_digits(maker, one):
+    """Return digits that change with what an experiment's findings depend on.
 
-
-def key(lab, one):
-    """What the findings of an experiment depend on, as digits; None while a model that they need has yet to be trained."""
-    trained = [lab.trained(name, *model[:2]) for name, model in models_of(lab, one).items()]
-    if None in trained:
+    None while a variant that it needs cannot be used.
+    """
+    lab = maker.lab
+    variants = [lab.signature_of(name) for name in ("judge", *one.models)]
+    if None in variants:
         return None
-    return digest(lab.cache.name, lab.n, trained, [lab.key(lab.settled(recipe)) for recipe in one.needs(lab).values()], lab_module.code(),
-                  has_efficientnet())
+    recipes = [maker.digits(maker.settled(recipe)) for recipe in one.needs(lab).values()]
+    return digest(lab.cache.name, lab.n, variants, recipes, has_efficientnet())
 
 
-def known(lab, one):
-    """The findings of an experiment from RUN/evaluate/NAME.json, or None if they are not there, damaged or out of date."""
-    before, findings = None, None
+def known(maker, one):
+    """Return the findings of an experiment from RUN/evaluate/NAME.json.
+
+    None if they are not there, damaged or out of date.
+    """
+    digits, findings = None, None
+    folder = maker.lab.folder
     with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
-        saved = read_json(lab.folder / f"{one.name}.json")
-        if all((lab.folder / name).is_file() for name in saved["findings"]["grids"]):
-            before, findings = saved["key"], saved["findings"]
-    before, findings = agreed((before, findings))
-    return findings if findings and before == key(lab, one) else None      # the key is asked for by all processes, or by none
+        saved = read_json(folder / f"{one.name}.json")
+        if all((folder / name).is_file() for name in saved["findings"]["grids"]):
+            digits, findings = saved["key"], saved["findings"]
+    digits, findings = agreed((digits, findings))
+    # All processes ask for the digits, or none does.
+    return findings if findings and digits == findings_digits(maker, one) else None
 
 
-def perform(lab, one, place):
-    """Does an experiment: trains and draws what it needs, looks at it, keeps what it finds."""
-    for name, (stage, settings, what) in models_of(lab, one).items():
-        if lab.trained(name, stage, settings) is None:
-            print(f"{what}: is trained once and kept in {lab.folder}", flush=True)
-            lab.beside(name, stage, settings)
-    needs, made = one.needs(lab), {}
-    missing = lab.missing(needs.values())
-    graded = lab.speed("grader") if lab.shapes else 0.0
-    total = sum(map(lab.seconds, missing)) + graded * sum(recipe.n for recipe in needs.values() if isinstance(recipe, Draw))
-    with tqdm(total=max(total, 1e-3), desc=f"{one.name} ({place})", bar_format="{l_bar}{bar}| {elapsed}<{remaining}", leave=False,
-              disable=not is_main()) as lab.bar:
-        for name, recipe in needs.items():
-            for part in lab.ingredients(recipe):
-                made[name] = lab.make(part)
-            if isinstance(recipe, Draw):
-                made[name] = lab.seen(recipe)
-                made[name].right                                           # the grader's work belongs to the bar too
-                lab.spent(graded * recipe.n)
-    lab.bar, found, began = None, Findings(), time.perf_counter()
+def perform(maker, one, place):
+    """Do an experiment: make what it needs, look at it, and keep what it finds."""
+    lab = maker.lab
+    made = make_all(maker, one, place)
+    found = Findings()
+    began = time.perf_counter()
     one.find(lab, found, made)
-    # What it took, each part by its own name: experiments share models and pictures, and a total must count those once.
-    seconds = {one.name: time.perf_counter() - began}
-    seconds |= {lab.key(part): lab.took[part] for recipe in needs.values() for part in lab.ingredients(recipe)}
-    seconds |= {name: load_checkpoint(lab.folder / f"{name}.pt", stage)["seconds"] for name, (stage, _, _) in models_of(lab, one).items()}
-    findings = vars(found) | {"seconds": seconds, "n": sorted({recipe.n for recipe in needs.values()})}
-    now = key(lab, one)
+    seconds = {one.name: time.perf_counter() - began} | seconds_of_parts(maker, one)
+    n = sorted({recipe.n for recipe in one.needs(lab).values()})
+    findings = vars(found) | {"seconds": seconds, "n": n}
+    digits = findings_digits(maker, one)
     if is_main():
-        write_json({"key": now, "findings": findings}, lab.folder / f"{one.name}.json")
-    print(f"{one.name}: does it agree with the paper? {', '.join(map(verdict, found.claims)) or 'nothing to compare'}", flush=True)
+        write_json({"key": digits, "findings": findings}, lab.folder / f"{one.name}.json")
+    verdicts = ", ".join(map(verdict, found.claims)) or "nothing to compare"
+    print(f"{one.name}: does it agree with the paper? {verdicts}", flush=True)
 
 
-def plan(lab, chosen):
-    """Prints what is to be done and how long each part will take, about."""
+def make_all(maker, one, place):
+    """Make what an experiment needs, under a progress bar: {name: what it is}, sets as `Seen`."""
+    timing, needs, made = maker.timing, one.needs(maker.lab), {}
+    total = sum(map(timing.seconds, maker.missing(needs.values()))) + timing.grading(needs.values())
+    with tqdm(total=max(total, 1e-3), desc=f"{one.name} ({place})", leave=False,
+              bar_format=BAR, disable=not is_main()) as timing.bar:
+        for name, recipe in needs.items():
+            for part in maker.ingredients(recipe):
+                made[name] = maker.make(part)
+            if isinstance(recipe, Sampled):
+                made[name] = maker.seen(recipe)
+                # The grader's work belongs to the bar too.
+                made[name].right
+                timing.spent(timing.grading([recipe]))
+    timing.bar = None
+    return made
+
+
+def seconds_of_parts(maker, one):
+    """Return what the variants and recipes of an experiment took: {name or digits: seconds}.
+
+    By names, because experiments share them, and a total must count each once.
+    """
+    parts = [part for recipe in one.needs(maker.lab).values() for part in maker.ingredients(recipe)]
+    seconds = {maker.digits(part): maker.took[part] for part in parts}
+    for name in ("judge", *one.models):
+        seconds[name] = maker.lab.checkpoint(name)["seconds"]
+    return seconds
+
+
+def plan(maker, chosen):
+    """Print what is to be done and an estimate of how long each part will take."""
+    lab, timing = maker.lab, maker.timing
     print(f"{lab.run}: {len(chosen)} experiments on {lab.n} captions")
     recipes, lines = set(), []
-    for name, (stage, settings, what) in {name: model for one in chosen for name, model in models_of(lab, one).items()}.items():
-        if seconds := lab.training_seconds(name, stage, settings):
-            lines.append((what, seconds))
     for one in chosen:
-        if known(lab, one) is None:
-            needs = list(one.needs(lab).values())
-            new = [recipe for recipe in lab.missing(needs) if recipe not in recipes]
+        if known(maker, one) is None:
+            new = [recipe for recipe in maker.missing(one.needs(lab).values())
+                   if recipe not in recipes]
             recipes.update(new)
-            graded = sum(recipe.n for recipe in new if isinstance(recipe, Draw)) * lab.speed("grader") if lab.shapes else 0.0
-            lines.append((one.name, sum(map(lab.seconds, new)) + graded))
-    for name, seconds in lines + [("together, and a few minutes for intervals", sum(seconds for _, seconds in lines))] if lines else []:
+            lines.append((one.name, sum(map(timing.seconds, new)) + timing.grading(new)))
+    if lines:
+        total = sum(seconds for _, seconds in lines)
+        lines.append(("together, and a few minutes for intervals", total))
+    for name, seconds in lines:
         print(f"  {name:<64}{seconds / 60:6.1f} minutes, about")
 
 
 def work(args, device):
-    """Does what is asked for. Several processes all go through the same, for they must meet wherever pictures are drawn; the first one writes."""
+    """Do what is asked for.
+
+    Several processes all go through this, because they meet wherever pictures are sampled. Only
+    the first one writes.
+    """
     lab = Lab(args.run, args.n, device)
-    name = "shapes" if lab.shapes else Path(lab.job.config.data.source).resolve().name
-    if args.readme is not None:
-        split_readme(args.readme, f"evaluate {name}")                      # before half an hour is spent
-    chosen = fitting(lab, args.only)
-    for stage in ("clip", "decoder"):                                      # which are trained once more
-        if (size := getattr(lab.job.config, stage).train.batch_size) % world():
-            raise ValueError(f"{stage} learned from {size} examples a step, which cannot be divided among {world()} processes")
-    lab.sweep()
+    name = "shapes" if lab.shapes else Path(lab.config.data.source).resolve().name
+    if args.results is not None:
+        # Fail now, not after half an hour.
+        split_page(args.results, f"evaluate {name}")
+    chosen = suitable(lab, args.only)
+    lab.require(dict.fromkeys(["judge"] + [model for one in chosen for model in one.models]))
+    maker = Maker(lab)
+    maker.sweep()
     lab.folder.mkdir(exist_ok=True)
-    plan(lab, chosen)
+    plan(maker, chosen)
     for i, one in enumerate(chosen, start=1):
-        if known(lab, one) is None:
-            perform(lab, one, f"{i} of {len(chosen)}")
-    all_findings = {one.name: found for one in EXPERIMENTS.values() if (found := known(lab, one)) is not None}
-    plots = write_report(lab, all_findings)
+        if known(maker, one) is None:
+            perform(maker, one, f"{i} of {len(chosen)}")
+    found = {one.name: known(maker, one) for one in EXPERIMENTS.values()}
+    found = {name: findings for name, findings in found.items() if findings is not None}
+    plots = write_report(lab, found)
     print(f"the report: {lab.run / 'report.md'}")
-    if args.readme is not None and is_main():
-        n, dashes = f" --n {args.n}" if args.n != N else "", "-- " if world() > 1 else ""
-        command = f"{launcher()} -m {dashes}mini_dalle2.evaluate --run {shlex.quote(str(args.run))}{n} --readme"
-        write_readme(lab, args.readme, name, all_findings, plots, command)
+    if args.results is not None and is_main():
+        write_results(lab, args.results, name, found, plots, command_line(args))
+
+
+def command_line(args):
+    """Return the command that puts these results into a page."""
+    n = f" --n {args.n}" if args.n != N else ""
+    dashes = "-- " if world() > 1 else ""
+    run = shlex.quote(str(args.run))
+    return f"{launcher()} -m {dashes}mini_dalle2.evaluate --run {run}{n} --results"
 
 
 def main(argv=None):
-    """The command: 0 when all went well, 2 after a mistake (one sentence on standard error), 130 after Ctrl-C."""
-    return run_command("evaluate", parse, work, argv, less="lower --n", stopped="stopped; the same command goes on where it was")
+    """Run the command: 0 when all went well, 2 after a mistake (one sentence on standard error),
+    130 after Ctrl-C."""
+    return run_command("evaluate", parse, work, argv, less="lower --n",
+                       stopped="stopped; the same command goes on where it was")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,10 @@
-"""metrics: is one picture right, and does a set of pictures look like the real set?
+"""metrics: is one picture right, and does a generated set look like the real set?
+
+    grader      is everything in a picture as its caption says?
+    sets        Fréchet distance, precision and recall, CLIP score, retrieval (unCLIP §5)
+    intervals   how far off a number measured on some pictures may be
+
+No network lives here: all take pictures, or embeddings that some model has computed already.
 
 Read next: grader.py.
 """

@@ -3,9 +3,8 @@
 Read next: tables.py.
 """
 
-from ..configs import OPENAI_MEAN, OPENAI_STD
 from .archive import read_weights, state_dict
-from .clip import clip_config, load_clip
+from .clip import OPENAI_MEAN, OPENAI_STD, clip_config, load_clip
 from .karlo import KARLO_FILES, load_karlo
 from .tables import (
     clip_hf, clip_openai, decoder_diffusers, decoder_karlo, fill, prior_diffusers, prior_karlo,

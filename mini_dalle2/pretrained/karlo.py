@@ -1,87 +1,179 @@
-"""Karlo, the one unCLIP whose weights everybody may have, in our modules.
+"""Karlo, the one unCLIP whose weights are public: its sizes, and how they are loaded.
 
-Read next: tables.py.
+    load_karlo(folder) -> DALLE2        64 → 256, from the original files or the diffusers layout
+
+karlo_models.py says where Karlo differs from the paper, tables.py how its weights become ours.
+References: kakaobrain/karlo v1.0.alpha and its model card. Read next: tables.py.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from ..clip import CLIP
-from ..configs import preset
-from ..decoder import Decoder
+from ..configs import no_sketch, paper, preset
 from ..pipeline import DALLE2
-from ..prior import DiffusionPrior
 from ..runtime.device import pick_device
 from ..tokenizer import BPETokenizer
-from ..upsampler import Upsampler
 from .archive import NOT_WEIGHTS, find, part, read_weights, state_dict
+from .clip import OPENAI_MEAN, OPENAI_STD
+from .karlo_models import (
+    KarloCLIP, KarloCLIPConfig, KarloDecoder, KarloDecoderConfig, KarloPrior, KarloPriorConfig,
+    KarloUpsampler, KarloUpsamplerConfig, lend_clip)
 from .tables import (
     clip_hf, clip_openai, decoder_diffusers, decoder_karlo, fill, prior_diffusers, prior_karlo,
     upsampler_diffusers, upsampler_karlo)
 
+MERGES = ("bpe_simple_vocab_16e6.txt.gz", "bpe_simple_vocab_16e6.txt", "tokenizer/merges.txt",
+          "merges.txt")
+KARLO_FILES = {
+    "clip": "ViT-L-14.pt", "stats": "ViT-L-14_stats.th",
+    "prior": "prior-ckpt-step=01000000-of-01000000.ckpt",
+    "decoder": "decoder-ckpt-step=01000000-of-01000000.ckpt",
+    "upsampler1": "improved-sr-ckpt-step=1.2M.ckpt"}
 
-MERGES = ("bpe_simple_vocab_16e6.txt.gz", "bpe_simple_vocab_16e6.txt", "tokenizer/merges.txt", "merges.txt")
-KARLO_FILES = {"clip": "ViT-L-14.pt", "stats": "ViT-L-14_stats.th", "prior": "prior-ckpt-step=01000000-of-01000000.ckpt",
-               "decoder": "decoder-ckpt-step=01000000-of-01000000.ckpt", "upsampler1": "improved-sr-ckpt-step=1.2M.ckpt"}
+
+def sizes():
+    """Return the Config of Karlo v1.0.alpha: its sizes, and its published training.
+
+    What is not published is the paper's. Karlo has one upsampler; the second is the paper's.
+    """
+    own = paper()
+    text = dict(clip_dim=768, vocab_size=49408, context_length=77, eot_id=49407)
+    unet = dict(model_channels=320, channel_mult=(1, 2, 3, 4), num_res_blocks=3)
+    clip = KarloCLIPConfig(
+        image_size=224, patch_size=14, vision_width=1024, vision_layers=24, vision_heads=16,
+        text_width=768, text_layers=12, text_heads=12, image_mean=OPENAI_MEAN,
+        image_std=OPENAI_STD, **text)
+    prior = KarloPriorConfig(
+        width=2048, layers=20, heads=32, text_drop=0.2, sampling_steps=25, guidance=4.0,
+        frozen_text=768, **text)
+    decoder = KarloDecoderConfig(
+        image_size=64, attn_resolutions=(32, 16, 8), head_dim=64, dropout=0.1, text_width=1536,
+        frozen_text=768, caption_drop=0.3, sampling_steps=50, guidance=8.0, **unet, **text)
+    upsampler1 = KarloUpsamplerConfig(
+        low_size=64, high_size=256, norm_groups=32, sampling_steps=7, **unet)
+    return replace(
+        own, preset="karlo",
+        clip=replace(own.clip, model=clip),
+        prior=replace(own.prior, model=prior),
+        ar_prior=replace(own.ar_prior, model=replace(own.ar_prior.model, **text)),
+        sketch=no_sketch(clip_dim=768, image_size=64),
+        decoder=replace(own.decoder, model=decoder),
+        upsampler1=replace(own.upsampler1, model=upsampler1))
 
 
-def text_half(folder, cfg, dtype):
-    """CLIP from `text_encoder` and, if it is there, `image_encoder` of the diffusers layout. Without the latter it has no eyes."""
-    theirs, what = part(folder / "text_encoder"), f"{folder}/text_encoder"
-    sees = (folder / "image_encoder").is_dir()
-    if sees:
-        theirs, what = theirs | part(folder / "image_encoder"), f"{what} and image_encoder"
-    theirs = {name: value for name, value in theirs.items() if name not in NOT_WEIGHTS}
-    theirs["logit_scale"] = torch.tensor(CLIP.MAX_LOG_SCALE)               # not in these files; OpenAI's all ended at the bound
-    clip = CLIP(cfg)
-    rows = [row for row in clip_hf(cfg) if sees or not row.ours[0].startswith("visual.")]
-    if not sees:
-        clip.visual = None
-    return fill(clip, rows, theirs, what, dtype)
+class Original:
+    """A folder with Karlo's original files."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def weights(self, name):
+        """Return one file's tensors {name: tensor}, and where they come from."""
+        path = find(self.folder, KARLO_FILES[name])
+        theirs = {key: value for key, value in state_dict(path).items() if key not in NOT_WEIGHTS}
+        return theirs, str(path)
+
+    def clip(self, cfg, dtype):
+        """Return CLIP."""
+        return fill(KarloCLIP(cfg), clip_openai(cfg), *self.weights("clip"), dtype)
+
+    def prior(self, cfg, dtype):
+        """Return the prior, the mean and spread of z_img, and where these come from."""
+        theirs, what = self.weights("prior")
+        stats = read_weights(find(self.folder, KARLO_FILES["stats"]))
+        return fill(KarloPrior(cfg), prior_karlo(cfg), theirs, what, dtype), stats, what
+
+    def decoder(self, cfg, dtype):
+        """Return the decoder."""
+        return fill(KarloDecoder(cfg), decoder_karlo(cfg), *self.weights("decoder"), dtype)
+
+    def upsampler(self, cfg, dtype):
+        """Return the upsampler."""
+        return fill(KarloUpsampler(cfg), upsampler_karlo(cfg), *self.weights("upsampler1"), dtype)
+
+
+class Diffusers:
+    """A folder in the layout of diffusers, with one folder per model."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def weights(self, *names):
+        """Return the tensors of several folders, each with its prefix, and where they come from."""
+        theirs = {f"{name}.{key}": value for name in names
+                  for key, value in part(self.folder / name).items()}
+        return theirs, f"{self.folder}/{' and '.join(names)}"
+
+    def clip(self, cfg, dtype):
+        """Return CLIP from `text_encoder` and `image_encoder`; without the latter, half of it."""
+        theirs = part(self.folder / "text_encoder")
+        what = f"{self.folder}/text_encoder"
+        sees = (self.folder / "image_encoder").is_dir()
+        if sees:
+            theirs |= part(self.folder / "image_encoder")
+            what += " and image_encoder"
+        theirs = {name: value for name, value in theirs.items() if name not in NOT_WEIGHTS}
+        # Not in these files. In OpenAI's models it always ended at the bound.
+        theirs["logit_scale"] = torch.tensor(KarloCLIP.MAX_LOG_SCALE)
+        clip = KarloCLIP(cfg)
+        rows = clip_hf(cfg)
+        if not sees:
+            clip.visual = None
+            rows = [row for row in rows if not row.ours[0].startswith("visual.")]
+        return fill(clip, rows, theirs, what, dtype)
+
+    def prior(self, cfg, dtype):
+        """Return the prior, the mean and spread of z_img, and where these come from."""
+        theirs = part(self.folder / "prior")
+        what = f"{self.folder}/prior"
+        stats = theirs.pop("clip_mean", None), theirs.pop("clip_std", None)
+        return fill(KarloPrior(cfg), prior_diffusers(cfg), theirs, what, dtype), stats, what
+
+    def decoder(self, cfg, dtype):
+        """Return the decoder."""
+        theirs, what = self.weights("text_proj", "decoder")
+        return fill(KarloDecoder(cfg), decoder_diffusers(cfg), theirs, what, dtype)
+
+    def upsampler(self, cfg, dtype):
+        """Return the upsampler."""
+        theirs, what = self.weights("super_res_first", "super_res_last")
+        return fill(KarloUpsampler(cfg), upsampler_diffusers(cfg), theirs, what, dtype)
 
 
 def load_karlo(folder, device=None, config=None, dtype=None, offload=False):
-    """Karlo v1.0.alpha, ready to draw at 64 → 256, from a folder with its original files or in the diffusers layout.
+    """Load Karlo v1.0.alpha, which samples at 64 → 256.
 
-    It must also hold CLIP's merges file (`bpe_simple_vocab_16e6.txt.gz`; the diffusers layout has `tokenizer/merges.txt`). config: other
-    sizes than the preset's; dtype, offload: see DALLE2. Raises FileNotFoundError naming what is missing, ValueError for what cannot be used.
+    folder: its original files, or the diffusers layout. It must also hold CLIP's merges file,
+    `bpe_simple_vocab_16e6.txt.gz`; the diffusers layout has `tokenizer/merges.txt`. config: other
+    sizes than the preset's. dtype, offload: see DALLE2. Raises FileNotFoundError naming what is
+    missing, ValueError for what cannot be used.
     """
-    folder, config = Path(folder), config or preset("karlo")
+    folder = Path(folder)
+    config = config or preset("karlo")
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
     tokenizer = BPETokenizer.from_clip_merges(find(folder, *MERGES))
-    diffusers = (folder / "prior").is_dir()
-
-    def original(name):                                                    # -> their weights, and where they come from
-        path = find(folder, KARLO_FILES[name])
-        return {key: value for key, value in state_dict(path).items() if key not in NOT_WEIGHTS}, str(path)
-
-    def parts(*names):
-        return ({f"{name}.{key}": value for name in names for key, value in part(folder / name).items()}, f"{folder}/{' and '.join(names)}")
-
-    # One after the other, each in its precision before the next is read: all of them at once would take 25 GB.
-    sizes = config.clip.model
-    clip = text_half(folder, sizes, dtype) if diffusers else fill(CLIP(sizes), clip_openai(sizes), *original("clip"), dtype)
-    sizes = config.prior.model
-    if diffusers:
-        theirs, what = part(folder / "prior"), f"{folder}/prior"
-        stats = theirs.pop("clip_mean", None), theirs.pop("clip_std", None)
-    else:
-        theirs, what = original("prior")
-        stats = read_weights(find(folder, KARLO_FILES["stats"]))
-    prior = fill(DiffusionPrior(sizes), (prior_diffusers if diffusers else prior_karlo)(sizes), theirs, what, dtype)
-    if not isinstance(stats, (tuple, list)) or [torch.is_tensor(x) and x.numel() for x in stats] != [sizes.clip_dim] * 2:
-        raise ValueError(f"{what}: the mean and spread of CLIP's embeddings, twice {sizes.clip_dim} numbers, do not come with it")
-    prior.whitening.set(*(x.flatten().float() for x in stats))
-    sizes = config.decoder.model
-    decoder = fill(Decoder(sizes), (decoder_diffusers if diffusers else decoder_karlo)(sizes),
-                   *(parts("text_proj", "decoder") if diffusers else original("decoder")), dtype)
-    sizes = config.upsampler1.model
-    upsampler = fill(Upsampler(sizes), (upsampler_diffusers if diffusers else upsampler_karlo)(sizes),
-                     *(parts("super_res_first", "super_res_last") if diffusers else original("upsampler1")), dtype)
-    for model in (prior, decoder):
-        # A function: CLIP does not become a part of them.
-        model.caption.encoder = clip.read
+    files = Diffusers(folder) if (folder / "prior").is_dir() else Original(folder)
+    # One after the other, each in its precision before the next is read: all at once would take
+    # 25 GB.
+    clip = files.clip(config.clip.model, dtype)
+    prior, stats, what = files.prior(config.prior.model, dtype)
+    standardise(prior, stats, what)
+    decoder = files.decoder(config.decoder.model, dtype)
+    upsampler = files.upsampler(config.upsampler1.model, dtype)
+    lend_clip(clip, prior, decoder)
     models = {"clip": clip, "prior": prior, "decoder": decoder, "upsampler1": upsampler}
     return DALLE2(tokenizer, models, pick_device(device or "auto"), dtype=dtype, offload=offload)
+
+
+def standardise(prior, stats, what):
+    """Put the mean and spread of CLIP's embeddings into the prior. Raises ValueError."""
+    D = prior.cfg.clip_dim
+    pair = isinstance(stats, (tuple, list)) and len(stats) == 2
+    if not pair or any(not torch.is_tensor(x) or x.numel() != D for x in stats):
+        raise ValueError(f"{what}: the mean and spread of CLIP's embeddings, twice {D} numbers, do "
+                         f"not come with it: copy {KARLO_FILES['stats']} beside it")
+    mean, std = (x.flatten().float() for x in stats)
+    prior.whitening.set(mean, std)

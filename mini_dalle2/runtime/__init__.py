@@ -1,1 +1,2 @@
-"""runtime: what every program needs and no paper has: files, the device, several processes, noise."""
+"""runtime: what every program needs and no paper has: files, device, processes, noise, commands.
+"""

@@ -1,4 +1,4 @@
-"""The device that models run on, and the memory of the machine.
+"""The device that models run on, its memory, and the precision of its arithmetic.
 
 Read next: processes.py.
 """
@@ -11,14 +11,16 @@ import sys
 import torch
 from torch import nn
 
-
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4                       # of the C library's mallopt
+# Parameters of the C library's mallopt.
+M_TRIM_THRESHOLD = -1
+M_TOP_PAD = -2
+M_MMAP_MAX = -4
 
 
 def pick_device(name="auto"):
-    """"auto", "cpu" or "cuda" -> torch.device; "auto" is the GPU if there is one. Raises ValueError when that device cannot be had.
+    """Turn "auto", "cpu" or "cuda" into a torch.device; "auto" takes a GPU if there is one.
 
-    A torch.device stays what it is.
+    A torch.device is returned as it is. Raises ValueError for a device that is not there.
     """
     if isinstance(name, torch.device):
         return name
@@ -30,18 +32,24 @@ def pick_device(name="auto"):
 
 
 def keep_memory():
-    """Freed memory stays with this process, at hand for the next step: only with the GNU C library, which by default gives it back.
+    """Keep freed memory in the process (glibc only), so that the next step can reuse it.
 
-    Large tensors are then no longer asked of the system one by one, which makes and zeroes each of their pages again in every step. The results
-    are the same to the bit. It is a setting of the whole process, and therefore made by the commands.
+    By default glibc returns large blocks to the system, which then clears every page again in
+    every step. Results stay the same to the bit. The setting holds for the whole process: a
+    script decides, not this package.
     """
-    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
-        for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_TOP_PAD, 64 * 2 ** 20)):
-            mallopt(parameter, value)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)
+        mallopt(M_TOP_PAD, 64 * 2 ** 20)
 
 
 def shorten(model, dtype):
-    """Keeps the matrices of a model in a shorter floating point type, which autocast then multiplies in; None: as they are. Returns it."""
+    """Store a model's matrices in a shorter float type, for autocast; None changes nothing.
+
+    Returns the model.
+    """
     for module in model.modules() if dtype is not None else ():
         if isinstance(module, (nn.Linear, nn.Conv2d, nn.Embedding)):
             module.to(dtype)
@@ -49,12 +57,17 @@ def shorten(model, dtype):
 
 
 def out_of_memory(error):
-    """Whether an exception says that memory ran out, of a GPU, of torch on the CPU (which has no type of its own for it), or of Python."""
-    return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
+    """Whether an exception says that memory ran out: of a GPU, of torch on a CPU, or of Python.
+
+    torch has no exception type of its own for memory on a CPU.
+    """
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    return "DefaultCPUAllocator" in str(error)
 
 
 def machine_memory():
-    """Bytes of memory that this machine has; infinitely many on a system that does not tell."""
+    """Bytes of memory that this machine has; infinity on a system that does not say."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError):
@@ -62,12 +75,15 @@ def machine_memory():
 
 
 def on_device(batch, device):
-    """A tensor on the device. From memory to a GPU by way of pinned memory: the processor does not wait for the copy."""
+    """Move a tensor to the device. Pinned memory lets the processor go on during the copy."""
     if batch.device.type == "cpu" and device.type == "cuda":
         batch = batch.pin_memory()
     return batch.to(device, non_blocking=True)
 
 
 def in_float32(x):
-    """Where autocast would multiply in short floats: not here. What z_img says of which thing has which colour is small print."""
+    """A context without autocast, on the device of x: float32 stays float32.
+
+    z_img tells which object has which colour only in its small digits.
+    """
     return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)

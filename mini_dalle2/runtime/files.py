@@ -1,6 +1,6 @@
-"""Files of a run: written whole or not at all; checkpoints, JSON and metrics.jsonl.
+"""Files of a run: checkpoints, JSON and metrics.jsonl. A file is written whole, or not at all.
 
-Read next: training/state.py.
+Read next: ../training/state.py, which writes the checkpoints of a training.
 """
 
 import contextlib
@@ -14,26 +14,30 @@ import torch
 
 @contextlib.contextmanager
 def writing(path):
-    """Makes a full disk, or one that may not be written to, an OSError that names the file, in one sentence."""
+    """Turn a full or read-only disk into an OSError of one sentence that names the file."""
     try:
         yield
     except OSError as error:
-        raise OSError(f"{path} could not be written ({error.strerror or error}); what was saved before is still there") from None
+        raise OSError(f"{path} could not be written ({error.strerror or error}); "
+                      f"what was saved before is still there") from None
 
 
 @contextlib.contextmanager
 def atomic_open(path):
-    """Opens a neighbour of `path` for writing bytes and renames it over `path` at the end: there is the old file or the new, never half.
+    """Open a file for writing bytes, under another name until the end.
 
-    Raises OSError when the disk is full, or may not be written to.
+    The new file replaces `path` in one step: after a kill there is the old file or the new one.
+    Raises OSError when the disk is full or read-only.
     """
-    path, temporary = Path(path), Path(f"{path}.tmp")
+    path = Path(path)
+    temporary = Path(f"{path}.tmp")
     try:
         with writing(path):
             with open(temporary, "wb") as file:
                 yield file
                 file.flush()
-                os.fsync(file.fileno())                    # the contents reach the disk before the name does
+                # The contents must reach the disk before the name does.
+                os.fsync(file.fileno())
             os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -41,22 +45,25 @@ def atomic_open(path):
 
 
 def save_checkpoint(checkpoint, path):
-    """Writes a dict of tensors and plain values atomically. Its key "stage" says what it is."""
+    """Write a dict of tensors and plain values atomically. Its key "stage" says what it holds."""
     with atomic_open(path) as file:
         torch.save(checkpoint, file)
 
 
 def load_checkpoint(path, stage=None):
-    """Reads a checkpoint, a dict with tensors on the CPU, without running any code in it; stage: what it must be of, if that matters.
+    """Read a checkpoint: a dict with its tensors on the CPU. No code in the file is run.
 
+    stage: the stage that the checkpoint must be of; None: any.
     Raises FileNotFoundError, ValueError.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:                             # torch raises half a dozen types for a damaged file, all with long texts
-        raise ValueError(f"{path} cannot be read as a checkpoint: it is damaged or not one ({type(error).__name__})") from None
+    except Exception as error:
+        # torch raises half a dozen types for a damaged file, all of them with long texts.
+        raise ValueError(f"{path} cannot be read as a checkpoint: "
+                         f"it is damaged or not one ({type(error).__name__})") from None
     if not isinstance(checkpoint, dict) or "stage" not in checkpoint:
         raise ValueError(f"{path} is a torch file, but no checkpoint of mini_dalle2")
     if stage not in (None, checkpoint["stage"]):
@@ -65,16 +72,23 @@ def load_checkpoint(path, stage=None):
 
 
 def read_metrics(run):
-    """The lines of metrics.jsonl as a list of dicts; what is none (half-written, since the machine went down) is left out."""
-    path, entries = Path(run) / "metrics.jsonl", []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
+    """The lines of metrics.jsonl in a run folder, as a list of dicts.
+
+    A broken line is left out: a machine that goes down may leave half of one.
+    """
+    path = Path(run) / "metrics.jsonl"
+    if not path.is_file():
+        return []
+    entries = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         with contextlib.suppress(ValueError, RecursionError):
             entries.append(json.loads(line))
-    return [entry for entry in entries if isinstance(entry, dict) and "stage" in entry and isinstance(entry.get("step"), int)]
+    return [entry for entry in entries if isinstance(entry, dict)
+            and "stage" in entry and isinstance(entry.get("step"), int)]
 
 
 def read_json(path):
-    """Plain values from a JSON file. Raises ValueError when it is none."""
+    """Read plain values from a JSON file. Raises ValueError when the file is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except RecursionError:
@@ -82,14 +96,15 @@ def read_json(path):
 
 
 def write_json(value, path):
-    """Writes plain values as JSON, whole or not at all."""
+    """Write plain values as JSON, atomically."""
     with atomic_open(path) as file:
         file.write(json.dumps(value, indent=1).encode())
 
 
 def signature(weights):
-    """Sixteen hexadecimal digits that change when any weight does."""
+    """Sixteen hexadecimal digits that change when any weight of a state dict changes."""
     digest = hashlib.sha256()
     for name, value in sorted(weights.items()):
-        digest.update(name.encode() + value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        data = value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        digest.update(name.encode() + data)
     return digest.hexdigest()[:16]

@@ -1,13 +1,16 @@
-"""Several processes that train one model, or draw with it, `torchrun --nproc_per_node=N train.py`: what they must agree on, and who writes.
+"""Several processes that train one model, or sample from it, started by torchrun.
 
-    gradient of the whole batch = mean over processes of the gradients of their shares          (torch's DistributedDataParallel)
+    gradient of the whole batch = mean over processes of the gradients of their shares
 
-Every process runs the same program. Each learns from its share of every batch; the gradients are averaged, so that all keep the same weights.
-With `shard`, torch's fully_shard, each process keeps but a part of every weight, gradient and average of the optimiser, and fetches a block's
-weights when it gets to that block: for models that one GPU cannot hold. The first process alone writes files. When pictures are drawn (sample.py,
-evaluate.py), each process draws some. Without torchrun there is one process, and everything here does nothing.
+Every process runs the same program on its own share of every batch. torch averages the gradients
+(DistributedDataParallel), so all processes keep the same weights. With `shard` (fully_shard) each
+process holds only a part of every weight, gradient and optimizer state. It fetches the weights of
+a block when they are needed: this is for models that one GPU cannot hold. In sampling and in the
+evaluation each process makes some of the pictures. Only the first process writes files. Without
+torchrun there is one process, and the functions here do nothing.
 
-References: torch.distributed (gloo between CPUs, nccl between GPUs). Read next: training.py.
+References: torch.distributed (gloo between CPUs, nccl between GPUs).
+Read next: ../training/state.py.
 """
 
 import contextlib
@@ -29,7 +32,7 @@ def world():
 
 
 def rank():
-    """Which of them this one is, from 0."""
+    """The number of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -39,47 +42,61 @@ def is_main():
 
 
 def launcher():
-    """What one types before the name of a script to have as many processes again."""
-    return "python" if world() == 1 else f"torchrun --nproc_per_node={os.environ.get('LOCAL_WORLD_SIZE', world())}"
+    """The words before the name of a script that start as many processes again."""
+    if world() == 1:
+        return "python"
+    return f"torchrun --nproc_per_node={os.environ.get('LOCAL_WORLD_SIZE', world())}"
 
 
 def left_alone(error):
-    """Whether an exception says that another process has ended, so that this one waits in vain. gloo has no type of its own for it."""
-    return isinstance(error, dist.DistError) or any(text in str(error) for text in ("Connection closed by peer", "Connection reset by peer"))
+    """Whether an exception says that another process has ended, so that waiting is in vain.
+
+    gloo has no exception type of its own for this.
+    """
+    if isinstance(error, dist.DistError):
+        return True
+    texts = ("Connection closed by peer", "Connection reset by peer")
+    return any(text in str(error) for text in texts)
 
 
 @contextlib.contextmanager
 def processes(device):
-    """Joins the other processes that torchrun started, if it did: yields this process's device. Only the first one prints."""
+    """Join the processes that torchrun started, if any. Yield the device of this process.
+
+    Only the first process prints.
+    """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
         yield device
         return
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    # They wait for each other while the first one embeds all pictures, or draws some: for longer than torch would.
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(days=1))
+    # Processes wait while the first one embeds all pictures. torch's default is less patient.
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=datetime.timedelta(days=1))
     try:
         with contextlib.ExitStack() as silence:
             if not is_main():
-                silence.enter_context(contextlib.redirect_stdout(silence.enter_context(open(os.devnull, "w"))))
+                nowhere = silence.enter_context(open(os.devnull, "w"))
+                silence.enter_context(contextlib.redirect_stdout(nowhere))
             yield device
     finally:
         sys.stdout.flush()
-        # A sharded model keeps its group, and gloo's threads with it: what they free when Python has shut down ends the process with SIGABRT.
+        # A sharded model keeps its process group alive, and with it gloo's threads. Freed after
+        # Python's shutdown, these end the process with SIGABRT.
         gc.collect()
         dist.destroy_process_group()
 
 
 def barrier():
-    """Waits until all processes are here."""
+    """Wait until all processes are here."""
     if world() > 1:
         dist.barrier()
 
 
 @contextlib.contextmanager
 def main_first():
-    """The first process goes through this block alone; then the others, who will find the files that it made."""
+    """Let the first process go through this block alone. The others follow, and find its files."""
     if not is_main():
         barrier()
     yield
@@ -87,10 +104,14 @@ def main_first():
         barrier()
 
 
-def wrap(module, shard=False):
-    """The module, with its gradients averaged over all processes in `backward`; shard: and its weights divided among them.
+# ---------------------------------------------------------------------------- training together
 
-    Its parameters are then others than before: an optimiser has to be made afterwards. Raises ValueError when this torch cannot do it.
+def parallel_module(module, shard=False):
+    """The module with its gradients averaged over all processes in `backward`.
+
+    shard: also divide its weights among the processes. The module then has other parameters
+    than before, so the optimizer must be made afterwards.
+    Raises ValueError when this version of torch cannot shard.
     """
     if world() == 1:
         return module
@@ -101,15 +122,20 @@ def wrap(module, shard=False):
     except ImportError:
         raise ValueError("to shard a model takes torch 2.6 or newer") from None
     mesh = init_device_mesh(next(module.parameters()).device.type, (world(),))
-    blocks = [block for part in module.modules() if isinstance(part, nn.ModuleList) for block in part]     # of transformers and U-Nets
-    for part in (*blocks, module):                         # the module itself has what is in no block
+    # The blocks of transformers and U-Nets first; the module then takes what is in no block.
+    lists = [part for part in module.modules() if isinstance(part, nn.ModuleList)]
+    blocks = [block for part in lists for block in part]
+    for part in (*blocks, module):
         fully_shard(part, mesh=mesh)
     return module
 
 
 @contextlib.contextmanager
-def alone(module):
-    """In this context the gradients of a wrapped module are not averaged; with DistributedDataParallel they are its process's own."""
+def own_gradients(module):
+    """A context in which a parallel module does not average its gradients.
+
+    With DistributedDataParallel every process then keeps the gradient of its own share.
+    """
     if isinstance(module, DistributedDataParallel):
         with module.no_sync():
             yield
@@ -123,20 +149,25 @@ def alone(module):
 
 
 def whole(value):
-    """A tensor with all its shards, on the CPU if there were some; all processes must ask. What is no sharded tensor stays as it is."""
+    """A sharded tensor in one piece, on the CPU; every process must call this together.
+
+    Any other value is returned as it is.
+    """
     return value.full_tensor().cpu() if hasattr(value, "full_tensor") else value
 
 
 def like(value, other):
-    """A whole tensor, sharded as `other` is, if that is sharded."""
+    """A whole tensor, sharded in the same way as `other` if that is sharded."""
     if not hasattr(other, "full_tensor"):
         return value
     from torch.distributed.tensor import distribute_tensor
     return distribute_tensor(value.to(other.device), other.device_mesh, other.placements)
 
 
-def mean(values):
-    """The mean of a tensor over all processes."""
+# ---------------------------------------------------------------------------- exchanging values
+
+def mean_over_processes(values):
+    """The mean of a tensor over all processes. The tensor itself is overwritten."""
     if world() > 1:
         dist.all_reduce(values)
         values /= world()
@@ -153,7 +184,7 @@ def anyone(flag, device):
 
 
 def agreed(value):
-    """The first process's plain value, in all of them: what it has found on disk they all go by, and none waits for one that has gone elsewhere."""
+    """The first process's plain value, in every process, so that all take the same branch."""
     values = [value]
     if world() > 1:
         dist.broadcast_object_list(values)
@@ -161,21 +192,28 @@ def agreed(value):
 
 
 def own_part(rows):
-    """The part of rows (a list, or a tensor's first dimension) that this process is to work on: as even as can be, perhaps none."""
-    return rows[len(rows) * rank() // world():len(rows) * (rank() + 1) // world()]
+    """This process's part of a list, or of a tensor's first dimension.
+
+    The parts are as even as possible. Some may be empty.
+    """
+    start = len(rows) * rank() // world()
+    return rows[start:len(rows) * (rank() + 1) // world()]
 
 
 def collect(value):
-    """[each process's value], of a plain value or a tensor on the CPU, in order."""
-    values = [None] * world()
+    """[value of each process], in order. A value is plain, or a tensor on the CPU."""
     if world() == 1:
         return [value]
+    values = [None] * world()
     dist.all_gather_object(values, value)
     return values
 
 
 class AllGather(torch.autograd.Function):
-    """(b, ...) of each process -> (N·b, ...), b the same everywhere; backward, the sum of all processes' gradients of one's own rows."""
+    """(b, ...) of each process -> (N·b, ...), with the same b in every process.
+
+    Backward, a process gets the sum of all processes' gradients of its own rows.
+    """
 
     @staticmethod
     def forward(ctx, rows):
@@ -185,22 +223,25 @@ class AllGather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        gradient = gradient.clone(memory_format=torch.contiguous_format)           # which all_reduce writes into
+        # A copy, because all_reduce writes into it.
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(gradient)
         return gradient.chunk(world())[rank()]
 
 
 def gather_rows(rows):
-    """(b, ...) of each process -> (B, ...) of all, in order; b may differ. Gradients flow back to the process that the rows came from.
+    """(b, ...) of each process -> (B, ...) of all processes, in order; b may differ.
 
-    There they are the sum of what all processes hand back: a loss that all of them compute alike counts N times, and the mean over N
-    processes, which `wrap` takes, is then the gradient of the one loss.
+    Gradients flow back to the process that the rows came from, summed over all processes. When
+    every process computes the same loss from all rows, that loss counts N times. The mean over
+    N processes, which `parallel_module` takes, then gives the gradient of the one loss.
     """
     if world() == 1:
         return rows
     counts = AllGather.apply(torch.tensor([len(rows)], device=rows.device)).tolist()
     if not any(counts):
         return rows
-    padded = torch.cat([rows, rows.new_zeros(max(counts) - len(rows), *rows.shape[1:])])   # all must send as much
-    parts = AllGather.apply(padded).chunk(world())
+    # Every process must send the same number of rows.
+    padding = rows.new_zeros(max(counts) - len(rows), *rows.shape[1:])
+    parts = AllGather.apply(torch.cat([rows, padding])).chunk(world())
     return torch.cat([part[:count] for part, count in zip(parts, counts)])

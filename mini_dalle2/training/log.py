@@ -1,6 +1,6 @@
-"""What a training says while it runs: the progress bar, metrics.jsonl, and Ctrl-C.
+"""What a training tells: the progress bar, metrics.jsonl, and a Ctrl-C that saves first.
 
-Read next: state.py.
+Read next: stages.py.
 """
 
 import json
@@ -14,77 +14,110 @@ import torch
 from tqdm import tqdm
 
 from ..runtime.files import atomic_open, read_metrics, writing
-from ..runtime.processes import is_main, mean
+from ..runtime.processes import is_main, mean_over_processes, whole
 
 
 class Log:
-    """Progress bar and metrics.jsonl: collects losses on the device and reads them once per window, so that a GPU need not wait.
+    """The progress bar and the lines of metrics.jsonl for one stage. Enter it as a context.
 
-    indices: step -> (B,), which examples it learned from; written to STAGE.not_finite.json when that went wrong.
+    Losses are collected on the device and read once per window of `log_every` steps, so that a
+    GPU need not wait for the log.
     """
 
-    def __init__(self, stage, run, cfg, step, seconds, indices=None):
-        self.stage, self.path, self.every, self.lr = stage, Path(run) / "metrics.jsonl", cfg.log_every, cfg.lr
-        self.start, self.smooth, self.window = time.perf_counter() - seconds, None, []
-        self.indices, self.culprit = indices, Path(run) / f"{stage}.not_finite.json"
-        self.bar = tqdm(total=cfg.steps, initial=step, desc=stage, unit="step", dynamic_ncols=True, mininterval=0.5, disable=not is_main())
-        if not is_main():
-            return
-        self.culprit.unlink(missing_ok=True)
-        # Lines after `step` are those of a run that went down after its last checkpoint and is now repeated.
-        kept = [entry for entry in read_metrics(run) if entry["stage"] != stage or entry["step"] <= step]
+    def __init__(self, stage, folder, step=0, seconds=0.0):
+        """stage: see stages.py; step, seconds: what the training has behind it."""
+        self.stage = stage
+        self.name = stage.name
+        self.cfg = stage.cfg
+        self.path = Path(folder) / "metrics.jsonl"
+        self.culprit = Path(folder) / f"{stage.name}.not_finite.json"
+        self.start = time.perf_counter() - seconds
+        self.smooth = None
+        self.window = []
+        self.bar = tqdm(total=self.cfg.steps, initial=step, desc=self.name, unit="step",
+                        dynamic_ncols=True, mininterval=0.5, disable=not is_main())
+        if is_main():
+            self.culprit.unlink(missing_ok=True)
+            self.take_back(step)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.bar.close()
+
+    def take_back(self, step):
+        """Remove the lines after `step`: the run broke off after its last checkpoint.
+
+        These steps are taken again.
+        """
+        kept = [entry for entry in read_metrics(self.path.parent)
+                if entry["stage"] != self.name or entry["step"] <= step]
         with atomic_open(self.path) as file:
             file.write("".join(json.dumps(entry) + "\n" for entry in kept).encode())
 
     def seconds(self):
-        """Time spent in this stage, those of earlier, interrupted sessions included."""
+        """Seconds spent in this stage, with those of earlier, interrupted sessions."""
         return time.perf_counter() - self.start
 
     def add(self, step, loss, norm, lr):
-        """Notes one step; `step` counts the steps done."""
-        self.window.append((step, loss, norm, lr))
+        """Note one step. step: the number of steps done; loss, norm: scalars on the device."""
+        self.window.append((step, loss, whole(norm).to(loss.device), lr))
         self.bar.update()
-        if step % self.every == 0:
+        if step % self.cfg.log_every == 0:
             self.flush()
 
     def flush(self):
-        """Writes the window, if there is one, as one line. Raises FloatingPointError when a loss or a gradient in it was not finite."""
+        """Write the window as one line of metrics.jsonl.
+
+        Raises FloatingPointError when a loss or a gradient in the window was not finite.
+        """
         if not self.window:
             return
         steps, losses, norms, rates = zip(*self.window)
         self.window = []
-        values = mean(torch.stack([torch.stack(losses), torch.stack(norms)])).tolist()
-        for step, loss, norm in zip(steps, *values):
+        values = mean_over_processes(torch.stack([torch.stack(losses), torch.stack(norms)]))
+        losses, norms = values.tolist()
+        for step, loss, norm in zip(steps, losses, norms):
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 self.stop(step, loss, norm)
         if not is_main():
             return
-        loss, norm = (sum(column) / len(column) for column in values)
+        loss = sum(losses) / len(losses)
+        norm = sum(norms) / len(norms)
         self.smooth = loss if self.smooth is None else 0.8 * self.smooth + 0.2 * loss
         self.bar.set_postfix_str(f"loss {self.smooth:.4f}", refresh=False)
-        entry = {"stage": self.stage, "step": steps[-1], "loss": loss, "lr": rates[-1], "grad_norm": norm, "seconds": self.seconds()}
+        entry = {"stage": self.name, "step": steps[-1], "loss": loss, "lr": rates[-1],
+                 "grad_norm": norm, "seconds": self.seconds()}
         with writing(self.path), open(self.path, "a") as file:
             file.write(json.dumps(entry) + "\n")
 
     def stop(self, step, loss, norm):
-        """Notes which examples a step learned from that was not finite, and raises FloatingPointError."""
+        """Write down the examples of a step that was not finite. Raises FloatingPointError."""
         listed = ""
-        if self.indices:
+        if self.stage.indices:
             listed = f" (its examples are listed in {self.culprit})"
             if is_main():
-                found = {"stage": self.stage, "step": step, "loss": str(loss), "grad_norm": str(norm)}
+                found = {"stage": self.name, "step": step, "loss": str(loss),
+                         "grad_norm": str(norm), "indices": self.stage.indices(step - 1).tolist()}
                 with atomic_open(self.culprit) as file:
-                    file.write(json.dumps(found | {"indices": self.indices(step - 1).tolist()}).encode())
-        raise FloatingPointError(f"{self.stage}: loss {loss:g}, gradient norm {norm:g} at step {step}{listed}; nothing was saved after it: "
-                                 f"go on with --resume and a lower rate, say --{self.stage}.lr={self.lr / 3:.1e}")
+                    file.write(json.dumps(found).encode())
+        lower = f"--{self.stage.base}.lr={self.cfg.lr / 3:.1e}"
+        raise FloatingPointError(
+            f"{self.name}: loss {loss:g}, gradient norm {norm:g} at step {step}{listed}; "
+            f"nothing was saved after it: go on with --resume and a lower rate, say {lower}")
 
 
 class Interrupt:
-    """While it is entered, the first Ctrl-C only sets `requested`; a second one interrupts at once, as usual."""
+    """In this context the first Ctrl-C only sets `requested`. A second one interrupts at once."""
+
     def __enter__(self):
         self.requested = False
-        self.here = threading.current_thread() is threading.main_thread()      # only there may a handler be set
-        self.previous = self.here and signal.signal(signal.SIGINT, self._request) or signal.default_int_handler
+        self.previous = signal.default_int_handler
+        # Python allows a handler in the main thread only.
+        self.here = threading.current_thread() is threading.main_thread()
+        if self.here:
+            self.previous = signal.signal(signal.SIGINT, self._request) or self.previous
         return self
 
     def _request(self, signum, frame):

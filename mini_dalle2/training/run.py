@@ -1,11 +1,16 @@
-"""A run folder: what is there, what is to be trained, and what the stages hand to each other.
+"""A run folder, opened for one call of train.py: its configuration, and what its stages share.
 
-Read next: stages.py.
+    Run.open(args, device)     decides once: what is there, what is finished, what may change
+
+A run folder holds config.json, tokenizer.json, one checkpoint STAGE.pt for each stage, the
+embeddings of all training pictures, metrics.jsonl and commands.txt.
+
+Shapes: N pictures or captions, L context length, D = clip_dim, S side of a picture.
+Read next: guards.py for the checks, stages.py for what each model learns.
 """
 
 import contextlib
-import functools
-from dataclasses import asdict
+import shlex
 
 import torch
 
@@ -13,181 +18,180 @@ from .. import configs
 from ..data.pixels import to_float
 from ..data.tables import Pictures
 from ..pipeline import load_model
-from ..runtime.files import load_checkpoint, read_json, save_checkpoint, signature
-from ..runtime.noise import seeded
-from ..runtime.processes import barrier, is_main, main_first, world
+from ..runtime.files import (
+    atomic_open, load_checkpoint, read_json, save_checkpoint, signature, write_json)
+from ..runtime.processes import barrier, is_main, launcher, main_first
 from ..tokenizer import BPETokenizer
-from ..transformer import Transformer
-from ..unet import UNet
-from .state import fit
-from . import overrides
+from . import guards, overrides
+from .origin import copy_origin
+from .variants import variant
 
 
-class Job:
-    """One call of train.py: what is to be done, and what the stages hand to each other."""
+class Run:
+    """A run folder, and what its stages hand to each other."""
 
-    def __init__(self, config, run, device, resume):
-        self.config, self.run, self.device, self.resume = config, run, device, resume
-        self.pictures = Pictures(config.data, device, run)
-        self.clip, self.noted = None, False
+    def __init__(self, config, folder, device, resume=False, names=()):
+        """config: see configs.py. names: the stages and variants that this call trains.
 
-    # ------------------------------------------------------------------ what earlier stages made
+        resume: go on with what is in the folder. Prints a line about a folder of pictures.
+        """
+        self.config = config
+        self.folder = folder
+        self.device = device
+        self.resume = resume
+        self.names = list(names)
+        self.pictures = Pictures(config.data, device, folder)
+        self.done = []
+        self._clip = None
+        self._cut_is_said = False
+
+    @classmethod
+    def open(cls, args, device):
+        """The run that a command line asks for; args: what train.parse returns.
+
+        Everything that can be checked is checked here, before the first step. The folder is
+        written only after that. Raises OSError, ValueError.
+        """
+        config = guards.settle(args)
+        names = guards.stages_to_train(args, config)
+        resume = args.resume or args.origin is not None
+        run = cls(config, args.run, device, resume, names)
+        guards.check_memory(run)
+        guards.check_is_no_file(args.run)
+        if args.origin is None:
+            run.done = guards.check_files(run)
+        args.run.mkdir(parents=True, exist_ok=True)
+        # The other processes may still be looking at what the folder holds.
+        barrier()
+        if args.origin is not None:
+            with main_first():
+                if is_main():
+                    copy_origin(run, args.origin)
+            run.done = guards.check_files(run)
+        run.keep_config()
+        return run
+
+    def is_done(self, name):
+        """Whether a stage needs no more steps. Raises ValueError when it cannot go on."""
+        return name in self.done or self.resume and guards.is_finished(self, name)
+
+    def config_of(self, name):
+        """The configuration that a stage is trained with; a variant has some other settings."""
+        return variant(self.config, name) if name in configs.VARIANTS else self.config
+
+    # ------------------------------------------------------------------------ what is written
+
+    def keep_config(self):
+        """Write the configuration into the run folder."""
+        if is_main():
+            write_json(overrides.to_dict(self.config), self.folder / "config.json")
+
+    def adopt_tokenizer(self):
+        """Give the models the vocabulary that the tokenizer came out with."""
+        tokenizer = self.tokenizer()
+        values = {"clip.vocab_size": tokenizer.vocab_size, "clip.eot_id": tokenizer.eot_id}
+        self.config = configs.changed(self.config, values)
+        self.keep_config()
+
+    def note_command(self, words):
+        """Add a command line to commands.txt, which says how the run was made."""
+        if is_main():
+            path = self.folder / "commands.txt"
+            before = path.read_bytes() if path.is_file() else b""
+            line = f"{launcher()} {shlex.join(['train.py', *words])}\n"
+            with atomic_open(path) as file:
+                file.write(before + line.encode())
+
+    # ------------------------------------------------------------------------ earlier stages
 
     def tokenizer(self):
-        """The run's tokenizer. Raises FileNotFoundError before it is trained."""
-        path = self.run / "tokenizer.json"
+        """The run's tokenizer. Raises FileNotFoundError before it is trained, ValueError."""
+        path = self.folder / "tokenizer.json"
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing: run `python train.py --stage tokenizer --out {self.run}` first")
+            raise FileNotFoundError(f"{path} is missing: run `python train.py --stage tokenizer "
+                                    f"--out {self.folder}` first")
         try:
             return BPETokenizer.from_state_dict(read_json(path))
         except ValueError as error:
             raise ValueError(f"{path} is damaged: {error}") from None
 
-    def finished(self, stage):
-        """(model, checkpoint) of an earlier stage that is to be built upon. Raises FileNotFoundError, ValueError."""
-        path = self.run / f"{stage}.pt"
+    def finished_model(self, stage):
+        """(model, checkpoint) of an earlier stage to build upon.
+
+        Raises FileNotFoundError when the stage is missing, ValueError when it is not finished.
+        """
+        path = self.folder / f"{stage}.pt"
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing: run `python train.py --stage {stage} --out {self.run}` first")
+            raise FileNotFoundError(f"{path} is missing: run `python train.py --stage {stage} "
+                                    f"--out {self.folder}` first")
         model, checkpoint = load_model(path, stage)
         if checkpoint["step"] < checkpoint["steps"]:
-            raise ValueError(f"{path} has {checkpoint['step']} of {checkpoint['steps']} steps: finish it with --stage {stage} --resume")
+            raise ValueError(f"{path} has {checkpoint['step']} of {checkpoint['steps']} steps: "
+                             f"finish it with --stage {stage} --resume")
         return model, checkpoint
 
     def frozen_clip(self):
-        """(the run's finished CLIP, frozen; a signature of its weights). Raises FileNotFoundError, ValueError."""
-        if self.clip is None:
-            model, checkpoint = self.finished("clip")
-            self.clip = model.to(self.device), signature(checkpoint["ema"])
-        return self.clip
+        """(the run's finished CLIP, the signature of its weights). Raises as finished_model."""
+        if self._clip is None:
+            model, checkpoint = self.finished_model("clip")
+            self._clip = model.to(self.device), signature(checkpoint["ema"])
+        return self._clip
 
     def frozen_sketch(self):
-        """The run's finished sketch, which the decoder is to be shown, or None when it is shown none. Raises FileNotFoundError, ValueError."""
-        return self.finished("sketch")[0] if self.config.decoder.model.sketch else None
+        """The run's finished sketch, which the decoder is shown. Raises as finished_model."""
+        return self.finished_model("sketch")[0]
+
+    # ------------------------------------------------------------------------ pictures and captions
 
     def tokens(self, captions):
-        """Captions -> tokens (N, L) on the device; says so when some had to be cut off."""
-        tokenizer, length = self.tokenizer(), self.config.clip.model.context_length
+        """Captions -> tokens (N, L) on the device. Says once when captions are cut off."""
+        tokenizer = self.tokenizer()
+        length = self.config.clip.model.context_length
         tokens = tokenizer.tokenize(captions, length, truncate=True)
+        # Start and end of text take two places.
         cut = sum(len(tokenizer.encode(caption)) + 2 > length for caption in set(captions))
-        if cut and not self.noted:
-            self.noted = True
-            print(f"note: {cut} captions have more than {length} tokens and lose their end; --clip.context_length={2 * length} keeps more")
+        if cut and not self._cut_is_said:
+            self._cut_is_said = True
+            print(f"note: {cut} captions have more than {length} tokens and lose their end; "
+                  f"--clip.context_length={2 * length} keeps more")
         return tokens.to(self.device)
 
     def table(self, split, size):
-        """The pictures (N, 3, size, size) and captions of a split, as many as CLIP, priors, sketch and decoder get."""
-        return self.pictures.table(split, size, self.config.data.images if split == "train" else self.config.data.val_images)
+        """(pictures uint8 (N, 3, size, size), N captions) of "train" or "val".
+
+        N is as many as CLIP, priors, sketch and decoder learn from. The upsamplers have fewer.
+        """
+        data = self.config.data
+        most = data.images if split == "train" else data.val_images
+        return self.pictures.table(split, size, most)
 
     @torch.no_grad()
-    def embed(self, pictures, captions):
-        """z_img, z_txt (N, D) of unit norm, by the frozen CLIP."""
-        clip, tokens = self.frozen_clip()[0], self.tokens(captions)
-        z_img = [clip.encode_image(to_float(part.to(self.device))) for part in pictures.split(500)]
-        return torch.cat(z_img), torch.cat([clip.encode_text(part) for part in tokens.split(500)])
+    def clip_embeddings(self, pictures, captions, clip=None):
+        """(z_img, z_txt), each (N, D) of unit norm, of uint8 pictures and their captions.
 
-    def embeddings(self):
-        """(captions, z_img, z_txt) of the training pictures, from embeddings.pt while CLIP and the pictures are still the same."""
-        path, key = self.run / "embeddings.pt", f"{self.frozen_clip()[1]} {self.pictures.fingerprint()}"
+        clip: the model that embeds; None: the run's own, frozen.
+        """
+        clip = clip or self.frozen_clip()[0]
+        z_img = [clip.encode_image(to_float(part.to(self.device))) for part in pictures.split(500)]
+        z_txt = [clip.encode_text(part) for part in self.tokens(captions).split(500)]
+        return torch.cat(z_img), torch.cat(z_txt)
+
+    def training_embeddings(self):
+        """(captions, z_img, z_txt) of all training pictures, by the frozen CLIP.
+
+        They are kept in embeddings.pt, and made again when CLIP or the pictures change.
+        """
+        path = self.folder / "embeddings.pt"
+        made_from = f"{self.frozen_clip()[1]} {self.pictures.fingerprint()}"
         with main_first():
             saved = {}
-            with contextlib.suppress(FileNotFoundError, ValueError):       # a damaged one is made again
+            # A damaged file is made again.
+            with contextlib.suppress(FileNotFoundError, ValueError):
                 saved = load_checkpoint(path, "embeddings")
-            if saved.get("key") != key:
+            if saved.get("key") != made_from:
                 pictures, captions = self.table("train", self.config.clip.model.image_size)
-                z_img, z_txt = self.embed(pictures, captions)
-                saved = {"stage": "embeddings", "key": key, "captions": captions, "z_img": z_img.cpu(), "z_txt": z_txt.cpu()}
+                z_img, z_txt = self.clip_embeddings(pictures, captions)
+                saved = {"stage": "embeddings", "key": made_from, "captions": captions,
+                         "z_img": z_img.cpu(), "z_txt": z_txt.cpu()}
                 save_checkpoint(saved, path)
         return saved["captions"], saved["z_img"].to(self.device), saved["z_txt"].to(self.device)
-
-    # ------------------------------------------------------------------ training one of them
-
-    def needs(self, stage):
-        """Bytes that training a stage takes at the least: (what it trains of its weights five times over, its table of pictures)."""
-        cfg, data = getattr(self.config, stage).model, self.config.data
-        with torch.device("meta"):                                         # shapes without memory
-            model = configs.build(cfg)
-        numbers = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        if stage.startswith("upsampler"):
-            images, side = getattr(data, f"{stage}_images"), cfg.high_size
-        else:
-            images, side = data.images, getattr(cfg, "image_size", self.config.clip.model.image_size)      # the prior's are embedded
-        # Weights, gradients, AdamW's averages of these and of their squares, and the averaged weights: 4 bytes each.
-        parts = world() if getattr(self.config, stage).train.shard else 1
-        return 5 * 4 * numbers // parts, min(images, self.pictures.available) * 3 * side ** 2
-
-    def train(self, stage, indices, draw, loss_fn, prepare=None):
-        """Builds and trains the model of a stage (or goes on with it): returns it with its averaged weights.
-
-        indices: what `batches` returned; draw, loss_fn: see training.fit
-        prepare(model): puts in what is fixed before the training, as what is measured of the embeddings.
-        """
-        cfg = getattr(self.config, stage)
-        if world() * cfg.train.accumulate > 1 and getattr(cfg.model, "timestep_sampling", "uniform") != "uniform":
-            raise ValueError(f"{stage}: loss_aware timesteps are chosen by the losses of whole batches, which one process must see at once")
-        clip_signature = self.frozen_clip()[1] if stage in configs.ON_CLIP else None
-        tokenizer = self.tokenizer().state_dict() if stage in ("clip", *configs.ON_CLIP) else None
-
-        def header(weights):
-            return {"config": overrides.to_dict(self.config), "model_config": asdict(cfg.model), "tokenizer": tokenizer,
-                    "clip_signature": signature(weights) if stage == "clip" else clip_signature}
-
-        torch.manual_seed(self.config.data.seed)
-        sharded = cfg.train.shard and world() > 1
-        # Channels last: much faster convolutions on a CPU; but what is to be sharded must lie in order.
-        layout = torch.contiguous_format if sharded else torch.channels_last
-        model = configs.build(cfg.model).to(self.device, memory_format=layout)
-        if self.resume and (self.run / f"{stage}.pt").is_file() and not (self.run / f"{stage}.resume.pt").is_file():
-            start = load_model(self.run / f"{stage}.pt", stage)[0]         # what train.py --from has copied; but what is measured is measured anew
-            for ours, theirs in zip(model.parameters(), start.parameters()):
-                ours.data.copy_(theirs)
-        if prepare is not None:
-            prepare(model)
-        with networks(model, cfg.train):
-            model = fit(stage, model, draw, loss_fn, cfg.train, self.run, header, self.resume, self.config.data.seed, indices)[0]
-        if sharded:                                                        # in one piece again, for those who work alone with it
-            barrier()
-            model = load_model(self.run / f"{stage}.pt", stage)[0].to(self.device)
-        return model
-
-    def amend(self, stage, model):
-        """Puts what a model measured after its training, in buffers, into its checkpoints."""
-        for path in (self.run / f"{stage}.pt", self.run / f"{stage}.resume.pt") if is_main() else ():
-            save_checkpoint(load_checkpoint(path) | {"ema": model.state_dict()}, path)
-
-    def batches(self, stage, n):
-        """indices(step) -> (B,), which of n examples a step learns from; B is n if there are fewer than batch_size.
-
-        Each epoch goes once through all n, in an order of its own. Both follow from the seed and the step alone, so that a resumed run
-        goes on where it was. The batch at the end of an epoch is filled up from the next one.
-        """
-        cfg, seed = getattr(self.config, stage).train, self.config.data.seed
-        parts = world() * cfg.accumulate
-        size = cfg.batch_size if n >= cfg.batch_size else n - n % parts    # which is divided among processes, and among parts
-        if size == 0:
-            raise ValueError(f"{stage}: {n} examples are too few for {world()} processes with {cfg.accumulate} parts each")
-
-        @functools.lru_cache(maxsize=1)
-        def order(epoch):
-            return torch.randperm(n, generator=seeded(seed, "epoch", epoch))               # (n,)
-
-        def indices(step):
-            epoch, start = divmod(step * size, n)
-            rest = order(epoch)[start:start + size]
-            return rest if len(rest) == size else torch.cat([rest, order(epoch + 1)[:size - len(rest)]])
-
-        return indices
-
-
-@contextlib.contextmanager
-def networks(model, cfg):
-    """While it is entered, the model's transformers and U-Nets run as a TrainConfig says: compiled, or keeping few activations."""
-    parts = [module for module in model.modules() if isinstance(module, (Transformer, UNet))]
-    for part in parts:
-        part.recompute = cfg.recompute
-        if cfg.compile:
-            part.forward = torch.compile(part.forward)                     # of the instance: it hides that of the class
-    yield
-    for part in parts:
-        part.recompute = False
-        if cfg.compile:
-            del part.forward

@@ -1,208 +1,418 @@
-"""The stages of training: which pictures, embeddings and captions each model learns from, and what is shown of it afterwards.
+"""The stages of training: which pictures, embeddings and captions each model learns from.
 
-    tokenizer → CLIP → (frozen embeddings of all pictures) → prior, ar_prior, [sketch,] decoder → upsampler1, upsampler2   (unCLIP §2, Fig. 2)
+    tokenizer → CLIP → frozen embeddings → prior, ar_prior, [sketch,] decoder → upsamplers
+                                                                          (unCLIP §2, Fig. 2)
 
-Each stage sees of the others only what the paper lets it see: the priors (z_img, z_txt, caption), the decoder (picture, its true z_img,
-caption; in some presets a sketch made of that z_img), the upsamplers crops of large pictures and nothing else. Each leaves a checkpoint, a
-loss curve and a picture in the run folder.
-`TRAIN` and `SHOW` have one function per stage; a `Job` holds what they hand to each other; train.py at the top level calls them.
+A stage sees of the others only what the paper lets it see. The priors get (z_img, z_txt, caption).
+The decoder gets a picture, its true z_img and its caption; some presets add a sketch made from
+z_img. The upsamplers get crops of large pictures, and nothing else. Each stage leaves a
+checkpoint, a loss curve and a picture in the run folder. The loop in train.py asks a stage for
+`load`, `new_model`, `batch` and `loss`; afterwards for `finish` and `show`.
 
 Shapes: N training pictures, B of them in a batch, S side, L context length, D = clip_dim.
-References: unCLIP (2204.06125) §2 and App. C. Read next: training.py for the loop, report.py for the pictures.
+References: unCLIP (2204.06125) §2 and App. C.
+Read next: run.py for what the stages share, figures.py for the pictures.
 """
 
 import functools
+from dataclasses import asdict
 
 import torch
 
+from .. import configs
 from ..data.near_misses import with_near_misses
 from ..data.pixels import to_float
 from ..data.tables import pictures_at
 from ..pipeline import load_model
 from ..runtime.device import on_device
-from ..runtime.files import write_json
-from ..runtime.noise import draw_rows, rows_of, seeded
+from ..runtime.files import load_checkpoint, save_checkpoint, signature, write_json
+from ..runtime.noise import randint, rows_of, seeded
 from ..runtime.processes import barrier, gather_rows, is_main, world
 from ..tokenizer import BPETokenizer
 from ..transformer import eot_position
 from ..upsampler import random_crop
-from . import figures as report
+from . import figures, overrides
 
 
-def learn(job, stage):
-    """Trains a stage, then draws what it has learned."""
-    for end in (".png", "_loss.png") if is_main() else ():
-        (job.run / f"{stage}{end}").unlink(missing_ok=True)                # those of fewer steps: what is there is up to date
-    model = TRAIN[stage](job)
-    barrier()                                                              # the others must not look for its files before they are there
-    show(job, stage, model)
-
-
-def show(job, stage, model=None):
-    """Draws what is missing of a stage's loss curve and picture (Ctrl-C may have come before them); model None: that of the run folder."""
+def learn_tokenizer(run):
+    """Learn the tokenizer's merges from the captions, and write tokenizer.json."""
     if not is_main():
         return
-    if stage in SHOW and not (job.run / f"{stage}_loss.png").is_file():
-        report.losses(job.run, stage)
-    if stage in SHOW and not (job.run / f"{stage}.png").is_file():
-        SHOW[stage](job, model or load_model(job.run / f"{stage}.pt", stage)[0].to(job.device))
+    captions = run.pictures.captions()
+    tokenizer = BPETokenizer.train(captions, run.config.tokenizer.vocab_size)
+    write_json(tokenizer.state_dict(), run.folder / "tokenizer.json")
+    pieces = [tokenizer.decode([i]) for i in tokenizer.encode(captions[0])]
+    print(f"tokenizer: {tokenizer.vocab_size} ids, {len(tokenizer.merges)} merges "
+          f"from {len(captions)} captions")
+    print(f"tokenizer: {captions[0]!r} -> {pieces}")
 
 
-def train_tokenizer(job):
-    """Learns merges from the captions; the models' vocabulary is what comes out."""
-    if not is_main():
-        return
-    captions = job.pictures.captions()
-    tokenizer = BPETokenizer.train(captions, job.config.tokenizer.vocab_size)
-    write_json(tokenizer.state_dict(), job.run / "tokenizer.json")
-    print(f"tokenizer: {tokenizer.vocab_size} ids, {len(tokenizer.merges)} merges from {len(captions)} captions")
-    print(f"tokenizer: {captions[0]!r} -> {[tokenizer.decode([i]) for i in tokenizer.encode(captions[0])]}")
+class BatchOrder:
+    """Which of n examples each step learns from.
+
+    Each epoch goes through all n examples once, in an order of its own. The order follows from
+    the seed and the step alone, so that a resumed run goes on where it was. The last batch of an
+    epoch is filled up from the next epoch.
+    """
+
+    def __init__(self, name, n, cfg, seed):
+        """name: the stage; cfg: its TrainConfig. Raises ValueError for too few examples."""
+        self.n = n
+        self.seed = seed
+        # The batch is divided among processes, and then among parts.
+        shares = world() * cfg.accumulate
+        self.size = cfg.batch_size if n >= cfg.batch_size else n - n % shares
+        if self.size == 0:
+            raise ValueError(f"{name}: {n} examples are too few for {world()} processes "
+                             f"with {cfg.accumulate} parts each")
+
+    def __call__(self, step):
+        """The examples of a 0-based step: (B,), with B = n if n is below batch_size."""
+        epoch, start = divmod(step * self.size, self.n)
+        rest = self.epoch_order(epoch)[start:start + self.size]
+        missing = self.size - len(rest)
+        return torch.cat([rest, self.epoch_order(epoch + 1)[:missing]]) if missing else rest
+
+    @functools.lru_cache(maxsize=1)
+    def epoch_order(self, epoch):
+        """All n examples in the order of an epoch: (n,)."""
+        return torch.randperm(self.n, generator=seeded(self.seed, "epoch", epoch))
 
 
-def train_clip(job):
-    """Which caption belongs to which picture? (CLIP Fig. 3)"""
-    # mini: the paper trains CLIP on more, and noisier, data than the rest (App. C); here all stages learn from the same pictures.
-    # mini: without CLIP's augmentation, a random square of the picture: it would cut away what captions as short as ours name.
-    pictures, captions = job.table("train", job.config.clip.model.image_size)
-    indices = job.batches("clip", len(captions))
-    # mini: CLIP's only wrong captions are the others of its batch. 32,768 of them hold a few near misses, a small one holds none.
-    near = job.config.data.near_misses
-    tokens = job.tokens(with_near_misses(captions) if near else captions)
-    tokens = tokens[:, :eot_position(tokens, job.config.clip.model.eot_id).max() + 1]      # behind the longest caption is only padding
-    tokens = tokens.unflatten(0, (len(captions), -1))                      # (N, 1 + K, L): each caption before its near misses
+# ---------------------------------------------------------------------------- what all stages do
 
-    def draw(generator, step):
-        i = rows_of(indices(step), generator)
-        images = pictures_at(i, pictures, job.device)
-        texts = tokens[on_device(i, job.device)]                           # (B, 1 + K, L)
-        own = texts[:, 0]
-        if not near:
+class TrainingStage:
+    """One model of a run, and what it learns from. Subclasses say what is special about theirs."""
+
+    def __init__(self, run, name):
+        """run: see run.py. name: the stage or the variant, and the name of its files."""
+        self.run = run
+        self.name = name
+        self.base = configs.VARIANTS.get(name, name)
+        self.config = run.config_of(name)
+        self.seed = self.config.data.seed
+        self.model_config = getattr(self.config, self.base).model
+        self.cfg = getattr(self.config, self.base).train
+        self.indices = None
+
+    def load(self):
+        """Load the pictures, embeddings and tokens that `batch` needs, and set `indices`."""
+        raise NotImplementedError
+
+    def batch(self, data, step):
+        """The batch of a 0-based step, or this process's share of one.
+
+        data: a random stream on the CPU, or a Share of one, for crops and the like.
+        """
+        raise NotImplementedError
+
+    def loss(self, model, batch, noise):
+        """The loss of a batch; noise: a random stream on the model's device, or a Share of one."""
+        return model.loss(*batch, generator=noise)
+
+    def prepare(self, model):
+        """Put in what is fixed before the training, such as measures of the embeddings."""
+
+    def picture(self, model):
+        """Write NAME.png, which shows what the model has learned. Print a line about it."""
+        raise NotImplementedError
+
+    def order(self, n):
+        """The order in which the steps go through n examples."""
+        return BatchOrder(self.name, n, self.cfg, self.seed)
+
+    def is_sharded(self):
+        """Whether each process keeps only a part of the weights."""
+        return self.cfg.shard and world() > 1
+
+    def new_model(self):
+        """Build the stage's model on the run's device, with weights that follow from the seed."""
+        torch.manual_seed(self.seed)
+        # channels_last makes convolutions on a CPU much faster. Sharding needs plain order.
+        layout = torch.contiguous_format if self.is_sharded() else torch.channels_last
+        model = configs.build(self.model_config)
+        model = model.to(self.run.device, memory_format=layout)
+        path = self.run.folder / f"{self.name}.pt"
+        latest = self.run.folder / f"{self.name}.resume.pt"
+        if self.run.resume and path.is_file() and not latest.is_file():
+            # Weights copied by `--from`. `prepare` measures the buffers again.
+            copied = load_model(path, self.name)[0]
+            for ours, theirs in zip(model.parameters(), copied.parameters()):
+                ours.data.copy_(theirs)
+        self.prepare(model)
+        return model
+
+    def header(self, ema):
+        """{name: plain value} that NAME.pt holds beside the EMA weights."""
+        return {"config": overrides.to_dict(self.config), "model_config": asdict(self.model_config),
+                "tokenizer": self.tokenizer_state(), "clip_signature": self.clip_signature(ema)}
+
+    def tokenizer_state(self):
+        """The run's tokenizer, for the models that read captions; None for the upsamplers."""
+        if self.base in ("clip", *configs.ON_CLIP):
+            return self.run.tokenizer().state_dict()
+        return None
+
+    def clip_signature(self, ema):
+        """The signature of the CLIP whose embeddings the model knows; of CLIP, its own."""
+        if self.base == "clip":
+            return signature(ema)
+        return self.run.frozen_clip()[1] if self.base in configs.ON_CLIP else None
+
+    def finish(self, model):
+        """Complete a trained model. Return it in one piece, so that one process can use it."""
+        if self.is_sharded():
+            barrier()
+            return self.load_trained()
+        return model
+
+    def load_trained(self):
+        """The trained model from the run folder, on the run's device."""
+        return load_model(self.run.folder / f"{self.name}.pt", self.name)[0].to(self.run.device)
+
+    def forget_pictures(self):
+        """Remove the loss curve and the picture of fewer steps."""
+        for end in (".png", "_loss.png") if is_main() else ():
+            (self.run.folder / f"{self.name}{end}").unlink(missing_ok=True)
+
+    def show(self, model=None):
+        """Write the loss curve and the picture, where they are missing.
+
+        Ctrl-C may have prevented them before. model None: take the one in the run folder.
+        """
+        if not is_main():
+            return
+        if not (self.run.folder / f"{self.name}_loss.png").is_file():
+            figures.loss_curve(self.run.folder, self.name)
+        if not (self.run.folder / f"{self.name}.png").is_file():
+            self.picture(model or self.load_trained())
+
+
+# ---------------------------------------------------------------------------- the models
+
+class ClipStage(TrainingStage):
+    """CLIP learns which caption belongs to which picture (CLIP Fig. 3)."""
+
+    def load(self):
+        # mini: the paper trains CLIP on more, and noisier, data than the rest (App. C). Here all
+        # stages learn from the same pictures.
+        # mini: CLIP's augmentation, a random square of the picture, is left out: it would cut
+        # away what captions as short as ours name.
+        self.pictures, captions = self.run.table("train", self.model_config.image_size)
+        self.indices = self.order(len(captions))
+        # mini: CLIP's only wrong captions are the others of its batch. Among 32,768 of them are
+        # some near misses. A small batch has none, so we add them.
+        self.near_misses = self.config.data.near_misses
+        tokens = self.run.tokens(with_near_misses(captions) if self.near_misses else captions)
+        # There is only padding behind the end of the longest caption.
+        tokens = tokens[:, :eot_position(tokens, self.model_config.eot_id).max() + 1]
+        # Each caption comes before its K near misses.
+        self.tokens = tokens.unflatten(0, (len(captions), -1))          # (N, 1 + K, L)
+
+    def batch(self, data, step):
+        i = rows_of(self.indices(step), data)
+        images = pictures_at(i, self.pictures, self.run.device)         # (B, 3, S, S)
+        texts = self.tokens[on_device(i, self.run.device)]              # (B, 1 + K, L)
+        own = texts[:, 0]                                               # (B, L)
+        if not self.near_misses:
             return images, own
-        wrong = texts[torch.arange(len(i)), draw_rows(functools.partial(torch.randint, 1, texts.shape[1]), (len(i),), generator)]
-        return images, own, wrong[(wrong != own).any(dim=1)]               # (K, L): of those that have near misses, one each
+        wrong = texts[torch.arange(len(i)), randint(texts.shape[1], (len(i),), data, low=1)]
+        # A caption without near misses has copies of itself in their place.
+        wrong = wrong[(wrong != own).any(dim=1)]                        # (≤ B, L)
+        return images, torch.cat([own, wrong])
 
-    return job.train("clip", indices, draw, lambda model, batch, generator: model.loss(*batch, gather=gather_rows if world() > 1 else None))
+    def loss(self, model, batch, noise):
+        return model.loss(*batch, gather=gather_rows if world() > 1 else None)
 
-
-def show_clip(job, clip):
-    """Captions and pictures it has never seen, each with each."""
-    pictures, captions = job.table("val", job.config.clip.model.image_size)
-    accuracy = report.similarity(job.run, *job.embed(pictures, captions), captions)
-    print(f"clip: finds the right caption for {accuracy:.1%} of {len(captions)} unseen pictures")
-
-
-def train_prior(job, stage):
-    """From a caption to the embedding of a picture, by diffusion or code by code (unCLIP §2.2)."""
-    captions, z_img, z_txt = job.embeddings()
-    tokens, indices = job.tokens(captions), job.batches(stage, len(captions))
-
-    def draw(generator, step):
-        i = on_device(rows_of(indices(step), generator), job.device)
-        return z_img[i], z_txt[i], tokens[i]
-
-    prior = job.train(stage, indices, draw, lambda model, batch, generator: model.loss(*batch, generator=generator),
-                      lambda model: model.measure(z_img, z_txt))
-    if stage == "prior":
-        some = slice(0, 1024)
-        prior.measure_variance(z_img[some], z_txt[some], tokens[some], seeded(job.config.data.seed, "variance"))
-        job.amend(stage, prior)
-    return prior
+    def picture(self, model):
+        pictures, captions = self.run.table("val", self.model_config.image_size)
+        z_img, z_txt = self.run.clip_embeddings(pictures, captions, model)
+        accuracy = figures.similarity(self.run.folder, self.name, z_img, z_txt, captions)
+        print(f"{self.name}: finds the right caption for {accuracy:.1%} "
+              f"of {len(captions)} unseen pictures")
 
 
-def show_prior(job, prior, stage):
-    """How close its samples come to the true embeddings."""
-    pictures, captions = (part[:64] for part in job.table("val", job.config.clip.model.image_size))
-    z_img, z_txt = job.embed(pictures, captions)
-    sampled = prior.sample(job.tokens(captions), z_txt, generator=torch.Generator().manual_seed(0))
-    of_prior, of_text, found = report.closeness(job.run, stage, sampled, z_img, z_txt, captions)
-    print(f"{stage}: cosine with the true z_img {of_prior:.3f} (z_txt: {of_text:.3f}); {found:.1%} of samples nearest to their caption")
+class PriorStage(TrainingStage):
+    """A prior learns the way from a caption to the embedding of a picture (unCLIP §2.2)."""
+
+    def load(self):
+        captions, self.z_img, self.z_txt = self.run.training_embeddings()
+        self.tokens = self.run.tokens(captions)
+        self.indices = self.order(len(captions))
+
+    def batch(self, data, step):
+        i = on_device(rows_of(self.indices(step), data), self.run.device)
+        return self.z_img[i], self.z_txt[i], self.tokens[i]
+
+    def prepare(self, model):
+        model.measure(self.z_img, self.z_txt)
+
+    def picture(self, model):
+        """Show how close samples come to the true embeddings."""
+        pictures, captions = self.run.table("val", self.run.config.clip.model.image_size)
+        captions = captions[:64]
+        z_img, z_txt = self.run.clip_embeddings(pictures[:64], captions)
+        generator = torch.Generator().manual_seed(0)
+        sampled = model.sample(self.run.tokens(captions), z_txt, generator=generator)
+        of_prior, of_text, found = figures.closeness(
+            self.run.folder, self.name, (sampled, z_img, z_txt), captions)
+        print(f"{self.name}: cosine with the true z_img {of_prior:.3f} (z_txt: {of_text:.3f}); "
+              f"{found:.1%} of samples nearest to their caption")
 
 
-def train_sketch(job):
-    """From the true embedding of a picture to the average of the pictures that have it."""
-    _, z_img, _ = job.embeddings()
-    pictures, captions = job.table("train", job.config.sketch.model.image_size)
-    indices = job.batches("sketch", len(captions))
+class DiffusionPriorStage(PriorStage):
+    """The diffusion prior. Its analytic variance is measured after the training."""
 
-    def draw(generator, step):
-        i = rows_of(indices(step), generator)
-        return pictures_at(i, pictures, job.device), z_img[on_device(i, job.device)]
+    SAMPLES = 1024
 
-    return job.train("sketch", indices, draw, lambda model, batch, generator: model.loss(*batch), lambda model: model.measure(z_img))
-
-
-@torch.no_grad()
-def show_sketch(job, sketch):
-    """True pictures, and what of them is in their embeddings; its error on pictures it learned from and on others, beside that of their mean."""
-    error = {}
-    for split in ("train", "val"):
-        seen, captions = (part[:500] for part in job.table(split, job.config.clip.model.image_size))
-        true = to_float(job.table(split, job.config.sketch.model.image_size)[0][:500].to(job.device))
-        z_img = job.embed(seen, captions)[0]
-        error[split] = sketch.loss(true, z_img).item()
-    mean = (true - true.mean(0)).square().mean().item()
-    print(f"sketch: squared error {error['train']:.4f} of pictures it has seen, {error['val']:.4f} of others (their mean has {mean:.4f})")
-    report.drawings(job.run, "sketch", true[:16], sketch(z_img[:16]).clamp(-1, 1), captions[:16])
+    def finish(self, model):
+        model = super().finish(model)
+        some = slice(0, self.SAMPLES)
+        model.measure_variance(self.z_img[some], self.z_txt[some], self.tokens[some],
+                               seeded(self.seed, "variance"))
+        for end in (".pt", ".resume.pt") if is_main() else ():
+            path = self.run.folder / f"{self.name}{end}"
+            save_checkpoint(load_checkpoint(path) | {"ema": model.state_dict()}, path)
+        return model
 
 
-def train_decoder(job):
-    """From the true embedding of a picture, and its caption, to the picture (unCLIP §2.1)."""
-    _, z_img, z_txt = job.embeddings()
-    pictures, captions = job.table("train", job.config.decoder.model.image_size)
-    tokens, indices, sketch = job.tokens(captions), job.batches("decoder", len(captions)), job.frozen_sketch()
-    cfg, steps = job.config.decoder.model, job.config.decoder.train.steps
+class SketchStage(TrainingStage):
+    """The sketch learns the average of all pictures that have the same embedding."""
 
-    def draw(generator, step):
-        i = rows_of(indices(step), generator)
-        images = pictures_at(i, pictures, job.device).contiguous(memory_format=torch.channels_last)
-        i = on_device(i, job.device)
-        return images, z_img[i], tokens[i], cfg.z_noise if step >= cfg.z_noise_from * steps else 0.0
+    def load(self):
+        self.z_img = self.run.training_embeddings()[1]
+        self.pictures, captions = self.run.table("train", self.model_config.image_size)
+        self.indices = self.order(len(captions))
 
-    def loss(model, batch, generator):
-        *batch, z_noise = batch
-        return model.loss(*batch, generator=generator, z_noise=z_noise)
+    def batch(self, data, step):
+        i = rows_of(self.indices(step), data)
+        images = pictures_at(i, self.pictures, self.run.device)
+        return images, self.z_img[on_device(i, self.run.device)]
 
-    def prepare(model):
-        model.measure(z_img, z_txt)
-        if sketch is not None:
-            model.sketch.load_state_dict(sketch.state_dict())
+    def loss(self, model, batch, noise):
+        return model.loss(*batch)
 
-    return job.train("decoder", indices, draw, loss, prepare)
+    def prepare(self, model):
+        model.measure(self.z_img)
 
+    @torch.no_grad()
+    def picture(self, model):
+        """Show true pictures beside their sketches; print the error on seen and unseen ones."""
+        error = {}
+        for split in ("train", "val"):
+            true, captions = self.run.table(split, self.model_config.image_size)
+            true = to_float(true[:500].to(self.run.device))
+            z_img = self.true_embeddings(split, 500)[0]
+            error[split] = model.loss(true, z_img).item()
+        mean = (true - true.mean(0)).square().mean().item()
+        print(f"{self.name}: squared error {error['train']:.4f} of pictures it has seen, "
+              f"{error['val']:.4f} of others (their mean has {mean:.4f})")
+        sketches = model(z_img[:16]).clamp(-1, 1)
+        figures.side_by_side(self.run.folder, self.name, true[:16], sketches, captions[:16])
 
-def show_decoder(job, decoder):
-    """True pictures, and what it draws from their embeddings and captions."""
-    seen, captions = (part[:16] for part in job.table("val", job.config.clip.model.image_size))
-    true, _ = (part[:16] for part in job.table("val", job.config.decoder.model.image_size))
-    drawn = decoder.sample(job.embed(seen, captions)[0], job.tokens(captions), generator=torch.Generator().manual_seed(0), progress=True)
-    report.drawings(job.run, "decoder", to_float(true), drawn, captions)
-
-
-def train_upsampler(job, stage):
-    """From a spoilt small crop to the sharp large one (unCLIP §2.1)."""
-    cfg = getattr(job.config, stage).model
-    pictures, _ = job.pictures.table("train", cfg.high_size, getattr(job.config.data, f"{stage}_images"))
-    indices = job.batches(stage, len(pictures))
-
-    def draw(generator, step):
-        crops = random_crop(pictures[rows_of(indices(step), generator).to(pictures.device)], cfg.crop_size, generator)
-        return to_float(on_device(crops, job.device)).contiguous(memory_format=torch.channels_last)
-
-    return job.train(stage, indices, draw, lambda model, batch, generator: model.loss(batch, generator=generator))
+    def true_embeddings(self, split, n):
+        """(z_img, z_txt) of the first n pictures of a split, by the run's CLIP."""
+        pictures, captions = self.run.table(split, self.run.config.clip.model.image_size)
+        return self.run.clip_embeddings(pictures[:n], captions[:n])
 
 
-def show_upsampler(job, upsampler, stage):
-    """Small pictures, what it makes of them, and the true large ones."""
-    cfg = getattr(job.config, stage).model
-    true, _ = job.pictures.table("val", cfg.high_size, 3)
-    low = to_float(job.pictures.table("val", cfg.low_size, 3)[0]).to(job.device)
-    high = upsampler.sample(low, generator=torch.Generator().manual_seed(0), progress=True)
-    report.enlargements(job.run, stage, low, high, to_float(true))
+class DecoderStage(TrainingStage):
+    """The decoder learns the way from a true embedding and a caption to the picture (§2.1)."""
+
+    def load(self):
+        _, self.z_img, self.z_txt = self.run.training_embeddings()
+        self.pictures, captions = self.run.table("train", self.model_config.image_size)
+        self.tokens = self.run.tokens(captions)
+        self.indices = self.order(len(captions))
+
+    def batch(self, data, step):
+        i = rows_of(self.indices(step), data)
+        images = pictures_at(i, self.pictures, self.run.device)
+        images = images.contiguous(memory_format=torch.channels_last)   # (B, 3, S, S)
+        i = on_device(i, self.run.device)
+        return images, self.z_img[i], self.tokens[i]
+
+    def prepare(self, model):
+        model.measure(self.z_img, self.z_txt)
+
+    def picture(self, model):
+        """Show true pictures, and those sampled from their embeddings and captions."""
+        seen, captions = self.run.table("val", self.run.config.clip.model.image_size)
+        true, _ = self.run.table("val", self.model_config.image_size)
+        captions = captions[:16]
+        z_img = self.run.clip_embeddings(seen[:16], captions)[0]
+        if self.model_config.z_drop == 1.0:
+            # A model that never saw a z_img, as GLIDE: it samples from the caption alone.
+            z_img = None
+        generator = torch.Generator().manual_seed(0)
+        sampled = model.sample(z_img, self.run.tokens(captions), generator=generator, progress=True)
+        figures.side_by_side(self.run.folder, self.name, to_float(true[:16]), sampled, captions)
 
 
-TRAIN = {"tokenizer": train_tokenizer, "clip": train_clip, "sketch": train_sketch, "decoder": train_decoder,
-         **{stage: functools.partial(train_prior, stage=stage) for stage in ("prior", "ar_prior")},
-         **{stage: functools.partial(train_upsampler, stage=stage) for stage in ("upsampler1", "upsampler2")}}
-SHOW = {"clip": show_clip, "sketch": show_sketch, "decoder": show_decoder,
-        **{stage: functools.partial(show_prior, stage=stage) for stage in ("prior", "ar_prior")},
-        **{stage: functools.partial(show_upsampler, stage=stage) for stage in ("upsampler1", "upsampler2")}}
+class SketchedDecoderStage(DecoderStage):
+    """A decoder with tricks: it may see a sketch, and z_img is noised late in the training."""
+
+    def load(self):
+        super().load()
+        self.sketch = None
+        if "sketch" in configs.stages(self.config):
+            self.sketch = self.run.frozen_sketch()
+
+    def batch(self, data, step):
+        # At first there is enough to learn without noise on z_img.
+        late = step >= self.model_config.z_noise_from * self.cfg.steps
+        return *super().batch(data, step), self.model_config.z_noise if late else 0.0
+
+    def loss(self, model, batch, noise):
+        images, z_img, tokens, z_noise = batch
+        return model.loss(images, z_img, tokens, generator=noise, z_noise=z_noise)
+
+    def prepare(self, model):
+        super().prepare(model)
+        if self.sketch is not None:
+            model.sketch.load_state_dict(self.sketch.state_dict())
+
+
+class UpsamplerStage(TrainingStage):
+    """An upsampler learns the way from a degraded small crop to the sharp large one (§2.1)."""
+
+    def load(self):
+        images = getattr(self.config.data, f"{self.base}_images")
+        self.pictures, _ = self.run.pictures.table("train", self.model_config.high_size, images)
+        self.indices = self.order(len(self.pictures))
+
+    def batch(self, data, step):
+        i = rows_of(self.indices(step), data).to(self.pictures.device)
+        crops = random_crop(self.pictures[i], self.model_config.crop_size, data)
+        crops = to_float(on_device(crops, self.run.device))
+        return (crops.contiguous(memory_format=torch.channels_last),)
+
+    def picture(self, model):
+        """Show small pictures, what the upsampler makes of them, and the true large ones."""
+        true, _ = self.run.pictures.table("val", self.model_config.high_size, 3)
+        low, _ = self.run.pictures.table("val", self.model_config.low_size, 3)
+        low = to_float(low).to(self.run.device)
+        generator = torch.Generator().manual_seed(0)
+        high = model.sample(low, generator=generator, progress=True)
+        figures.enlargements(self.run.folder, self.name, low, high, to_float(true))
+
+
+STAGE_CLASSES = {
+    "clip": ClipStage,
+    "prior": DiffusionPriorStage,
+    "ar_prior": PriorStage,
+    "sketch": SketchStage,
+    "decoder": DecoderStage,
+    "upsampler1": UpsamplerStage,
+    "upsampler2": UpsamplerStage}
+
+
+def open_stage(run, name):
+    """The stage of a model or of a variant, such as "decoder" or "glide".
+
+    The configuration of a decoder says whether it has tricks.
+    """
+    stage_class = STAGE_CLASSES[configs.VARIANTS.get(name, name)]
+    if stage_class is DecoderStage and hasattr(run.config.decoder.model, "z_noise"):
+        stage_class = SketchedDecoderStage
+    return stage_class(run, name)

@@ -1,33 +1,40 @@
-"""The training loop: one visible loop for every stage, and what a long run needs around it (unCLIP App. C: AdamW and EMA).
+"""The state of a training, around the loop in train.py (unCLIP App. C: AdamW and EMA).
 
-    g  = ∇L(w)                              or, with SAM, ∇L(w + ρ·g/‖g‖₂)      (Foret et al. 2020; unCLIP App. C, ρ = 0.1)
-    w ← AdamW(w, g clipped to norm c)       learning rate: linear warm-up, then a half cosine to zero
-    e ← d·e + (1 − d)·w                     the moving average that is sampled from
+    g ← ∇L(w)                          with SAM: ∇L(w + ρ·g/‖g‖₂)     (unCLIP App. C: ρ = 0.1)
+    w ← AdamW(w, g clipped to norm c)
+    e ← d·e + (1 − d)·w                EMA weights, which sampling uses
 
-Around it: a progress bar, one line of metrics.jsonl per window of steps, checkpoints that are written atomically, Ctrl-C that saves,
-and a resume that continues bit for bit. Two files per stage lie in the run folder. STAGE.pt is enough by itself to sample (configuration,
-averaged weights, tokenizer). STAGE.resume.pt, four times as large, is only needed to go on training: delete it once a stage is done.
-Several processes (distributed.py), and the parts a batch is computed in, have equal shares of each batch and of its noise (noise.py).
+A resumed training goes on bit for bit: its optimizer, EMA weights and random streams are saved
+too. Each stage has two files in the run folder. STAGE.pt is enough to sample: it holds the
+configuration, the EMA weights and the tokenizer. STAGE.resume.pt is four times as large, and only
+needed to go on with the training. A batch may be divided among processes, and into parts that are
+computed one after the other. All shares are equal (../runtime/noise.py, ../runtime/processes.py).
 
-References: AdamW (1711.05101), SAM (2010.01412), CLIP §2.5 (2103.00020). Read next: configs.py (the numbers), train.py (the batches).
+References: AdamW (1711.05101), SAM (2010.01412), CLIP §2.5 (2103.00020).
+Read next: log.py, then stages.py, which says what each model learns from.
 """
 
 import contextlib
-import functools
 import math
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from ..configs import load_weights
 from ..runtime.files import load_checkpoint, save_checkpoint
 from ..runtime.noise import Share
-from ..runtime.processes import alone, anyone, collect, is_main, like, rank, whole, world, wrap
-from .log import Interrupt, Log
+from ..runtime.processes import (
+    anyone, collect, is_main, like, own_gradients, parallel_module, rank, whole, world)
+from ..transformer import Transformer
+from ..unet import UNet
 
 
 def lr_at(step, cfg):
-    """Learning rate of a 0-based step: lr·(step+1)/warmup, then lr·½(1 + cos πu), u from 0 (end of warm-up) to 1 (`steps`). CLIP §2.5."""
+    """Learning rate of a 0-based step (CLIP §2.5).
+
+    Warm-up: lr·(step+1)/warmup. Then lr·½(1 + cos πu), with u from 0 to 1 at the last step.
+    """
     if step < cfg.warmup:
         return cfg.lr * (step + 1) / cfg.warmup
     if cfg.decay == "none":
@@ -37,118 +44,141 @@ def lr_at(step, cfg):
 
 
 def make_optimizer(model, cfg):
-    """AdamW; only the matrices of linear and convolution layers are decayed, gains, biases and embeddings are not (CLIP §2.5).
+    """AdamW for a model. Weight decay acts on the matrices of linear and convolution layers.
 
-    Embeddings are here all tables and learned tokens: positions, null embeddings, the prior's final query.
+    Gains, biases and embeddings do not decay (CLIP §2.5). Embeddings are all tables and learned
+    tokens: positions, null embeddings, the prior's final query.
     """
     layers = (nn.Linear, nn.Conv1d, nn.Conv2d)
     matrices = {id(m.weight) for m in model.modules() if isinstance(m, layers)}
-    matrices -= {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}       # a tied table stays a table
+    # A tied table stays a table.
+    matrices -= {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [{"params": [p for p in trained if id(p) in matrices], "weight_decay": cfg.weight_decay},
-              {"params": [p for p in trained if id(p) not in matrices], "weight_decay": 0.0}]
-    fused = trained[0].device.type in ("cpu", "cuda")      # one kernel for all of it, where torch has one: several times faster
-    return torch.optim.AdamW(groups, lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps, fused=fused)
+    decaying = [p for p in trained if id(p) in matrices]
+    others = [p for p in trained if id(p) not in matrices]
+    groups = [{"params": decaying, "weight_decay": cfg.weight_decay},
+              {"params": others, "weight_decay": 0.0}]
+    # One kernel for all parameters is several times faster, where torch has one.
+    fused = trained[0].device.type in ("cpu", "cuda")
+    return torch.optim.AdamW(groups, lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps,
+                             fused=fused)
 
 
 class Objective(nn.Module):
-    """loss_fn(model, batch, generator) as a module, in the precision asked for: torch averages the gradients of modules."""
+    """loss(model, batch, noise) as a module, in the precision of the training.
 
-    def __init__(self, model, loss_fn, bf16):
+    torch averages gradients over processes for modules only.
+    """
+
+    def __init__(self, model, loss, bf16=False):
         super().__init__()
-        self.model, self.loss_fn, self.bf16 = model, loss_fn, bf16
+        self.model = model
+        self.loss = loss
+        self.bf16 = bf16
 
-    def forward(self, batch, generator):
+    def forward(self, batch, noise):
+        """The loss of a batch; noise: a random stream, or a Share of one."""
         device = next(self.model.parameters()).device.type
         with torch.autocast(device, torch.bfloat16, enabled=self.bf16):
-            return self.loss_fn(self.model, batch, generator)
+            return self.loss(self.model, batch, noise)
 
 
-def backward(params, loss_fn, streams, rho=0.0, own=contextlib.nullcontext):
-    """Leaves the gradient of `loss_fn()` in `params`, or with rho > 0 the SAM gradient, and returns the (detached) loss at w.
+def sam_backward(objective, parameters, batch, streams, noise, rho):
+    """Leave the SAM gradient in the parameters. Return the loss at w, detached.
 
-    SAM: g = ∇L(w), then the gradient is taken again at w + ρ·g/‖g‖₂, on the same batch and with the same noise. The norm is over all
-    parameters together. With several processes each uses its own g, as in the paper (App. C): `own` is the context for that.
+    g = ∇L(w). The gradient is then taken at w + ρ·g/‖g‖₂, on the same batch and with the same
+    noise. The norm is over all parameters together. Of several processes each climbs by its own
+    g, as in the paper (unCLIP App. C).
     """
-    if rho == 0:
-        loss = loss_fn()
-        loss.backward()
-        return loss.detach()
     before = streams.state()
-    with own():
-        loss = loss_fn()
+    with own_gradients(objective):
+        loss = objective(batch, noise)
         loss.backward()
-    params = [p for p in params if p.grad is not None]
-    norm = torch.linalg.vector_norm(torch.stack([p.grad.norm() for p in params]))
-    weights = [p.detach().clone() for p in params]         # kept, because (w + e) − e is not w in floating point
+    moved = [p for p in parameters if p.grad is not None]
+    norm = torch.linalg.vector_norm(torch.stack([p.grad.norm() for p in moved]))
+    # A copy of the weights, because (w + e) − e is not w in floating point.
+    weights = [p.detach().clone() for p in moved]
     with torch.no_grad():
-        for p in params:
+        for p in moved:
             p.add_(p.grad * (rho / (norm + 1e-12)))
             p.grad = None
-    streams.load(before)                                   # the same dropout and noise at both points
-    loss_fn().backward()
+    streams.load(before)
+    objective(batch, noise).backward()
     with torch.no_grad():
-        for p, w in zip(params, weights):
+        for p, w in zip(moved, weights):
             p.copy_(w)
     return loss.detach()
 
 
 class EMA:
-    """Exponential moving average of the weights, e ← d_n·e + (1 − d_n)·w with d_n = min(d, (1+n)/(10+n)) at update n = 0, 1, ….
+    """Exponential moving average of the weights: e ← d_n·e + (1 − d_n)·w at update n = 0, 1, ….
 
-    The warm-up makes the average span about the last tenth of the steps so far, until d's own span 1/(1−d) is shorter. With the constant
-    d = 0.9999 a run of 3,000 steps would still be 74 % initialisation. Buffers are constants here, so the copies made at the start serve.
+    d_n = min(d, (1+n)/(10+n)). The warm-up lets the average span about the last tenth of the
+    steps so far, until d's own span 1/(1−d) is shorter. With a constant d = 0.9999, a run of
+    3,000 steps would still be 74 % initialisation. Buffers never change in training, so the
+    copies made at the start are enough.
     """
 
     def __init__(self, model, decay):
         self.decay = decay
         self.shadow = {name: value.detach().clone() for name, value in model.state_dict().items()}
-        self._pairs = [(self.shadow[name], p) for name, p in model.named_parameters() if name in self.shadow]
+        self._pairs = [(self.shadow[name], p) for name, p in model.named_parameters()
+                       if name in self.shadow]
 
     @torch.no_grad()
     def update(self, n):
-        """Moves the average towards the model's present weights; n counts the updates made before."""
+        """Move the EMA weights towards the present weights; n: the number of earlier updates."""
         decay = min(self.decay, (1 + n) / (10 + n))
         for average, p in self._pairs:
             average.lerp_(p, 1 - decay)
 
 
 class Streams:
-    """Random streams: `data` (on the CPU: crops, near misses), `noise` (the model's device: t, ε, dropped conditions), torch's own (dropout).
+    """The random streams of a training. Their states are saved, so that a resumed run goes on.
 
-    Their states are part of a checkpoint, so that a resumed run draws what the uninterrupted one would have drawn.
+    data:  on the CPU: crops, near misses
+    noise: on the model's device: t, ε, dropped conditions
+    torch's own stream: dropout
     """
 
     def __init__(self, device, seed=0):
         self.device = torch.device(device)
         self.data = torch.Generator().manual_seed(seed)
         self.noise = torch.Generator(self.device).manual_seed(seed + 1)
-        if rank() > 0:                                     # the first two are the same in all processes (see noise.py), dropout is not
+        # `data` and `noise` are the same in all processes (see noise.py). Dropout differs.
+        if rank() > 0:
             torch.manual_seed(seed + 1 + rank())
 
     def shares(self, parts):
-        """(data, noise) for each of the `parts` parts, one after the other, of this process's share of a batch."""
+        """Yield (data, noise) for each of the `parts` parts of this process's share of a batch."""
         count = world() * parts
         if count == 1:
             yield self.data, self.noise
             return
-        start = self.data.get_state(), self.noise.get_state()
+        data = self.data.get_state()
+        noise = self.noise.get_state()
         for index in range(rank() * parts, (rank() + 1) * parts):
-            self.data.set_state(start[0])                  # each draws the numbers of the whole batch
-            self.noise.set_state(start[1])
+            # Each part makes the numbers of the whole batch, and keeps its own rows.
+            self.data.set_state(data)
+            self.noise.set_state(noise)
             yield Share(self.data, index, count), Share(self.noise, index, count)
 
     def own(self):
         """The states of torch's own streams, which differ between processes."""
-        cuda = {"cuda": torch.cuda.get_rng_state(self.device)} if self.device.type == "cuda" else {}
-        return {"cpu": torch.get_rng_state()} | cuda
+        states = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            states["cuda"] = torch.cuda.get_rng_state(self.device)
+        return states
 
     def state(self):
         """The states of all streams."""
         return {"data": self.data.get_state(), "noise": self.noise.get_state()} | self.own()
 
     def load(self, state):
-        """Restores `state()`. A run that moves from CPU to CUDA or back keeps its data stream and starts new noise."""
+        """Restore `state()`.
+
+        A run that moves between CPU and CUDA keeps its data stream, and starts new noise.
+        """
         self.data.set_state(state["data"])
         torch.set_rng_state(state["cpu"])
         if ("cuda" in state) == (self.device.type == "cuda"):
@@ -157,97 +187,155 @@ class Streams:
                 torch.cuda.set_rng_state(state["cuda"], self.device)
 
 
-def restore(path, model, optimizer, ema, streams):
-    """Loads STAGE.resume.pt into the four; returns (step, seconds). Raises ValueError when the file is not of this model.
+class State:
+    """All that the loop changes from step to step: weights, optimizer, EMA, streams, `step`."""
 
-    With as many processes as before the run goes on bit for bit (with more than two, as far as their sums are taken in the same order). With
-    another number it sees the same batches and noise, but sums are rounded, and dropout is drawn, differently.
-    """
-    saved = load_checkpoint(path)
-    try:
-        now = model.state_dict()
-        model.load_state_dict({name: like(value, now.get(name)) for name, value in saved["model"].items()})
-        params = [p for group in optimizer.param_groups for p in group["params"]]
-        state = {i: {key: like(value, params[i]) if value.ndim else value for key, value in of.items()} for i, of in saved["optimizer"].items()}
-        optimizer.load_state_dict(optimizer.state_dict() | {"state": state})                   # betas and the like may have changed
-        for name, value in ema.shadow.items():
-            value.copy_(like(saved["ema"][name], value))
-        processes = saved.get("processes", [saved["streams"]])
-        if len(processes) == world():
-            streams.load(saved["streams"] | processes[rank()])
-        else:
-            streams.load(saved["streams"])
-            torch.manual_seed(saved["step"] * world() + rank())
-            print(f"note: {saved['stage']} was trained by {len(processes)} processes so far, now by {world()}: batches and noise stay those of an "
-                  f"undisturbed run; dropout and the rounding of sums do not, so that weights are no longer bit-identical to its")
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
-        raise ValueError(f"{path} belongs to a model of other sizes, or is not from training") from None
-    return saved["step"], saved["seconds"]
+    def __init__(self, stage, model, folder, resume=False):
+        """stage: see stages.py. resume: go on with NAME.resume.pt in `folder`, if it is there.
 
+        Raises ValueError when that file belongs to another model.
+        """
+        cfg = stage.cfg
+        self.stage = stage
+        self.cfg = cfg
+        self.model = model
+        self.folder = Path(folder)
+        self.latest = self.folder / f"{stage.name}.resume.pt"
+        bf16 = cfg.dtype == "bf16"
+        self.objective = parallel_module(Objective(model, stage.loss, bf16), cfg.shard)
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = make_optimizer(model, cfg)
+        self.ema = EMA(model, cfg.ema)
+        self.streams = Streams(self.parameters[0].device, stage.seed)
+        self.step = 0
+        self.seconds = 0.0
+        if resume and self.latest.is_file():
+            self.restore()
+        model.train()
 
-def fit(stage, model, draw, loss_fn, cfg, run, header, resume=False, seed=0, indices=None):
-    """Trains `model` and returns (model with its averaged weights, in eval mode; seconds spent).
+    def parts(self):
+        """Yield (data stream, noise stream, context) for each part of this process's batch.
 
-    stage:   name of the files and of the bar
-    header:  header(averaged weights) -> dict of plain values that STAGE.pt carries besides them (configuration, tokenizer)
-    draw:    draw(generator, step) -> batch of a 0-based step; what is random in it comes from the generator, which lives on the CPU;
-             a Share (noise.py) asks for some of its rows
-    loss_fn: loss_fn(model, batch, generator) -> scalar; the generator lives on the model's device and makes the noise
-    run:     folder for STAGE.pt, STAGE.resume.pt and metrics.jsonl
-    indices: indices(step) -> (B,), which examples a step learns from, to be written down when it goes wrong
-    resume:  continue STAGE.resume.pt if there is one; a finished stage takes no further step
-    Raises FloatingPointError when the loss is not finite, KeyboardInterrupt after a Ctrl-C (saved), ValueError for a bad checkpoint.
-    """
-    (step, seconds), latest = (0, 0.0), Path(run) / f"{stage}.resume.pt"
-    objective = wrap(Objective(model, loss_fn, cfg.dtype == "bf16"), cfg.shard)
-    params = [p for p in model.parameters() if p.requires_grad]
-    optimizer, ema, streams = make_optimizer(model, cfg), EMA(model, cfg.ema), Streams(params[0].device, seed)
-    own = functools.partial(alone, objective)              # a context: gradients stay those of this process
-    if resume and latest.is_file():
-        step, seconds = restore(latest, model, optimizer, ema, streams)
+        The gradients add up over the parts. They are averaged over the processes once, with the
+        last part: the context says when.
+        """
+        count = self.cfg.accumulate
+        for part, (data, noise) in enumerate(self.streams.shares(count), start=1):
+            last = part == count
+            yield data, noise, contextlib.nullcontext() if last else own_gradients(self.objective)
 
-    def together(tensors):
-        return {name: whole(value) for name, value in tensors.items()}
+    def sam_backward(self, batch, noise):
+        """Leave the SAM gradient in the parameters. Return the loss."""
+        return sam_backward(self.objective, self.parameters, batch, self.streams, noise,
+                            self.cfg.sam_rho)
 
-    def save():
-        processes, average, weights = collect(streams.own()), together(ema.shadow), together(model.state_dict())
-        moments = {i: together(of) for i, of in optimizer.state_dict()["state"].items()}
+    def set_lr(self, lr):
+        """Give the optimizer the learning rate of the next step."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+
+    def finished(self):
+        """Whether all steps are done."""
+        return self.step >= self.cfg.steps
+
+    def must_save(self):
+        """Whether a checkpoint is due after this step."""
+        return self.step % self.cfg.save_every == 0 or self.finished()
+
+    def must_stop(self, interrupt):
+        """Whether a Ctrl-C came before this moment, to any process. A later one waits a step.
+
+        Several processes must agree. GPUs would wait for the answer, so they ask only when the
+        log is written. On CPUs, where steps are slow, every step asks: torchrun kills any
+        process that still runs 30 s after Ctrl-C.
+        """
+        asked = (self.step % self.cfg.log_every == 0 or self.finished()
+                 or self.streams.device.type == "cpu" or world() == 1)
+        return asked and anyone(interrupt.requested, self.streams.device)
+
+    def save(self, seconds):
+        """Write NAME.resume.pt, then NAME.pt. All processes must call this together.
+
+        seconds: what the training has taken so far.
+        """
+        processes = collect(self.streams.own())
+        ema = whole_tensors(self.ema.shadow)
+        weights = whole_tensors(self.model.state_dict())
+        moments = {i: whole_tensors(of) for i, of in self.optimizer.state_dict()["state"].items()}
         if not is_main():
             return
-        done = header(average) | {"stage": stage, "step": step, "steps": cfg.steps, "seconds": log.seconds(), "ema": average}
-        state = {"model": weights, "optimizer": moments, "streams": streams.state()}
-        state |= {"processes": processes} if world() > 1 else {}
-        save_checkpoint(done | state, latest)
-        save_checkpoint(done, Path(run) / f"{stage}.pt")
+        done = self.stage.header(ema) | {
+            "stage": self.stage.name, "step": self.step, "steps": self.cfg.steps,
+            "seconds": seconds, "ema": ema}
+        more = {"model": weights, "optimizer": moments, "streams": self.streams.state()}
+        if world() > 1:
+            more["processes"] = processes
+        save_checkpoint(done | more, self.latest)
+        save_checkpoint(done, self.folder / f"{self.stage.name}.pt")
 
-    log = Log(stage, run, cfg, step, seconds, indices)
-    if step >= cfg.steps:
-        save()                                             # the machine may have gone down between the two files of the last step
-    model.train()
-    with contextlib.closing(log.bar), Interrupt() as interrupt:
-        while step < cfg.steps:
-            lr = lr_at(step, cfg)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            loss = 0
-            for part, (data, noise) in enumerate(streams.shares(cfg.accumulate), 1):
-                batch = draw(data, step)
-                with contextlib.nullcontext() if part == cfg.accumulate else own():        # averaged once, with the last part
-                    loss += backward(params, lambda: objective(batch, noise) / cfg.accumulate, streams, cfg.sam_rho, own)
-            norm = whole(nn.utils.clip_grad_norm_(params, cfg.grad_clip or math.inf)).to(loss.device)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            ema.update(step)
-            step += 1
-            log.add(step, loss, norm, lr)
-            # Read once: a Ctrl-C from here on is for the next step. Several processes must agree on it, for which GPUs wait; on CPUs, where
-            # steps are long, it is done after each: torchrun kills who has not ended half a minute after a Ctrl-C.
-            asked = step % cfg.log_every == 0 or step >= cfg.steps or streams.device.type == "cpu" or world() == 1
-            stop = asked and anyone(interrupt.requested, streams.device)
-            if step % cfg.save_every == 0 or step >= cfg.steps or stop:
-                log.flush()                                # first, because it refuses a state that has gone wrong
-                save()
-            if stop:
-                raise KeyboardInterrupt(f"{stage} stopped and saved at step {step} of {cfg.steps}")
-    model.load_state_dict(ema.shadow)
-    return model.eval(), log.seconds()
+    def restore(self):
+        """Load NAME.resume.pt. Raises ValueError when the file belongs to another model.
+
+        With as many processes as before, the run goes on bit for bit. (With more than two, this
+        holds if their sums are taken in the same order.) With another number, batches and noise
+        are the same, but dropout and the rounding of sums are not.
+        """
+        saved = load_checkpoint(self.latest)
+        try:
+            self.restore_weights(saved)
+            self.restore_streams(saved)
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
+            raise ValueError(f"{self.latest} belongs to a model of other sizes, "
+                             f"or is not from training") from None
+        self.step = saved["step"]
+        self.seconds = saved["seconds"]
+
+    def restore_weights(self, saved):
+        """Load weights, optimizer and EMA. New settings, such as another β, stay as they are."""
+        now = self.model.state_dict()
+        weights = {name: like(value, now.get(name)) for name, value in saved["model"].items()}
+        load_weights(self.model, weights)
+        params = [p for group in self.optimizer.param_groups for p in group["params"]]
+        moments = {}
+        for i, of in saved["optimizer"].items():
+            moments[i] = {key: like(value, params[i]) if value.ndim else value
+                          for key, value in of.items()}
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
+        for name, value in self.ema.shadow.items():
+            value.copy_(like(saved["ema"][name], value))
+
+    def restore_streams(self, saved):
+        """Load the random streams; say what changes with another number of processes."""
+        processes = saved.get("processes", [saved["streams"]])
+        if len(processes) == world():
+            self.streams.load(saved["streams"] | processes[rank()])
+            return
+        self.streams.load(saved["streams"])
+        torch.manual_seed(saved["step"] * world() + rank())
+        print(f"note: {saved['stage']} was trained by {len(processes)} processes so far, now by "
+              f"{world()}: batches and noise stay those of an undisturbed run. Dropout and the "
+              f"rounding of sums change, so weights are no longer bit-identical to that run's.")
+
+
+def whole_tensors(tensors):
+    """{name: tensor} with every sharded tensor in one piece."""
+    return {name: whole(value) for name, value in tensors.items()}
+
+
+@contextlib.contextmanager
+def network_options(model, cfg):
+    """In this context the model's transformers and U-Nets run as a TrainConfig says.
+
+    recompute: they keep few activations. compile: torch.compile makes their forward pass.
+    """
+    networks = [part for part in model.modules() if isinstance(part, (Transformer, UNet))]
+    for network in networks:
+        network.recompute = cfg.recompute
+        if cfg.compile:
+            # The instance's own `forward` hides that of the class.
+            network.forward = torch.compile(network.forward)
+    yield
+    for network in networks:
+        network.recompute = False
+        if cfg.compile:
+            del network.forward

@@ -13,7 +13,10 @@ References: unCLIP (2204.06125) §2.2 and §5; GLIDE (2112.10741) §4. Read next
 
 from ..configs import changed
 
-SAM_RHO = 0.1                           # unCLIP App. C
+# unCLIP App. C
+SAM_RHO = 0.1
+# Of the run's steps of CLIP: these take one divided by …
+DIVISORS = {"with_sam": 6, "without_sam": 6, "without_sam_half": 12, "without_sam_quarter": 24}
 
 
 def settings(config, name):
@@ -25,11 +28,13 @@ def settings(config, name):
         # GLIDE left out every fifth caption in training (GLIDE §4). The unCLIP decoder leaves out
         # every second, which would be too few for a model that sees nothing else.
         found = {"decoder.z_drop": 1.0, "decoder.caption_drop": 0.2}
-        return found | ({"decoder.sketch": False} if hasattr(config.decoder.model, "sketch") else {})
+        if hasattr(config.decoder.model, "sketch"):
+            found["decoder.sketch"] = False
+        return found
     if name == "judge":
         return small_clip(config, divisor=2)
-    divisor = {"with_sam": 6, "without_sam": 6, "without_sam_half": 12, "without_sam_quarter": 24}[name]
-    return small_clip(config, divisor) | {"clip.sam_rho": SAM_RHO if name == "with_sam" else 0.0}
+    return small_clip(config, DIVISORS[name]) | {
+        "clip.sam_rho": SAM_RHO if name == "with_sam" else 0.0}
 
 
 def small_clip(config, divisor):
@@ -40,13 +45,15 @@ def small_clip(config, divisor):
     def narrower(width, heads):
         return heads * max(1, round(0.75 * width / heads))
 
-    found = {
+    settings = {
         "clip.vision_width": narrower(clip.model.vision_width, clip.model.vision_heads),
         "clip.text_width": narrower(clip.model.text_width, clip.model.text_heads),
         "clip.clip_dim": max(8, clip.model.clip_dim // 2),
         "clip.steps": max(1, clip.train.steps // divisor),
         "data.seed": seed + 1 if seed < 2 ** 62 else 0}
-    return found | ({"clip.picture_weight": 0.0} if hasattr(clip.model, "picture_weight") else {})
+    if hasattr(clip.model, "picture_weight"):
+        settings["clip.picture_weight"] = 0.0
+    return settings
 
 
 def variant(config, name):

@@ -25,10 +25,9 @@ from mini_dalle2.runtime.commands import Parser, sentence          # noqa: E402
 from mini_dalle2.decoder import Decoder          # noqa: E402
 from mini_dalle2.runtime.device import machine_memory          # noqa: E402
 from mini_dalle2.runtime.device import out_of_memory          # noqa: E402
-from mini_dalle2.training.run import networks          # noqa: E402
 from mini_dalle2.configs import TrainConfig          # noqa: E402
 from mini_dalle2.runtime.device import keep_memory, pick_device          # noqa: E402
-from mini_dalle2.training.state import EMA, Objective, make_optimizer          # noqa: E402
+from mini_dalle2.training.state import EMA, Objective, make_optimizer, network_options          # noqa: E402
 
 
 def batch_of(cfg, n, device):
@@ -64,7 +63,7 @@ def measure(cfg, train, n, device, steps):
         optimizer.zero_grad(set_to_none=True)
         ema.update(len(found))
 
-    with networks(model.train(), train):
+    with network_options(model.train(), train):
         for _ in range(3):
             step()
         for _ in range(steps):

@@ -27,7 +27,7 @@ from conftest import SMALL                                                 # noq
 from mini_dalle2 import configs          # noqa: E402
 from mini_dalle2.runtime.files import load_checkpoint, read_metrics          # noqa: E402
 
-SETTINGS = [*SMALL, *(f"--{stage}.steps=8" for stage in configs.MODEL_CONFIGS), "--decoder.dropout=0.1"]
+SETTINGS = [*SMALL, *(f"--{stage}.steps=8" for stage in configs.MODELS), "--decoder.dropout=0.1"]
 MOMENTS = ("half", "whole", "renamed")                                     # of a write; see `die_writing`
 
 
@@ -124,7 +124,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20, help="of each stage")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--stages", nargs="+", choices=list(configs.MODEL_CONFIGS), default=list(configs.MODEL_CONFIGS))
+    parser.add_argument("--stages", nargs="+", choices=list(configs.MODELS), default=list(configs.MODELS))
     args = parser.parse_args()
     torch.set_num_threads(1)                                               # threads do not survive a fork
     rng, failed = random.Random(args.seed), []

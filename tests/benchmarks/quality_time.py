@@ -34,7 +34,7 @@ from mini_dalle2.pipeline import load_model          # noqa: E402
 from mini_dalle2.runtime.noise import seeded          # noqa: E402
 from mini_dalle2.training.figures import save_figure          # noqa: E402
 from mini_dalle2.runtime.files import read_json, write_json          # noqa: E402
-from mini_dalle2.training.run import Job          # noqa: E402
+from mini_dalle2.training.run import Run          # noqa: E402
 from mini_dalle2.runtime.device import pick_device          # noqa: E402
 from mini_dalle2.runtime.files import load_checkpoint, read_metrics          # noqa: E402
 from mini_dalle2.training import overrides          # noqa: E402
@@ -80,16 +80,22 @@ def train_until(args, stage, minutes=math.inf):
         raise ValueError(message or f"train.py ended with exit code {child.returncode}")
 
 
-def grade(job, n, seed):
-    """{aspect: share of n unseen captions, drawn from true z_img, where it holds} for the decoder as it is."""
-    decoder = load_model(job.run / "decoder.pt", "decoder")[0].to(job.device, memory_format=torch.channels_last)
-    seen, captions = (part[:n] for part in job.table("val", job.config.clip.model.image_size))
-    z_img, tokens, drawn = job.embed(seen, captions)[0], job.tokens(captions), []
+def grade(run, n, seed):
+    """{aspect: share of n unseen captions where it holds}: the decoder samples from true z_img."""
+    path = run.folder / "decoder.pt"
+    decoder = load_model(path, "decoder")[0]
+    decoder.to(run.device, memory_format=torch.channels_last)
+    seen, captions = (part[:n] for part in run.table("val", run.config.clip.model.image_size))
+    z_img, _ = run.clip_embeddings(seen, captions)
+    tokens = run.tokens(captions)
+    images = []
     for start in range(0, len(captions), BATCH):
         part = slice(start, start + BATCH)
-        noise = [seeded(seed, "quality", i) for i in range(len(captions))[part]]           # the same for every grade
-        drawn += [to_pil(image) for image in decoder.sample(z_img[part], tokens[part], generator=noise)]
-    return shares(drawn, captions)[1]
+        # The noise is the same for every grade.
+        noise = [seeded(seed, "quality", i) for i in range(len(captions))[part]]
+        made = decoder.sample(z_img[part], tokens[part], generator=noise)
+        images += [to_pil(image) for image in made]
+    return shares(images, captions)[1]
 
 
 def plot(path, graded, until):
@@ -143,8 +149,10 @@ def work(args):
     while True:
         step, steps, minutes = spent(args.out, "decoder")
         if step and step not in [g["step"] for g in graded]:
-            job = Job(overrides.from_dict(read_json(args.out / "config.json")), args.out, pick_device(), resume=True)
-            graded.append({"minutes": before + minutes, "decoder": minutes, "step": step} | grade(job, args.n, args.seed))
+            config = overrides.from_dict(read_json(args.out / "config.json"))
+            run = Run(config, args.out, pick_device(), resume=True)
+            spent_so_far = {"minutes": before + minutes, "decoder": minutes, "step": step}
+            graded.append(spent_so_far | grade(run, args.n, args.seed))
             write_json({"until": args.until, "n": args.n, "settings": args.settings, "graded": graded}, file)
             plot(args.out / "quality_time.png", graded, args.until)
             print(row(graded[-1]), flush=True)

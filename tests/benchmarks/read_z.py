@@ -1,12 +1,17 @@
-"""What do z_img say of their captions? A small network learns to read them off, and then reads those that the priors draw.
+"""What does z_img say of its caption? A small network learns to read a caption off z_img.
 
     python tests/benchmarks/read_z.py --run runs/tiny [--images 60000] [--n 500]
 
-The captions of the shapes have five slots: the kind with its word ("count three", "relation above", "size small"), and colour and shape of the
-first and of the second thing. The reader sees the z_img of training pictures, whitened as the decoder sees it, and names each slot. Printed are
-the shares of unseen (`val`) captions with each slot right, with all five right, and that by kind of caption. What it can read off true z_img,
-a decoder could draw; what it cannot read off a prior's, no decoder can. Readers: without a hidden layer, with one of 256, which is what tiny's
-decoder has between z_img and the scales and shifts of a block, and with two of 512.
+The captions of the shapes have five slots: the kind with its word ("count three", "relation above",
+"size small"), and colour and shape of the first and of the second object. The reader sees the z_img
+of training pictures, whitened as the decoder sees them, and names each slot. It then reads the
+z_img that the priors sample.
+
+Printed are the shares of unseen (`val`) captions with each slot right, with all five right, and the
+last by kind of caption. What the reader finds in true z_img, a decoder could show. What the reader
+does not find in a prior's z_img, no decoder can show. There are three readers: without a hidden
+layer; with one of 256, as tiny's decoder has between z_img and a block's scales and shifts; and
+with two of 512.
 """
 
 import argparse
@@ -18,19 +23,24 @@ import torch.nn.functional as F
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from mini_dalle2 import DALLE2          # noqa: E402
-from mini_dalle2.data.pixels import to_float          # noqa: E402
-from mini_dalle2.data.shapes import CaptionedShapes          # noqa: E402
-from mini_dalle2.data.tables import load_table          # noqa: E402
-from mini_dalle2.data.shapes import parse_caption          # noqa: E402
-from mini_dalle2.metrics.grader import KINDS          # noqa: E402
+from mini_dalle2 import DALLE2                                  # noqa: E402
+from mini_dalle2.data.pixels import to_float                    # noqa: E402
+from mini_dalle2.data.shapes import CaptionedShapes, parse_caption            # noqa: E402
+from mini_dalle2.data.tables import load_table                  # noqa: E402
+from mini_dalle2.metrics.grader import KINDS                    # noqa: E402
 
-NOTHING = ("", "")                                                         # where a second thing would be
+# In place of a second object.
+NOTHING = ("", "")
 TURNED = {"below": "above", "right of": "left of"}
+READERS = {"no hidden layer": (), "one of 256": (256,), "two of 512": (512, 512)}
+COLUMNS = ("kind", "colour", "shape", "colour 2", "shape 2", "all", *KINDS)
 
 
 def slots(caption):
-    """Caption -> (kind and word, colour, shape, colour, shape). "A below B" and "B above A" are of the same pictures: one form for both."""
+    """Read a caption's slots: (kind and word, colour, shape, colour, shape).
+
+    "A below B" and "B above A" describe the same pictures and have the same slots.
+    """
     kind, word, things = parse_caption(caption)
     if word in TURNED:
         word, things = TURNED[word], things[::-1]
@@ -38,16 +48,23 @@ def slots(caption):
 
 
 def train_reader(z, labels, sizes, hidden, epochs=12, batch=512):
-    """A network from z (N, D) to all slots' classes side by side, trained on labels (N, 5); sizes: how many classes each slot has."""
+    """Train a network from z (N, D) to the classes of all slots, side by side.
+
+    labels: (N, 5); sizes: how many classes each slot has; hidden: widths of hidden layers.
+    """
     torch.manual_seed(0)
     widths = [z.shape[1], *hidden, sum(sizes)]
-    layers = [layer for a, b in zip(widths, widths[1:]) for layer in (nn.Linear(a, b), nn.SiLU())][:-1]
-    reader, steps = nn.Sequential(*layers), epochs * (len(z) // batch)
+    layers = []
+    for a, b in zip(widths, widths[1:]):
+        layers += [nn.Linear(a, b), nn.SiLU()]
+    reader = nn.Sequential(*layers[:-1])
+    steps = epochs * (len(z) // batch)
     optimizer = torch.optim.AdamW(reader.parameters(), lr=2e-3, weight_decay=1e-4)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(epochs):
         for i in torch.randperm(len(z)).split(batch)[:len(z) // batch]:
-            loss = sum(F.cross_entropy(part, of_slot) for part, of_slot in zip(reader(z[i]).split(sizes, 1), labels[i].T))
+            parts = reader(z[i]).split(sizes, 1)
+            loss = sum(F.cross_entropy(part, slot) for part, slot in zip(parts, labels[i].T))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -62,46 +79,57 @@ def read(reader, z, sizes):
 
 
 def report(name, found, labels, captions):
-    """Prints a line: each slot, all five, all five by kind."""
-    right = found == labels                                                # (N, 5)
+    """Print a line: each slot, all five, all five by kind."""
+    right = found == labels    # (N, 5)
+    every = right.all(1)
     kinds = [parse_caption(caption)[0] for caption in captions]
-    by_kind = [right.all(1)[torch.tensor([k == kind for k in kinds])].float().mean().item() for kind in KINDS]
-    shares = [*right.float().mean(0).tolist(), right.all(1).float().mean().item(), *by_kind]
+    shares = [*right.float().mean(0).tolist(), every.float().mean().item()]
+    for kind in KINDS:
+        shares.append(every[torch.tensor([own == kind for own in kinds])].float().mean().item())
     print(f"{name:<34}" + "".join(f"{share:>10.1%}" for share in shares), flush=True)
 
 
 @torch.no_grad()
-def pictures(model, split, n):
+def embedded(model, split, n):
     """(z_img (n, D), captions) of the first n pictures of a split."""
     table, captions = load_table(CaptionedShapes(split, model.clip.cfg.image_size, 0, n))
-    return torch.cat([model.encode_image(to_float(part)) for part in table.split(500)]), captions
+    z_img = [model.encode_image(to_float(part)) for part in table.split(500)]
+    return torch.cat(z_img), captions
+
+
+def labels_of(captions, words):
+    """Number the slots of captions: (N, 5), by their places in `words`, a list for each slot."""
+    rows = (zip(words, slots(caption)) for caption in captions)
+    return torch.tensor([[column.index(word) for column, word in row] for row in rows])
 
 
 def main():
-    """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, default=Path("runs/tiny"))
     parser.add_argument("--images", type=int, default=60000)
     parser.add_argument("--n", type=int, default=500)
     args = parser.parse_args()
     model = DALLE2.load(args.run, device="cpu")
     whiten = model.decoder.whitening
-    z, captions = pictures(model, "train", args.images)
-    unseen, unseen_captions = pictures(model, "val", args.n)
+    z, captions = embedded(model, "train", args.images)
+    unseen, unseen_captions = embedded(model, "val", args.n)
     z, unseen = whiten(z), whiten(unseen)
     words = [sorted(set(column)) for column in zip(*map(slots, captions))]
     sizes = [len(column) for column in words]
-    labels, expected = (torch.tensor([[column.index(word) for column, word in zip(words, slots(caption))] for caption in some])
-                        for some in (captions, unseen_captions))
-    print(f"{'':<34}" + "".join(f"{key:>10}" for key in ("kind", "colour", "shape", "colour 2", "shape 2", "all", *KINDS)))
-    for name, hidden in (("no hidden layer", ()), ("one of 256", (256,)), ("two of 512", (512, 512))):
+    labels, expected = labels_of(captions, words), labels_of(unseen_captions, words)
+    print(f"{'':<34}" + "".join(f"{column:>10}" for column in COLUMNS))
+    for name, hidden in READERS.items():
         reader = train_reader(z, labels, sizes, hidden)
         report(f"{name}: true z_img", read(reader, unseen, sizes), expected, unseen_captions)
     tokens, z_txt = model.tokens(unseen_captions), model.encode_text(unseen_captions)
     for name, prior in (("the prior", model.prior), ("the autoregressive prior", model.ar_prior)):
         if prior is not None:
-            drawn = prior.sample(tokens, z_txt, generator=torch.Generator().manual_seed(0))
-            report(f"two of 512: {name}'s", read(reader, whiten(drawn), sizes), expected, unseen_captions)
+            generator = torch.Generator().manual_seed(0)
+            sampled = whiten(prior.sample(tokens, z_txt, generator=generator))
+            found = read(reader, sampled, sizes)
+            report(f"two of 512: {name}'s", found, expected, unseen_captions)
 
 
 if __name__ == "__main__":

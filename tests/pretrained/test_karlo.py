@@ -27,15 +27,13 @@ from transformers import CLIPModel, CLIPTextModelWithProjection, CLIPTokenizer, 
 
 import sample
 from mini_dalle2 import configs, pretrained
-from mini_dalle2.clip import CLIP
-from mini_dalle2.decoder import Decoder
 from mini_dalle2.diffusion import make_betas
 from mini_dalle2.pretrained.clip import load_clip
 from mini_dalle2.pretrained.karlo import load_karlo
+from mini_dalle2.pretrained.karlo_models import (
+    KarloCLIP, KarloDecoder, KarloPrior, KarloUpsampler)
 from mini_dalle2.pretrained.tables import fill, to_ours, to_theirs
-from mini_dalle2.prior import DiffusionPrior
 from mini_dalle2.tokenizer import BPETokenizer
-from mini_dalle2.upsampler import Upsampler
 
 KEYS = Path(__file__).parent / "karlo"
 MERGES = Path(importlib.util.find_spec("clip").origin).parent / "bpe_simple_vocab_16e6.txt.gz"
@@ -136,14 +134,14 @@ def filled(model, rows, *theirs):
 
 def our_prior(theirs):
     cfg = small_karlo().prior.model
-    prior = filled(DiffusionPrior(cfg), pretrained.prior_diffusers(cfg), ("", theirs))
+    prior = filled(KarloPrior(cfg), pretrained.prior_diffusers(cfg), ("", theirs))
     prior.whitening.set(theirs.clip_mean[0].detach(), theirs.clip_std[0].detach())
     return prior
 
 
 def our_decoder(projection, unet):
     cfg = small_karlo().decoder.model
-    return filled(Decoder(cfg), pretrained.decoder_diffusers(cfg), ("text_proj.", projection), ("decoder.", unet))
+    return filled(KarloDecoder(cfg), pretrained.decoder_diffusers(cfg), ("text_proj.", projection), ("decoder.", unet))
 
 
 # ---------------------------------------------------------------------------------------------------------------- the same numbers
@@ -211,7 +209,7 @@ def test_the_decoder_is_that_of_diffusers():
 @torch.no_grad()
 def test_the_upsampler_is_that_of_diffusers():
     first, last, cfg = their_upsampler(4), their_upsampler(5), small_karlo().upsampler1.model
-    ours = filled(Upsampler(cfg), pretrained.upsampler_diffusers(cfg), ("super_res_first.", first), ("super_res_last.", last))
+    ours = filled(KarloUpsampler(cfg), pretrained.upsampler_diffusers(cfg), ("super_res_first.", first), ("super_res_last.", last))
     x_t, enlarged = torch.randn(2, 2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     for t, theirs in ((333, first), (0, last)):
         t = torch.full((2,), t)
@@ -294,7 +292,7 @@ def test_a_whole_picture_is_that_of_the_unclip_pipeline(diffusers_folder, their_
             for module, name, size in (("decoder", "decoder_latents", side), ("upsampler", "super_res_latents", 4 * side)):
                 x_T = torch.randn(2, 3, size, size, generator=generator)
                 latents[name] = x_T + 3 * x_T.sign()
-                monkeypatch.setattr(f"mini_dalle2.{module}.randn_like", lambda like, generator, x_T=latents[name]: x_T)
+                monkeypatch.setattr(f"mini_dalle2.{module}.randn", lambda *wanted, x_T=latents[name]: x_T)
         expected = their_pipeline(captions, prior_num_inference_steps=5, decoder_num_inference_steps=4, super_res_num_inference_steps=3,
                                   generator=torch.Generator().manual_seed(seed), output_type="np", **latents).images
         expected = torch.from_numpy(expected).permute(0, 3, 1, 2) * 2 - 1
@@ -344,8 +342,8 @@ def test_with_offloading_each_model_is_brought_and_put_back(diffusers_folder, mo
                             (moves.append((type(self).__name__, method)), plain(self, *args, **rest))[1])
     model.text_to_image("a corgi", progress=False)
     moves = [move for move in moves if move[0] != "GaussianDiffusion"]     # samplers make their own
-    assert moves == [("CLIP", "to"), ("DiffusionPrior", "to"), ("CLIP", "cpu"), ("DiffusionPrior", "cpu"), ("CLIP", "to"), ("Decoder", "to"),
-                     ("CLIP", "cpu"), ("Decoder", "cpu"), ("Upsampler", "to"), ("Upsampler", "cpu")]
+    assert moves == [("KarloCLIP", "to"), ("KarloPrior", "to"), ("KarloCLIP", "cpu"), ("KarloPrior", "cpu"), ("KarloCLIP", "to"), ("KarloDecoder", "to"),
+                     ("KarloCLIP", "cpu"), ("KarloDecoder", "cpu"), ("KarloUpsampler", "to"), ("KarloUpsampler", "cpu")]
     with model.at_work(model.clip):
         model.encode_text("a corgi")                                       # inside, it is there already, and stays
         assert model.here == [model.clip]
@@ -392,9 +390,9 @@ def upsampler_list():
 
 
 @pytest.mark.parametrize("stage, build, table, keys, count", [
-    ("prior", DiffusionPrior, "prior_karlo", lambda: listed("prior"), 1_022_028_544),
-    ("decoder", Decoder, "decoder_karlo", lambda: listed("decoder"), 893_318_086),
-    ("upsampler1", Upsampler, "upsampler_karlo", upsampler_list, 2 * 691_579_523)])
+    ("prior", KarloPrior, "prior_karlo", lambda: listed("prior"), 1_022_028_544),
+    ("decoder", KarloDecoder, "decoder_karlo", lambda: listed("decoder"), 893_318_086),
+    ("upsampler1", KarloUpsampler, "upsampler_karlo", upsampler_list, 2 * 691_579_523)])
 def test_karlos_checkpoints_map_onto_the_preset(stage, build, table, keys, count):
     """With nothing left over on either side, and as many parameters as they have."""
     cfg = getattr(configs.preset("karlo"), stage).model
@@ -407,8 +405,8 @@ def test_karlos_checkpoints_map_onto_the_preset(stage, build, table, keys, count
 
 
 @pytest.mark.parametrize("stage, build, karlo, diffusers", [
-    ("prior", DiffusionPrior, "prior_karlo", "prior_diffusers"), ("decoder", Decoder, "decoder_karlo", "decoder_diffusers"),
-    ("upsampler1", Upsampler, "upsampler_karlo", "upsampler_diffusers"), ("clip", CLIP, "clip_openai", "clip_hf")])
+    ("prior", KarloPrior, "prior_karlo", "prior_diffusers"), ("decoder", KarloDecoder, "decoder_karlo", "decoder_diffusers"),
+    ("upsampler1", KarloUpsampler, "upsampler_karlo", "upsampler_diffusers"), ("clip", KarloCLIP, "clip_openai", "clip_hf")])
 def test_round_trips_are_exact(stage, build, karlo, diffusers):
     """Original names → ours → diffusers' → ours → original names, bit for bit."""
     cfg = getattr(small_karlo(), stage).model
@@ -426,7 +424,7 @@ def test_names_and_layouts_are_those_of_diffusers_converter():
     """From Karlo's names to diffusers' by rules written down apart from our tables: as the public converter moves each tensor."""
     cfg = small_karlo().decoder.model
     rows, unet = pretrained.decoder_karlo(cfg), cfg.unet()
-    ours = dict(random_weights(Decoder(cfg)).named_parameters())
+    ours = dict(random_weights(KarloDecoder(cfg)).named_parameters())
     generator = torch.Generator().manual_seed(0)
     theirs = {name: torch.randn(x.shape, generator=generator) for name, x in to_theirs(rows, ours).items()}
     found = to_theirs(pretrained.decoder_diffusers(cfg), to_ours(rows, theirs, {name: p.shape for name, p in ours.items()}, "it"))
@@ -463,7 +461,7 @@ def test_names_and_layouts_are_those_of_diffusers_converter():
     expected["text_proj.learned_classifier_free_guidance_embeddings"] = theirs["model.cf_param"]
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
     prior = small_karlo().prior.model
-    model = random_weights(DiffusionPrior(prior))
+    model = random_weights(KarloPrior(prior))
     theirs = to_theirs(pretrained.prior_karlo(prior), dict(model.named_parameters()))
     found = to_theirs(pretrained.prior_diffusers(prior), dict(model.named_parameters()))
     x = theirs["model.transformer.resblocks.1.attn.c_qkv.weight"].view(2, 3, 64, 128)

@@ -29,7 +29,7 @@ def box(run, tmp_path_factory):
 
 def test_half_the_size(run, box):
     assert not (box / "sketch.pt").is_file()                               # it lies in the decoder
-    for stage in configs.MODEL_CONFIGS.keys() - {"sketch"}:
+    for stage in configs.MODELS.keys() - {"sketch"}:
         a, b = (load_checkpoint(folder / f"{stage}.pt", stage) for folder in (run, box))
         kept = a.keys() - {"ema", "clip_signature"}
         if stage == "clip":                                                # what redraws pictures stays behind
@@ -63,7 +63,7 @@ def test_pictures_do_not_go_into_the_package(run, box, monkeypatch):
 
 def test_the_card_says_how_to_make_them(run, box):
     card = (box / "README.md").read_text()
-    assert "1234abc" in card and all(f"| {stage} |" in card for stage in configs.MODEL_CONFIGS) and "Not graded" in card
+    assert "1234abc" in card and all(f"| {stage} |" in card for stage in configs.MODELS) and "Not graded" in card
     assert f"| clip | {configs.parameters(pipeline.load_model(box / 'clip.pt')[0]):,} |" in card, "as many parameters as lie in the box"
     assert [shlex.join(words) for words in commands(card)] == (run / "commands.txt").read_text().splitlines()
     args = train.parse(commands(card)[0][2:])

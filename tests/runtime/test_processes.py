@@ -18,7 +18,7 @@ from mini_dalle2.runtime.processes import collect, gather_rows, is_main, rank, w
 from mini_dalle2.runtime.files import read_json
 from mini_dalle2.runtime.files import load_checkpoint, read_metrics
 
-STAGES = list(configs.MODEL_CONFIGS)
+STAGES = list(configs.MODELS)
 
 
 def torchrun(*arguments, script="train.py"):
@@ -114,13 +114,13 @@ def test_as_many_processes_go_on_bit_for_bit(run, tmp_path):
 
 HALVES = """
 import torch
-from mini_dalle2.runtime.processes import like, processes, whole, wrap
+from mini_dalle2.runtime.processes import like, parallel_module, processes, whole
 from mini_dalle2.transformer import Transformer
 def halves():
     torch.manual_seed(0)
     model = Transformer(2, 16, 2)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    wrap(model, shard=True)
+    parallel_module(model, shard=True)
     for name, p in model.named_parameters():
         assert p.to_local().numel() * 2 == p.numel() and torch.equal(whole(p), before[name])
         assert torch.equal(like(before[name], p).to_local(), p.to_local())
@@ -157,7 +157,7 @@ def test_sharded_weights_train_as_whole_ones(run, tmp_path):
 @pytest.mark.parametrize("script, arguments, said", [
     ("train.py", ["--decoder.lrr=1"], "train.py: there is no setting --decoder.lrr; the closest is --decoder.lr"),
     ("train.py", ["--clip.shard=true"], "train.py: clip.shard must be false: CLIP's temperature is a single number, which fully_shard cannot divide"),
-    ("train.py", [*SMALL, "--clip.batch_size=15"], "train.py: --clip.batch_size=15 cannot be divided among 2 processes, 1 parts each"),
+    ("train.py", [*SMALL, "--clip.batch_size=15"], "train.py: --clip.batch_size=15 must be a multiple of processes × accumulate (2 × 1)"),
     ("sample.py", ["text", ""], "sample.py: there is no run folder "),
     ("mini_dalle2.evaluate", [], "evaluate: there is no run folder ")])
 def test_mistakes_are_said_once(script, arguments, said, tmp_path):
@@ -186,9 +186,9 @@ def numbers(found):
     return [n for value in found for n in numbers(value)] if isinstance(found, list) else [found] * isinstance(found, (int, float))
 
 
-def test_two_processes_find_what_one_finds(run, tmp_path):
-    """The evaluation: a judge trained, pictures inverted and drawn by both, the same files and findings, and the second time nothing to do."""
-    folders, asked = [shutil.copytree(run, tmp_path / name) for name in ("one", "two")], ["--only", "variations", "--n", "16"]
+def test_two_processes_find_what_one_finds(judged, tmp_path):
+    """The evaluation: pictures inverted and sampled by both, the same files and findings, and the second time nothing to do."""
+    folders, asked = [shutil.copytree(judged, tmp_path / name) for name in ("one", "two")], ["--only", "variations", "--n", "16"]
     assert evaluate.main(["--run", str(folders[0]), *asked, "--device=cpu"]) == 0
     two = torchrun("--run", folders[1], *asked, script="mini_dalle2.evaluate")
     assert two.returncode == 0 and two.stdout.count("the report: ") == 1, two.stderr[-3000:]
@@ -198,6 +198,6 @@ def test_two_processes_find_what_one_finds(run, tmp_path):
     assert findings[1] == pytest.approx(findings[0], rel=1e-3, abs=1e-3) and len(findings[0]) > 20
     for one in folders[0].glob("evaluate/cache-*/*.pt"):
         a, b = (load_checkpoint(folders[i] / one.relative_to(folders[0]))["made"].float() for i in (0, 1))
-        assert a.shape == b.shape and (a - b).abs().max() <= (2 if "draw" in one.name else 1e-3)
+        assert a.shape == b.shape and (a - b).abs().max() <= (2 if "sampled" in one.name else 1e-3)
     again = torchrun("--run", folders[1], *asked, script="mini_dalle2.evaluate")
     assert again.returncode == 0 and "variations: " not in again.stdout

@@ -4,19 +4,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from conftest import lively, three_words
+import train                                               # the script at the top level
+from conftest import ToyRun, ToyStage, lively, three_words
 from mini_dalle2 import configs
 from mini_dalle2.runtime.noise import Share, draw_rows, rows_of
-from mini_dalle2.training.run import networks
 from mini_dalle2.configs import TrainConfig
 from mini_dalle2.runtime.files import read_metrics
-from mini_dalle2.training.state import Objective, Streams, fit, make_optimizer
+from mini_dalle2.training.state import Objective, Streams, make_optimizer, network_options
 from mini_dalle2.transformer import attention, attention_by_hand
-from mini_dalle2.unet import norm
+from mini_dalle2.unet import GroupNorm
 from mini_dalle2.training import overrides
 
 MICRO, B = configs.preset("micro"), 8
-DIFFUSION = [stage for stage in configs.MODEL_CONFIGS if stage != "clip"]
+DIFFUSION = [stage for stage in configs.MODELS if stage != "clip"]
 
 
 def example(stage):
@@ -46,7 +46,7 @@ def gradients(stage, **settings):
     model, batch, loss_fn = example(stage)
     cfg = TrainConfig(**settings)
     model.train()
-    with networks(model, cfg):
+    with network_options(model, cfg):
         loss = Objective(model, loss_fn, cfg.dtype == "bf16")(batch, torch.Generator().manual_seed(2))
         loss.backward()
     return loss.item(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -72,7 +72,8 @@ def test_parts_of_a_batch_give_its_losses(stage, tmp_path):
         model, batch, loss_fn = example(stage)
         cfg = TrainConfig(steps=3, batch_size=B, warmup=0, lr=1e-3, log_every=1, accumulate=parts)
         (tmp_path / str(parts)).mkdir()
-        fit(stage, model, lambda generator, step: [rows_of(x, generator) for x in batch], loss_fn, cfg, tmp_path / str(parts), lambda weights: {})
+        toy = ToyStage(stage, model, cfg, lambda data, step: [rows_of(x, data) for x in batch], loss_fn)
+        train.train(ToyRun(tmp_path / str(parts)), toy)
         losses.append([line["loss"] for line in read_metrics(tmp_path / str(parts))])
         streams.append(torch.load(tmp_path / str(parts) / f"{stage}.resume.pt", weights_only=True)["streams"])
     assert losses[1] == pytest.approx(losses[0], rel=1e-5, abs=1e-5)
@@ -90,7 +91,7 @@ def test_parts_that_cannot_be_are_refused():
         overrides.override(MICRO, ["--prior.dtype=fp8"])
 
 
-@pytest.mark.parametrize("stage", configs.MODEL_CONFIGS)
+@pytest.mark.parametrize("stage", configs.MODELS)
 def test_gradient_checkpointing_changes_no_bit(stage):
     (loss, plain), (again, recomputed) = gradients(stage), gradients(stage, recompute=True)
     assert loss == again and plain.keys() == recomputed.keys()
@@ -103,14 +104,14 @@ def test_gradient_checkpointing_sees_the_same_dropout():
         torch.manual_seed(0)
         model = lively(configs.build(overrides.override(MICRO, ["--decoder.dropout=0.5"]).decoder.model), 0.05).train()
         _, batch, loss_fn = example("decoder")
-        with networks(model, TrainConfig(recompute=recompute)):
+        with network_options(model, TrainConfig(recompute=recompute)):
             torch.manual_seed(4)
             loss_fn(model, batch, torch.Generator().manual_seed(2)).backward()
         results.append([p.grad for p in model.parameters() if p.requires_grad])
     assert all(torch.equal(a, b) for a, b in zip(*results))
 
 
-@pytest.mark.parametrize("stage", configs.MODEL_CONFIGS)
+@pytest.mark.parametrize("stage", configs.MODELS)
 def test_bf16_gives_the_losses_within_its_precision(stage):
     """bfloat16 has 8 bits: 0.4 %. Weights and their gradients stay in float32."""
     (loss, plain), (short, rounded) = gradients(stage), gradients(stage, dtype="bf16")
@@ -150,7 +151,7 @@ def test_group_norm_of_a_cpu_is_taken_in_float32(dtype, monkeypatch):
     taken, group_norm = [], F.group_norm
     monkeypatch.setattr(F, "group_norm", lambda x, *rest: taken.append(x.dtype) or group_norm(x, *rest))
     g = torch.Generator().manual_seed(0)
-    layer = norm(16, 4)
+    layer = GroupNorm(4, 16)
     torch.nn.init.normal_(layer.weight, generator=g)
     assert layer.state_dict().keys() == torch.nn.GroupNorm(4, 16).state_dict().keys()
     x, inner = torch.randn(3, 16, 8, 8, generator=g).to(dtype).requires_grad_(), torch.float64 if dtype == torch.float64 else torch.float32
@@ -170,7 +171,7 @@ def test_compiled_gives_the_losses(stage):
     a, b = (torch.cat([g[name].flatten() for name in plain]) for g in (plain, compiled))
     assert F.cosine_similarity(a, b, dim=0) > 0.9999
     model, _, _ = example(stage)
-    with networks(model, TrainConfig(compile=True)):
+    with network_options(model, TrainConfig(compile=True)):
         pass
     assert all("forward" not in vars(module) for module in model.modules())        # afterwards it is as it was
 

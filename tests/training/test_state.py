@@ -17,9 +17,10 @@ from mini_dalle2.training import state
 from mini_dalle2.configs import TrainConfig
 from mini_dalle2.runtime.files import load_checkpoint, read_metrics
 from mini_dalle2.training.log import Interrupt
-from mini_dalle2.training.state import EMA, Streams, backward, fit, lr_at, make_optimizer
+from mini_dalle2.training.state import EMA, Streams, lr_at, make_optimizer, sam_backward
 
-from conftest import ROOT
+import train                                               # the script at the top level
+from conftest import ROOT, ToyRun, ToyStage
 
 
 class Toy(nn.Module):
@@ -41,7 +42,7 @@ def toy_batch(generator, step=0):
 
 
 def toy_loss(model, batch, generator):
-    """What `fit` calls."""
+    """What the loop calls."""
     return model.loss(*batch, generator)
 
 
@@ -49,7 +50,7 @@ def run_toy(run, cfg, resume=False, loss_fn=toy_loss, draw=toy_batch, width=8):
     """Trains a Toy into the folder `run`."""
     run.mkdir(exist_ok=True)
     torch.manual_seed(3)
-    return fit("toy", Toy(width), draw, loss_fn, cfg, run, lambda weights: {"config": {"a": 1}}, resume)[0]
+    return train.train(ToyRun(run, resume), ToyStage("toy", Toy(width), cfg, draw, loss_fn))
 
 
 def states_equal(a, b):
@@ -118,18 +119,20 @@ def test_sam_gradient_on_a_quadratic():
     start = torch.tensor([1.0, -2.0, 0.5])
     u, v = nn.Parameter(start[:1].clone()), nn.Parameter(start[1:].clone())
 
-    def loss():
+    def loss(batch, noise):
         w = torch.cat([u, v])
         return 0.5 * w @ a @ w
 
-    value = backward([u, v], loss, Streams("cpu"), rho=0.1)
+    streams = Streams("cpu")
+    value = sam_backward(loss, [u, v], None, streams, streams.noise, rho=0.1)
     g = a @ start
     expected = a @ (start + 0.1 * g / g.norm())
     assert value.item() == pytest.approx((0.5 * start @ a @ start).item())  # the loss is that at w
     assert torch.allclose(torch.cat([u.grad, v.grad]), expected, atol=1e-6)
     assert torch.equal(torch.cat([u, v]).detach(), start)                  # and w is where it was, to the bit
     u.grad = v.grad = None
-    backward([u, v], loss, Streams("cpu"))
+    # Without SAM, as the loop does it.
+    loss(None, streams.noise).backward()
     assert torch.allclose(torch.cat([u.grad, v.grad]), g)
 
 
@@ -137,12 +140,12 @@ def test_sam_sees_the_same_noise_twice():
     model, streams, seen = Toy(), Streams("cpu", seed=5), []
     x, y = toy_batch(streams.data)
 
-    def loss():
-        noise = torch.randn(3, generator=streams.noise)
+    def loss(batch, generator):
+        noise = torch.randn(3, generator=generator)
         seen.append((noise, torch.rand(3)))                                # one of each stream: ours, and torch's own
-        return model.loss(x, y, streams.noise)
+        return model.loss(*batch, generator)
 
-    backward(list(model.parameters()), loss, streams, rho=0.05)
+    sam_backward(loss, list(model.parameters()), (x, y), streams, streams.noise, rho=0.05)
     (noise_1, own_1), (noise_2, own_2) = seen
     assert torch.equal(noise_1, noise_2) and torch.equal(own_1, own_2)
 
@@ -173,7 +176,7 @@ def test_only_matrices_decay():
 
 # ---------------------------------------------------------------------------------------------------------------- the loop
 
-def test_fit_learns_and_leaves_its_files(tmp_path):
+def test_the_loop_learns_and_leaves_its_files(tmp_path):
     def easy(generator, step):
         x = torch.randn(16, 4, generator=generator)
         return x, x[:, :1]
@@ -187,7 +190,7 @@ def test_fit_learns_and_leaves_its_files(tmp_path):
     assert not model.training
     saved = load_checkpoint(tmp_path / "toy.pt")
     assert saved["step"] == saved["steps"] == 200 and saved["config"] == {"a": 1} and "optimizer" not in saved
-    assert states_equal(saved["ema"], model.state_dict())                  # what fit returns are the averaged weights
+    assert states_equal(saved["ema"], model.state_dict())                  # what the loop returns are the EMA weights
     assert not list(tmp_path.glob("*.tmp"))
 
 
@@ -293,17 +296,19 @@ def test_not_finite_lists_the_examples(tmp_path):
         x, y = toy_batch(generator)
         return x, y * float("nan") if step == 6 else y                     # the 7th step
 
-    def train(draw, resume):
-        fit("toy", Toy(), draw, toy_loss, TrainConfig(steps=12, warmup=0, save_every=4, log_every=4), tmp_path, lambda weights: {}, resume,
-            indices=lambda step: torch.arange(3) + 100 * step)
+    def train_on(draw, resume):
+        cfg = TrainConfig(steps=12, warmup=0, save_every=4, log_every=4)
+        stage = ToyStage("toy", Toy(), cfg, draw, toy_loss)
+        stage.indices = lambda step: torch.arange(3) + 100 * step
+        train.train(ToyRun(tmp_path, resume), stage)
 
     with pytest.raises(FloatingPointError, match=r"toy: loss nan.* at step 7 \(its examples are listed in .*toy\.not_finite\.json\)"):
-        train(draw, resume=False)
+        train_on(draw, resume=False)
     found = json.loads((tmp_path / "toy.not_finite.json").read_text())
     assert found == {"stage": "toy", "step": 7, "loss": "nan", "grad_norm": "nan", "indices": [600, 601, 602]}
     saved = load_checkpoint(tmp_path / "toy.resume.pt")
     assert saved["step"] == 4 and all(torch.isfinite(v).all() for v in saved["model"].values())
-    train(toy_batch, resume=True)
+    train_on(toy_batch, resume=True)
     assert load_checkpoint(tmp_path / "toy.pt")["step"] == 12 and not (tmp_path / "toy.not_finite.json").exists()
 
 

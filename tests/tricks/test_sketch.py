@@ -9,14 +9,14 @@ from conftest import lively, three_words
 from test_train import call, copy_of
 
 from mini_dalle2 import configs
-from mini_dalle2.decoder import Decoder, DecoderConfig
 from mini_dalle2.pipeline import load_model
 from mini_dalle2.tricks.sketch import Sketch, SketchConfig
+from mini_dalle2.tricks.sketched import SketchedDecoder, SketchedDecoderConfig
 from mini_dalle2.runtime.files import load_checkpoint
 from mini_dalle2.training import overrides
 
 EOT, L, D = 20, 6, 12
-SHOWN = DecoderConfig(image_size=8, clip_dim=D, model_channels=16, channel_mult=(1,), num_res_blocks=1, attn_resolutions=(), head_dim=8,
+SHOWN = SketchedDecoderConfig(image_size=8, clip_dim=D, model_channels=16, channel_mult=(1,), num_res_blocks=1, attn_resolutions=(), head_dim=8,
                       norm_groups=8, vocab_size=30, context_length=L, eot_id=EOT, text_width=16, text_layers=1, text_heads=2,
                       sketch=True, sketch_width=24, sketch_layers=2)
 
@@ -24,7 +24,7 @@ SHOWN = DecoderConfig(image_size=8, clip_dim=D, model_channels=16, channel_mult=
 def decoder(seed=0):
     """A small decoder that is shown sketches, lively."""
     torch.manual_seed(seed)
-    return lively(Decoder(SHOWN), 0.1)
+    return lively(SketchedDecoder(SHOWN), 0.1)
 
 
 def batch(n, seed=1):
@@ -130,7 +130,7 @@ def test_runs_from_before_there_were_sketches_are_read():
 def test_decoders_from_before_there_were_sketches_are_read(run, tmp_path):
     """Their checkpoints do not name the settings of sketches."""
     config = asdict(overrides.override(configs.preset("micro"), ["--decoder.sketch=false"]).decoder.model)
-    model = Decoder(DecoderConfig(**config))
+    model = SketchedDecoder(SketchedDecoderConfig(**config))
     for name in ("sketch", "sketch_width", "sketch_layers"):
         del config[name]
     torch.save(load_checkpoint(run / "decoder.pt") | {"model_config": config, "ema": model.state_dict()}, tmp_path / "decoder.pt")

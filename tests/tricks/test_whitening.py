@@ -54,7 +54,7 @@ def test_noise_is_no_wider_than_the_spread():
     assert whitening.spread.min() < 1e-3 and torch.allclose(whitening.spread, whitening(z).std(0), rtol=2e-3, atol=1e-5)   # n, n − 1
     noise, level = torch.randn(500, 12, generator=torch.Generator().manual_seed(5)), torch.full((500, 1), 0.3)
     level[250:] = 100.0
-    added = whitening(whitening.spoil(z, noise, level)) - whitening(z)
+    added = whitening(whitening.add_noise(z, noise, level)) - whitening(z)
     for rows, width in ((slice(250), whitening.spread.clamp(max=0.3)), (slice(250, 500), whitening.spread)):
         assert torch.allclose(added[rows], noise[rows] * width, atol=1e-4)
 

@@ -1,0 +1,60 @@
+"""Pictures that a command reads and writes: one sentence for a file that cannot be used.
+
+Read next: commands.py.
+"""
+
+import re
+from pathlib import Path
+
+from PIL import Image
+
+
+def open_picture(path):
+    """Read a picture from a file: PIL image, all of its pixels in memory.
+
+    Raises FileNotFoundError for a missing file, ValueError for a file that Pillow cannot read.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no picture {path}")
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image
+    except Exception as error:
+        # Pillow raises half a dozen types for a damaged file.
+        raise ValueError(
+            f"{path} cannot be read as a picture ({type(error).__name__})") from None
+
+
+def single_file(path, row, column):
+    """Return the file of one picture of a grid: FILE-ROW-COLUMN.png beside FILE.png."""
+    return path.with_name(f"{path.stem}-{row}-{column}.png")
+
+
+def check_out(path, inputs, singles=False):
+    """Raise ValueError unless a picture can be written to `path` without losing an input picture.
+
+    A command asks this before it works, because afterwards would be too late.
+    inputs: paths of the input pictures. singles: whether the pictures of a grid are written too.
+    """
+    for other in map(Path, inputs):
+        is_out = other.resolve() == path.resolve()
+        is_beside = other.resolve().parent == path.resolve().parent
+        looks_single = re.fullmatch(re.escape(path.stem) + r"-\d+-\d+\.png", other.name)
+        if is_out or (singles and is_beside and looks_single):
+            raise ValueError(
+                f"--out {path} would overwrite the input picture {other}: choose another --out")
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"--out {path}: pictures are written as .png")
+    # atomic_open writes to this file first.
+    probe = path.with_name(path.name + ".tmp")
+    try:
+        if path.is_dir():
+            raise ValueError(f"--out {path} is a folder: name a file in it")
+        if not path.parent.is_dir():
+            raise ValueError(f"--out {path}: there is no folder {path.parent}")
+        probe.open("wb").close()
+        # Another process may have removed it already.
+        probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out {path} cannot be written: {error.strerror}") from None

@@ -1,0 +1,265 @@
+"""sample.py: each verb writes its grid, and each mistake is one sentence."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+# The script at the top level.
+import sample
+from mini_dalle2 import DALLE2
+from mini_dalle2.prior import DiffusionPrior
+from pictures import CAPTIONS, half_mask, pixels, val_picture
+
+
+def command(capsys, *arguments):
+    """The exit code, and what sample.py itself wrote to standard error."""
+    code = sample.main([str(a) for a in arguments])
+    return code, [
+        line for line in capsys.readouterr().err.splitlines() if line.startswith("sample.py")
+    ]
+
+
+def test_command_writes_a_grid_and_singles(run, tmp_path, capsys):
+    code, errors = command(
+        capsys,
+        "text",
+        *CAPTIONS[:2],
+        "--run",
+        run,
+        "--n",
+        2,
+        "--out",
+        tmp_path / "grid.png",
+        "--singles",
+    )
+    assert (code, errors) == (0, [])
+    singles = [f"grid-{i}-{j}.png" for i in (1, 2) for j in (1, 2)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*singles, "grid.png"]
+    with Image.open(tmp_path / "grid-2-1.png") as image:
+        assert image.size == (64, 64)
+
+
+VERBS = [
+    ["variations", "a.png", "--n=2"],
+    ["interpolate", "a.png", "b.png", "--n=3"],
+    ["interpolate", "a.png", "b.png", "--fixed-noise"],
+    ["textdiff", "a.png", "a red circle", "a blue circle", "--theta", "0", "0.3"],
+    ["inpaint", "a.png", "mask.png", "two cyan rings"],
+    ["reconstruct", "a.png"],
+    ["reconstruct", "a.png", "--components", "1", "3"],
+    ["classify", "a.png", *CAPTIONS],
+    ["text", CAPTIONS[0], "--prior=ar", "--n=1", "--rerank=3"],
+]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The working folder, with pictures and masks to be named."""
+    monkeypatch.chdir(tmp_path)
+    picture = val_picture(1)
+    picture.save("a.png")
+    val_picture(2).save("b.png")
+    half_mask().save("mask.png")
+    half_mask(32).save("small.png")
+    picture.resize((90, 50)).save("wide.jpg")
+    (tmp_path / "broken.png").write_bytes((tmp_path / "a.png").read_bytes()[:200])
+    return tmp_path
+
+
+@pytest.mark.parametrize("arguments", VERBS, ids=" ".join)
+def test_each_verb_writes_one_labelled_grid(run, folder, capsys, arguments):
+    assert sample.main([*arguments, "--run", str(run), "--out", "grid.png"]) == 0
+    said = capsys.readouterr().out
+    assert "grid.png" in said and "note" not in said
+    with Image.open("grid.png") as grid:
+        assert grid.width > 64 and grid.height > 64
+
+
+def test_pictures_of_another_size_are_fitted_and_the_person_told(run, folder, capsys):
+    assert (
+        sample.main(
+            ["variations", "wide.jpg", "--n=1", "--run", str(run), "--out", "grid.png", "--singles"]
+        )
+        == 0
+    )
+    assert (
+        "wide.jpg has 90 x 50 pixels; its central square is taken at 64 x 64"
+        in capsys.readouterr().out
+    )
+    with Image.open("grid-1-1.png") as drawn:
+        assert drawn.size == (64, 64)
+    assert (
+        sample.main(
+            ["variations", "a.png", "--n=2", "--run", str(run), "--out", "grid.png", "--stage=base"]
+        )
+        == 0
+    )
+    said = capsys.readouterr().out
+    assert "taken at 16 x 16" in said and "2 pictures of 16 pixels" in said
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["variations", "a.png", "--n=1"],
+        ["inpaint", "a.png", "mask.png", "two cyan rings", "--n=1"],
+        ["interpolate", "a.png", "b.png", "--n=2"],
+        ["text", "a red circle", "--n=1"],
+        ["textdiff", "a.png", "a red circle", "a blue circle", "--theta", "0.3"],
+    ],
+    ids=lambda a: a[0],
+)
+def test_each_verb_obeys_its_seed(run, folder, arguments):
+    drawn = []
+    for i, seed in enumerate((1, 1, 2)):
+        assert (
+            sample.main(
+                [
+                    *arguments,
+                    "--run",
+                    str(run),
+                    "--out",
+                    f"{i}.png",
+                    "--singles",
+                    "--seed",
+                    str(seed),
+                ]
+            )
+            == 0
+        )
+        with Image.open(f"{i}-1-1.png") as image:
+            drawn.append(pixels(image.convert("RGB")))
+    assert np.array_equal(drawn[0], drawn[1]) and not np.array_equal(drawn[0], drawn[2])
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["variations", "nowhere.png"], "there is no picture nowhere.png"),
+        (["variations", "broken.png"], "broken.png cannot be read"),
+        (
+            ["inpaint", "a.png", "small.png", "two cyan rings"],
+            "the mask has 32 x 32 pixels, the image 64 x 64",
+        ),
+        (["inpaint", "a.png", "nowhere.png", "two cyan rings"], "there is no picture nowhere.png"),
+        (["classify", "a.png"], "CAPTION"),
+        (["variations", "a.png", "--eta=2"], "--eta 2"),
+        (["interpolate", "a.png", "b.png", "--n=1"], "at least two"),
+        (["textdiff", "a.png", "a red circle", "a blue circle", "--theta", "3"], "theta"),
+        (["textdiff", "a.png", "a red circle"], "TARGET"),
+        (["reconstruct", "a.png", "--components", "1000"], "components"),
+        (["text", "a circle", "--rerank=2"], "rerank"),
+        (["text", "a circle", "--rerank=1001"], "--rerank 1001"),
+        (["text", "a circle", "--rerank=0"], "--rerank 0"),
+        (["text", "a circle", "--prior=none"], "prior"),
+    ],
+)
+def test_mistakes_with_pictures_are_one_sentence(run, folder, capsys, arguments, said):
+    before = sorted(path.name for path in folder.iterdir())
+    code, errors = command(capsys, *arguments, "--run", run, "--out", "grid.png")
+    assert code == 2 and len(errors) == 1 and said in errors[0]
+    assert sorted(path.name for path in folder.iterdir()) == before
+
+
+def test_a_picture_given_is_not_written_over(run, folder, capsys):
+    before = (folder / "mask.png").read_bytes()
+    code, errors = command(
+        capsys,
+        "inpaint",
+        "a.png",
+        "mask.png",
+        "a circle",
+        "--run",
+        run,
+        "--out",
+        folder / "mask.png",
+    )
+    assert code == 2
+    assert "would overwrite the input picture" in errors[0]
+    assert (folder / "mask.png").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["text", "", "--out", "x.png"],
+        ["text", "a circle", "--out", "x.gif"],
+        ["text", "a circle", "--n", "0"],
+        ["text", "a circle", "--n", "two"],
+        ["text"],
+        ["paint", "a circle"],
+        ["text", "a circle", "--colour", "red"],
+        ["text", "word " * 200],
+    ],
+)
+def test_mistakes_are_one_sentence_and_exit_code_2(run, tmp_path, capsys, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    code, errors = command(capsys, *arguments, *(["--run", run] if len(arguments) > 1 else []))
+    assert code == 2 and len(errors) == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--n=0"], "--n 0"),
+        (["--sketches=0"], "--sketches 0"),
+        (["--n=-3"], "--n -3"),
+        (["--n=1000000000"], "from 1 to 1000"),
+        (["--seed=-1"], "--seed -1"),
+        (["--seed=9223372036854775808"], "--seed 9223372036854775808"),
+        (["--seed=1.5"], "invalid int"),
+        (["--steps=0"], "sampling steps"),
+        (["--guidance=-1"], "guidance"),
+        (["--out=nowhere/x.png"], "there is no folder nowhere"),
+        (["--out=x.tiff"], "written as .png"),
+        (["--out=x"], "written as .png"),
+        (["--out=folder.png"], "is a folder"),
+        (["--out=file/x.png"], "there is no folder file"),
+        (["--out=/proc/x.png"], "/proc"),
+        (["--out=" + "x" * 300 + ".png"], "cannot be written"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_drawn(
+    run, tmp_path, capsys, monkeypatch, arguments, said
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(
+        DiffusionPrior, "sample", lambda *_, **__: pytest.fail("it was drawing already")
+    )
+    before = sorted(run.iterdir())
+    code, errors = command(capsys, "text", "a circle", "--run", run, *arguments)
+    assert code == 2 and len(errors) == 1 and said in errors[0]
+    assert sorted(run.iterdir()) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.png"]
+
+
+def out_of_gpu_memory():
+    raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+
+@pytest.mark.parametrize(
+    "failure", [lambda: torch.empty(2**55), lambda: bytearray(2**55), out_of_gpu_memory]
+)
+def test_too_little_memory_is_one_sentence(run, tmp_path, capsys, monkeypatch, failure):
+    monkeypatch.setattr(DALLE2, "base", lambda *_, **__: failure())
+    code, errors = command(capsys, "text", "a circle", "--run", run, "--out", tmp_path / "x.png")
+    assert code == 2 and len(errors) == 1 and "--n" in errors[0] and "--stage base" in errors[0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_failures_are_not_hidden(run, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(DALLE2, "base", fail)
+    with pytest.raises(RuntimeError, match="shapes"):
+        sample.main(["text", "a circle", "--run", str(run), "--out", str(tmp_path / "x.png")])
+
+
+def test_no_run_is_one_sentence_too(tmp_path, capsys):
+    code, errors = command(capsys, "text", "a circle", "--run", tmp_path / "nowhere")
+    assert code == 2 and len(errors) == 1 and "train.py" in errors[0]
