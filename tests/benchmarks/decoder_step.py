@@ -20,9 +20,8 @@ from torch import nn
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parent)]
 from measuring import DTYPES, MatmulRate, flops, resident, timed           # noqa: E402
-from mini_dalle2.configs import PRESETS, preset          # noqa: E402
+from mini_dalle2.configs import PRESETS, build, preset          # noqa: E402
 from mini_dalle2.runtime.commands import Parser, sentence          # noqa: E402
-from mini_dalle2.decoder import Decoder          # noqa: E402
 from mini_dalle2.runtime.device import machine_memory          # noqa: E402
 from mini_dalle2.runtime.device import out_of_memory          # noqa: E402
 from mini_dalle2.configs import TrainConfig          # noqa: E402
@@ -41,7 +40,7 @@ def batch_of(cfg, n, device):
 def flops_of(cfg, n):
     """FLOPs of loss and gradient for n pictures, without computing them."""
     with torch.device("meta"):
-        model = Decoder(cfg)
+        model = build(cfg)
         return flops(lambda: model.loss(*batch_of(cfg, n, "meta")).backward())
 
 
@@ -50,7 +49,7 @@ def measure(cfg, train, n, device, steps):
     rate = MatmulRate(device, train.dtype)
     before = resident("VmRSS")
     with torch.device(device):
-        model = Decoder(cfg)
+        model = build(cfg)
     model.to(memory_format=torch.channels_last)
     batch, generator, found = batch_of(cfg, n, device), torch.Generator(device).manual_seed(0), []
     objective = Objective(model, lambda model, batch, generator: model.loss(*batch, generator=generator), train.dtype == "bf16")
@@ -101,7 +100,7 @@ def main(argv=None):
         cfg, n = stage.model, args.batch or stage.train.batch_size
         train = TrainConfig(ema=stage.train.ema, grad_clip=stage.train.grad_clip, dtype=args.dtype, compile=args.compile, recompute=args.recompute)
         with torch.device("meta"):
-            weights = sum(p.numel() for p in Decoder(cfg).parameters())
+            weights = sum(p.numel() for p in build(cfg).parameters())
         there = torch.cuda.mem_get_info(args.device)[0] if args.device.type == "cuda" else machine_memory()
         needed = 5 * 4 * weights                                           # weights, gradients, AdamW's two averages, the averaged weights
         if needed > there:
