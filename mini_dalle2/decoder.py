@@ -200,8 +200,7 @@ class Decoder(nn.Module):
         x_t = self.diffusion.q_sample(images, t, noise)
         raw = self(x_t, t, condition)
         losses = self.diffusion.loss(
-            raw, images, x_t, t, noise, cfg.objective, cfg.weighting, learned_variance=True,
-            vlb_weight=cfg.vlb_weight)
+            raw, images, x_t, t, noise, cfg.objective, cfg.weighting, vlb_weight=cfg.vlb_weight)
         return losses.mean()
 
     def denoiser(self, z_img, tokens, guidance=1.0, clip=1.0):

@@ -31,6 +31,10 @@ def test_lines_are_narrow():
     assert width <= 100 and wide <= 0.02
 
 
+def test_functions_take_few_parameters():
+    assert measure.most_parameters(FILES)[0] <= 8
+
+
 def test_decoder_config_is_small():
     assert len(dataclasses.fields(DecoderConfig)) <= 28
 
