@@ -150,13 +150,14 @@ def tree(text):
     """The files that README's tree names, as paths relative to the top: set of str."""
     block = text.split("## The files", 1)[1].split("```\n", 2)[1]
     found = set()
+    folder = ""
     for line in block.splitlines():
         depth = (len(line) - len(line.lstrip())) // 2
         first = line.split()[0]
-        parents = [] if depth == 0 else ["mini_dalle2"] if depth == 1 else ["mini_dalle2", folder]
         if first.endswith("/") and depth == 1:
             folder = first.rstrip("/")
-            parents = ["mini_dalle2", folder]
+            depth = 2
+        parents = [[], ["mini_dalle2"], ["mini_dalle2", folder]][depth]
         found |= {"/".join([*parents, name]) for name in re.findall(r"\b\w+\.py\b", line)}
     return found
 
