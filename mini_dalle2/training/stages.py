@@ -14,6 +14,7 @@ References: unCLIP (2204.06125) §2 and App. C.
 Read next: run.py for what the stages share, figures.py for the pictures.
 """
 
+import abc
 import functools
 from dataclasses import asdict
 
@@ -81,7 +82,7 @@ class BatchOrder:
 
 # ---------------------------------------------------------------------------- what all stages do
 
-class TrainingStage:
+class TrainingStage(abc.ABC):
     """One model of a run, and what it learns from. Subclasses say what is special about theirs."""
 
     def __init__(self, run, name):
@@ -95,16 +96,16 @@ class TrainingStage:
         self.cfg = getattr(self.config, self.base).train
         self.indices = None
 
+    @abc.abstractmethod
     def load(self):
         """Load the pictures, embeddings and tokens that `batch` needs, and set `indices`."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def batch(self, data, step):
         """The batch of a 0-based step, or this process's share of one.
 
         data: a random stream on the CPU, or a Share of one, for crops and the like.
         """
-        raise NotImplementedError
 
     def loss(self, model, batch, noise):
         """The loss of a batch; noise: a random stream on the model's device, or a Share of one."""
@@ -113,9 +114,9 @@ class TrainingStage:
     def prepare(self, model):
         """Put in what is fixed before the training, such as measures of the embeddings."""
 
+    @abc.abstractmethod
     def picture(self, model):
         """Write NAME.png, which shows what the model has learned. Print a line about it."""
-        raise NotImplementedError
 
     def order(self, n):
         """The order in which the steps go through n examples."""
