@@ -98,7 +98,7 @@ class Codes(nn.Module):
         return self.most if self.kept.is_meta else int(self.kept)
 
     @torch.no_grad()
-    def fit(self, z, error):
+    def find_components(self, z, error):
         """Measure z (N, D); keep the fewest coordinates that lose at most `error` of the variance.
 
         Never keeps more than `most`. Returns K, the share of the variance lost with the other
@@ -215,7 +215,7 @@ class ARPrior(nn.Module):
         That is the codes and the quantiles of z_img·z_txt. Returns the share of the variance that
         the codes leave out.
         """
-        kept, lost, rounded = self.codes.fit(z_img, self.cfg.pca_error)
+        kept, lost, rounded = self.codes.find_components(z_img, self.cfg.pca_error)
         print(f"ar_prior: {kept} of {self.cfg.clip_dim} components leave out {lost:.2%} of the "
               f"variance, {rounded:.2%} with the rounding to {self.cfg.buckets} buckets")
         dots = (z_img * z_txt).sum(-1).sort().values                       # (N,)

@@ -210,8 +210,12 @@ def changed(config, values):
     for (section, inner), new in grouped.items():
         part = parts.get(section, getattr(config, section))
         try:
-            if inner:
-                new = {inner: replace(getattr(part, inner), **new)}
+            if inner == "model":
+                model = replace(part.model, **new)
+                # Without any of its tricks a configuration is the paper's.
+                new = {"model": model_config(section, asdict(model))}
+            elif inner == "train":
+                new = {"train": replace(part.train, **new)}
             parts[section] = replace(part, **new)
         except ValueError as error:
             raise ValueError(f"{section}: {error}") from None

@@ -159,13 +159,13 @@ class Decoder(nn.Module):
 
     def read(self, tokens, keep=None):
         """Read captions, tokens (B, L): states (B, L, W) and what is added to emb, (B, E)."""
-        states = self.ln_final(self.transformer(self.caption(tokens, keep)))               # (B, L, W)
+        states = self.ln_final(self.transformer(self.caption(tokens, keep)))     # (B, L, W)
         # GLIDE pools the last position.
         return states, self.text_to_emb(states[:, -1])
 
     def join(self, z, states, text_emb):
         """Put the scaled z_img (B, D) and the caption (see `read`) together as a Condition."""
-        z_tokens = self.z_to_tokens(z).unflatten(-1, (self.Z_TOKENS, -1))                  # (B, 4, W)
+        z_tokens = self.z_to_tokens(z).unflatten(-1, (self.Z_TOKENS, -1))        # (B, 4, W)
         context = torch.cat([z_tokens, states], dim=1)                     # (B, 4 + L, W)
         return Condition(self.z_to_emb(z) + text_emb, context)
 
@@ -188,7 +188,7 @@ class Decoder(nn.Module):
         return self.denoising_loss(images, t, noise, condition)
 
     def choose_kept(self, images, generator=None):
-        """Choose at random which pictures keep z_img, and which keep the caption: (B,) bool each."""
+        """Choose at random which pictures keep z_img and which keep the caption: (B,) bool."""
         # mini: the paper does not say whether the two drops are independent. Here they are, so 5 %
         # of the pictures keep the caption alone, which is the share that Fig. 8 names.
         u = rand((2, len(images)), generator, images.device, dim=1)        # (2, B)
@@ -200,8 +200,7 @@ class Decoder(nn.Module):
         x_t = self.diffusion.q_sample(images, t, noise)
         raw = self(x_t, t, condition)
         losses = self.diffusion.loss(
-            raw, images, x_t, t, noise, cfg.objective, cfg.weighting, learned_variance=True,
-            vlb_weight=cfg.vlb_weight)
+            raw, images, x_t, t, noise, cfg.objective, cfg.weighting, vlb_weight=cfg.vlb_weight)
         return losses.mean()
 
     def denoiser(self, z_img, tokens, guidance=1.0, clip=1.0):

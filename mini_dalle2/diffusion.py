@@ -201,10 +201,11 @@ class GaussianDiffusion(nn.Module):
     # ------------------------------------------------------------ losses
 
     def loss(self, raw, x_start, x_t, t, noise, objective="eps", weighting="none",
-             learned_variance=False, vlb_weight=0.001):
+             vlb_weight=None):
         """Return the loss of each example, (B,): weighted L_simple, or L_hybrid.
 
-        L_hybrid, for a learned variance, adds vlb_weight · T · L_t, in which the mean is detached.
+        vlb_weight: for a network that also learns the variance. L_hybrid adds vlb_weight · T · L_t,
+        in which the mean is detached (the paper's weight is 0.001). None: no learned variance.
         weighting "none": plain squared error of what the network predicts (DDPM Eq. 14 for ε, the
         paper's L_prior for x_0).
         weighting "min_snr": the x_0 error has the weight min(SNR, 5), whatever the network predicts
@@ -213,6 +214,7 @@ class GaussianDiffusion(nn.Module):
         error (2202.00512 §4), but cut where only fine noise is left.
         """
         check_choice("objective", objective, OBJECTIVES)
+        learned_variance = vlb_weight is not None
         prediction = raw.chunk(2, dim=1)[0] if learned_variance else raw
         if objective == "eps":
             target = noise

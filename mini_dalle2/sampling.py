@@ -68,8 +68,8 @@ def analytic_step(cov):
 
     σ² = β̃_t + c²·cov_t, where c is the posterior's weight of x_0. cov (T,) is the variance per
     dimension of x_0 given x_t, at every step of the full schedule; cov = 0 gives `ddpm_step` with
-    β̃. The posterior of DDPM Eq. 6 takes x_0 to be known and leaves out this variance. The fewer the
-    steps, the more it matters.
+    β̃. The posterior of DDPM Eq. 6 takes x_0 to be known and leaves out this variance. It matters
+    more, the fewer the steps.
     """
 
     def step(diffusion, out, x_t, t, noise):

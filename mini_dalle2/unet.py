@@ -200,7 +200,7 @@ class AttentionBlock(nn.Module):
         tokens = self.norm(x).flatten(2).transpose(1, 2)                   # (B, HW, C)
         q, k, v = self.qkv(tokens).chunk(3, dim=-1)
         if self.encoder_kv is not None:
-            k_context, v_context = self.encoder_kv(context).chunk(2, dim=-1)               # (B, L, C)
+            k_context, v_context = self.encoder_kv(context).chunk(2, dim=-1)     # (B, L, C)
             k = torch.cat([k_context, k], dim=1)                           # (B, L + HW, C)
             v = torch.cat([v_context, v], dim=1)                           # (B, L + HW, C)
         if mask is not None:

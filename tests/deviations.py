@@ -48,6 +48,11 @@ def files():
     return sorted(PACKAGE.rglob("*.py"), key=lambda path: (len(path.parts), path.as_posix()))
 
 
+def capital(text):
+    """Return a text with a capital at its start, unless it starts with a name such as z_img."""
+    return text[0].upper() + text[1:] if re.match(r"[a-z]+[ ,:;'.]", text) else text
+
+
 def page():
     """Return the text of the page: a heading for each file, and an item for each of its marks."""
     parts = [HEAD]
@@ -55,7 +60,7 @@ def page():
         if found := deviations(path.read_text(encoding="utf-8")):
             name = path.relative_to(PACKAGE).as_posix()
             parts.append(f"## [{name}](../mini_dalle2/{name})\n")
-            parts.append("".join(f"- {text}\n" for text in found))
+            parts.append("".join(f"- {capital(text)}\n" for text in found))
     return "\n".join(parts)
 
 

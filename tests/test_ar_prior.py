@@ -58,7 +58,7 @@ def test_the_fewest_principal_components_that_keep_the_error(error):
     """Against numpy's singular value decomposition."""
     z = batch(300)[0]
     codes = Codes(D, 1024)
-    kept, lost, rounded = codes.fit(z, error)
+    kept, lost, rounded = codes.find_components(z, error)
     centred = (z - z.mean(0)).double().numpy()
     energy = np.linalg.svd(centred, full_matrices=False)[1] ** 2
     shares = 1 - np.cumsum(energy) / energy.sum()
@@ -72,7 +72,7 @@ def test_the_fewest_principal_components_that_keep_the_error(error):
 def test_a_code_is_a_bucket_of_equal_width_and_stands_for_its_middle():
     z = batch(300)[0]
     codes = Codes(D, 64)
-    codes.fit(z, 0.0)
+    codes.find_components(z, 0.0)
     coordinates, numbers = (z - codes.mean) @ codes.directions, codes.encode(z)
     back = (codes.decode(numbers) - codes.mean) @ codes.directions
     width = (coordinates.amax(0) - coordinates.amin(0)) / 64
@@ -85,7 +85,7 @@ def test_a_code_is_a_bucket_of_equal_width_and_stands_for_its_middle():
 def test_projection_keeps_so_many_components():
     z = batch(300)[0]
     codes = Codes(D, 64)
-    codes.fit(z, 0.02)
+    codes.find_components(z, 0.02)
     errors = [(codes.project(z, k) - z).square().sum(1).mean().item() for k in range(1, D + 1)]
     assert errors == sorted(errors, reverse=True) and errors[-1] < 1e-10
     for count in (0, D + 1):

@@ -155,7 +155,7 @@ def test_loss_is_the_hybrid_loss_of_the_noised_picture(monkeypatch, objective, v
     value = model.loss(images, z, tokens, torch.Generator().manual_seed(0))
     assert torch.equal(seen["x_start"], images) and len(set(seen["t"].tolist())) == 5
     torch.testing.assert_close(seen["x_t"], model.diffusion.q_sample(images, seen["t"], seen["noise"]))
-    expected = original(seen["raw"], images, seen["x_t"], seen["t"], seen["noise"], objective, "none", True, vlb_weight)
+    expected = original(seen["raw"], images, seen["x_t"], seen["t"], seen["noise"], objective, "none", vlb_weight)
     torch.testing.assert_close(value, expected.mean())
     value.backward()
     for module in (model.unet, model.transformer, model.caption, model.z_to_emb, model.z_to_tokens):      # the text tower learns too

@@ -31,6 +31,10 @@ def test_lines_are_narrow():
     assert width <= 100 and wide <= 0.02
 
 
+def test_functions_take_few_parameters():
+    assert measure.most_parameters(FILES)[0] <= 8
+
+
 def test_decoder_config_is_small():
     assert len(dataclasses.fields(DecoderConfig)) <= 28
 
@@ -50,9 +54,8 @@ def test_readme_is_for_one_sitting():
 
 
 def test_a_name_means_one_thing():
-    """`fit` is the role of two classes: the whitening's and the codes' statistics."""
+    """No name has owners in several rooms."""
     shared = {name: measure.owners(FILES, name) for name in measure.SHARED_NAMES}
-    assert {place.split(": ")[1] for place in shared.pop("fit")} <= {"Whitening.fit", "Codes.fit"}
     assert {name: places for name, places in shared.items() if len(places) > 1} == {}
 
 

@@ -126,6 +126,12 @@ def test_every_deviation_is_listed():
     assert deviations.page() == TEXTS["differences.md"], "run python tests/deviations.py"
 
 
+def test_items_begin_with_a_capital_or_a_name():
+    assert deviations.capital("the paper gives none") == "The paper gives none"
+    assert deviations.capital("z_img may be noised") == "z_img may be noised"
+    assert deviations.capital("`places`: the most codes") == "`places`: the most codes"
+
+
 def test_deviations_are_read_from_comments():
     source = """size: int = 2     # mini: twos, not threes
 other: int = 3

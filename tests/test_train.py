@@ -220,7 +220,7 @@ def test_one_stage_alone_equals_the_chain(run, tmp_path, capsys):
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_z_img_is_spoiled_towards_the_end_only(run, tmp_path, capsys, monkeypatch):
+def test_z_img_is_noised_towards_the_end_only(run, tmp_path, capsys, monkeypatch):
     copy, seen, original = copy_of(run, tmp_path / "copy", ["decoder.pt", "decoder.resume.pt"]), [], SketchedDecoder.loss
 
     def loss(self, *batch, **rest):

@@ -1,6 +1,9 @@
-"""Weights from files: safetensors, torch, TorchScript archives. Nothing in a file is ever run.
+"""Weights from files: safetensors, torch, and TorchScript archives. No code in a file is ever run.
 
-Read next: clip.py.
+OpenAI publishes CLIP as TorchScript archives: zip files with a pickled description of the module,
+data.pkl, and each tensor's plain bytes, data/NUMBER. `Archive` reads the tensors alone.
+
+References: torch's serialisation format. Read next: clip.py.
 """
 
 import importlib.util
@@ -13,61 +16,74 @@ import torch
 
 from ..runtime.device import out_of_memory
 
-NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "text_model.embeddings.position_ids", "vision_model.embeddings.position_ids")
+# Entries of state dicts that are no weights.
+NOT_WEIGHTS = (
+    "input_resolution", "context_length", "vocab_size", "text_model.embeddings.position_ids",
+    "vision_model.embeddings.position_ids")
+STORAGES = {
+    "FloatStorage": torch.float32, "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64}
 
 
 class Holder:
-    """Stands for any object of a TorchScript archive; its fields are what the archive says of it."""
+    """Stand for any object of a TorchScript archive. Its fields are what the archive says."""
 
 
 class Archive(pickle.Unpickler):
-    """The tensors of a TorchScript archive, as OpenAI publishes CLIP. Its code is not looked at; only tensors and holders are made.
+    """The tensors of a TorchScript archive. Only tensors and holders are made.
 
-    data.pkl in it describes the module; each tensor refers to a storage, data/NUMBER, of plain bytes. torch.jit.load does the same and
-    also compiles the code, but is deprecated.
+    torch.jit.load reads the same tensors, but it also compiles the archive's code, and is
+    deprecated.
     """
 
     def __init__(self, archive):
+        """archive: an open ZipFile."""
         self.archive = archive
-        self.root = next(name for name in archive.namelist() if name.endswith("/data.pkl")).removesuffix("data.pkl")
-        super().__init__(io.BytesIO(archive.read(f"{self.root}data.pkl")))
+        described = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+        self.root = described.removesuffix("data.pkl")
+        super().__init__(io.BytesIO(archive.read(described)))
 
     def find_class(self, module, name):
         if module.startswith("__torch__"):
             return type("Holder", (Holder,), {})
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return lambda storage, offset, size, stride, *_: storage.as_strided(size, stride, offset)
+            return lambda storage, offset, size, stride, *_: storage.as_strided(
+                size, stride, offset)
         if module == "torch" and name.endswith("Storage"):
             return name
         if (module, name) == ("collections", "OrderedDict"):
             return dict
-        if module == "torch.jit._pickle":                                  # lists of numbers and the like
+        # Lists of numbers and the like.
+        if module == "torch.jit._pickle":
             return lambda data, *_: data
         raise pickle.UnpicklingError(f"{module}.{name} is not needed for weights")
 
     def persistent_load(self, key):
         _, kind, number, *_ = key
-        types = {"FloatStorage": torch.float32, "HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64}
-        if kind not in types:
+        if kind not in STORAGES:
             raise pickle.UnpicklingError(f"{kind}: there are no such numbers in weights")
-        return torch.frombuffer(bytearray(self.archive.read(f"{self.root}data/{number}")), dtype=types[kind])
+        data = bytearray(self.archive.read(f"{self.root}data/{number}"))
+        return torch.frombuffer(data, dtype=STORAGES[kind])
 
     def state_dict(self):
-        """{name: tensor} of the whole module."""
-        def walk(item, name):
-            if torch.is_tensor(item):
-                yield name, item
-            elif isinstance(item, Holder):
-                for key, value in vars(item).items():
-                    yield from walk(value, f"{name}.{key}" if name else key)
+        """Return {name: tensor} of the whole module."""
+        return dict(named_tensors(self.load(), ""))
 
-        return dict(walk(self.load(), ""))
+
+def named_tensors(item, name):
+    """Yield (name, tensor) of a tensor, or of all tensors in a Holder."""
+    if torch.is_tensor(item):
+        yield name, item
+    elif isinstance(item, Holder):
+        for key, value in vars(item).items():
+            yield from named_tensors(value, f"{name}.{key}" if name else key)
 
 
 def read_weights(path):
-    """What a file of weights holds, on the CPU, without running anything in it. Raises FileNotFoundError, ValueError.
+    """Return what a file of weights holds, on the CPU, without running anything in it.
 
-    .safetensors needs the package of that name. A TorchScript archive, as OpenAI publishes CLIP, gives its state dict.
+    .safetensors needs the package of that name. A TorchScript archive gives its state dict.
+    Raises FileNotFoundError, ValueError.
     """
     path = Path(path)
     if not path.is_file():
@@ -84,24 +100,34 @@ def read_weights(path):
                     return Archive(archive).state_dict()
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        raise ValueError(f"{path} is damaged, or would run code when it is read: it was not read") from None
-    except Exception as error:                                             # half a dozen types for a damaged file, all with long texts
-        if isinstance(error, PermissionError) or out_of_memory(error):     # these are no fault of the file
+        raise ValueError(f"{path} is damaged, or would run code when it is read: "
+                         f"it was not read") from None
+    # A damaged file raises half a dozen types, all with long texts.
+    except Exception as error:
+        # These two are no fault of the file.
+        if isinstance(error, PermissionError) or out_of_memory(error):
             raise
-        raise ValueError(f"{path} cannot be read as weights: it is damaged or not one ({type(error).__name__})") from None
+        raise ValueError(f"{path} cannot be read as weights: it is damaged or not one "
+                         f"({type(error).__name__})") from None
 
 
 def state_dict(path):
-    """{name: tensor} of a file of weights, out of what a training framework wraps it in. Raises as `read_weights` does."""
+    """Return {name: tensor} of a file, without what a training framework wraps around it.
+
+    Raises as `read_weights` does.
+    """
     saved = read_weights(path)
-    saved = saved.get("state_dict", saved) if isinstance(saved, dict) else saved
-    if not isinstance(saved, dict) or not saved or not all(torch.is_tensor(value) for value in saved.values()):
+    if isinstance(saved, dict):
+        saved = saved.get("state_dict", saved)
+    is_weights = isinstance(saved, dict) and saved and all(
+        torch.is_tensor(value) for value in saved.values())
+    if not is_weights:
         raise ValueError(f"{path} is a torch file, but holds no weights of a model")
     return saved
 
 
 def find(folder, *names):
-    """The first of these files that is in the folder. Raises FileNotFoundError naming them all."""
+    """Return the first of these files in the folder. Raises FileNotFoundError naming them all."""
     for name in names:
         if (folder / name).is_file():
             return folder / name
@@ -109,9 +135,13 @@ def find(folder, *names):
 
 
 def part(folder):
-    """The weights in one folder of the Hugging Face or the diffusers layout."""
-    suffixes = (".safetensors", ".bin") if importlib.util.find_spec("safetensors") else (".bin", ".safetensors")
+    """Return the weights {name: tensor} in one folder of the Hugging Face or diffusers layout."""
     if any(folder.glob("*.index.json")):
-        raise ValueError(f"{folder} holds weights in several pieces, which is not supported: use the original files")
-    return state_dict(find(folder, *(f"{stem}{variant}{suffix}" for suffix in suffixes for variant in ("", ".fp16")
-                                     for stem in ("diffusion_pytorch_model", "model", "pytorch_model"))))
+        raise ValueError(f"{folder} holds weights in several pieces, which is not supported: "
+                         f"use the original files")
+    suffixes = (".bin", ".safetensors")
+    if importlib.util.find_spec("safetensors"):
+        suffixes = (".safetensors", ".bin")
+    names = [f"{stem}{variant}{suffix}" for suffix in suffixes for variant in ("", ".fp16")
+             for stem in ("diffusion_pytorch_model", "model", "pytorch_model")]
+    return state_dict(find(folder, *names))

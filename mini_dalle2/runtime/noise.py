@@ -39,13 +39,13 @@ class Share:
 def rows_of(whole, generator, dim=0):
     """Return the rows of a batch (B, ...) that belong to a Share: (B / count, ...).
 
-    For any other generator return the whole batch. Raises ValueError when `count` does not divide B.
+    For any other generator return the whole batch. Raises ValueError if `count` does not divide B.
     """
     if not isinstance(generator, Share):
         return whole
     if whole.shape[dim] % generator.count:
-        raise ValueError(f"a batch of {whole.shape[dim]} cannot be divided among {generator.count}: "
-                         f"choose a batch_size that is a multiple of {generator.count}")
+        raise ValueError(f"a batch of {whole.shape[dim]} cannot be divided among "
+                         f"{generator.count}: choose a batch_size that is a multiple of {generator.count}")
     return whole.chunk(generator.count, dim)[generator.index]
 
 
@@ -59,8 +59,8 @@ def draw_rows(distribution, shape, generator=None, device=None, dim=0):
     if isinstance(generator, (list, tuple)):
         each, rest = divmod(shape[0], len(generator))
         if rest:
-            raise ValueError(f"{shape[0]} rows cannot be divided among {len(generator)} generators: "
-                             f"give one generator for each row, or for each group of rows")
+            raise ValueError(f"{shape[0]} rows cannot be divided among {len(generator)} "
+                             f"generators: give one generator for each row, or for each group of rows")
         parts = [distribution((each, *shape[1:]), generator=one, device=one.device)
                  for one in generator]
         return torch.cat(parts).to(device)

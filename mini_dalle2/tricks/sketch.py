@@ -63,7 +63,8 @@ class Sketch(nn.Module):
     def forward(self, z_img):
         """z_img (B, D) as CLIP gives it -> pictures (B, 3, S, S), about in [-1, 1]."""
         S = self.cfg.image_size
-        return self.layers(self.whitening(z_img)).unflatten(-1, (3, S, S))                 # (B, 3, S, S)
+        pixels = self.layers(self.whitening(z_img))                        # (B, 3 S²)
+        return pixels.unflatten(-1, (3, S, S))                             # (B, 3, S, S)
 
     def loss(self, images, z_img):
         """Return the mean squared error, a scalar.

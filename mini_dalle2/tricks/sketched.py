@@ -1,4 +1,4 @@
-"""The decoder with what a small budget needs: a sketch beside x_t, noised z_img, whitening, patches.
+"""The decoder for a small budget: a sketch beside x_t, noised z_img, whitening, patches.
 
     ε_θ([x_t, sketch(z_img)], t, z_img + noise, y)
 

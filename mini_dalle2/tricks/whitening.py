@@ -2,8 +2,8 @@
 
     w = (z − mean) · U diag(1 / d)        z = mean + w · diag(d) Uᵀ        d = c · (s + f·s̄)
 
-U are the principal directions of z, s the standard deviation along each, s̄ their mean. f is a floor
-under the narrowest directions. c makes the average variance of w one.
+U are the principal directions of z, s the standard deviation along each, s̄ their mean.
+f is a floor under the narrowest directions. c makes the average variance of w one.
 
 The paper's prior and decoder take z_img as it is, times a constant. That is enough for a large
 CLIP. In a small one, a dozen directions (colour, shape, how many) are ten times wider than the next

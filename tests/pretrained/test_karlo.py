@@ -540,7 +540,7 @@ class Bomb:
 
 @pytest.mark.parametrize("spoil, said", [
     (lambda f: f.write_bytes(f.read_bytes()[:5000]), "damaged"), (lambda f: f.write_bytes(b""), "damaged"),
-    (lambda f: torch.save({"state_dict": {"a": torch.zeros(2)}}, f), "does not hold"), (lambda f: f.unlink(), "has none of"),
+    (lambda f: torch.save({"state_dict": {"a": torch.zeros(2)}}, f), "is missing"), (lambda f: f.unlink(), "has none of"),
     (lambda f: torch.save([1, 2], f), "no weights"), (lambda f: f.write_bytes(pickle.dumps(Bomb(f.parent / "boom"))), "would run code"),
     (lambda f: torch.save({"state_dict": Bomb(f.parent / "boom")}, f), "would run code")])
 def test_bad_files_are_one_sentence(original_folder, tmp_path, spoil, said):
@@ -555,7 +555,7 @@ def test_tensors_that_do_not_fit_are_named():
     clip = load_clip(their_clip().state_dict())
     rows, shapes = pretrained.clip_hf(clip.cfg), {name: p.shape for name, p in clip.named_parameters()}
     state = to_theirs(rows, dict(clip.named_parameters()))
-    for change, said in (({"visual_projection.weight": None}, "does not hold visual_projection.weight"), ({"extra": torch.zeros(1)}, "holds extra"),
+    for change, said in (({"visual_projection.weight": None}, "is missing visual_projection.weight"), ({"extra": torch.zeros(1)}, "holds extra"),
                          ({"visual_projection.weight": torch.zeros(D, 64)}, "visual_projection.weight should become our visual.projection.weight")):
         changed = {name: value for name, value in (state | change).items() if value is not None}
         with pytest.raises(ValueError, match=said):
