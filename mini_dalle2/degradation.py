@@ -18,7 +18,6 @@ References: BSRGAN (2103.14006) §3; latent diffusion (2112.10752) appendix, whi
 BSR; SR3 (2104.07636). Read next: upsampler.py.
 """
 
-import functools
 import io
 import math
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from .runtime.checks import check_choice
-from .runtime.noise import draw_rows
+from .runtime.noise import rand, randint
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def degrade(high, kind, factor=4, generator=None):
 
     All pictures have values in [-1, 1].
     kind: "blur" averages each f × f square, then blurs with probability BLUR_PROB; "bsr" is the
-    mild BSR; "bsr_full" has BSRGAN's own strength. generator: see `draw_rows`.
+    mild BSR; "bsr_full" has BSRGAN's own strength. generator: see runtime/noise.py.
     Raises ValueError for an unknown kind, and for a side that `factor` does not divide.
     """
     check_choice("degradation", kind, DEGRADATIONS)
@@ -80,8 +79,7 @@ def degrade(high, kind, factor=4, generator=None):
     if kind == "blur":
         return shrink_and_blur(high, factor, generator)
     strength = BSR_LIGHT if kind == "bsr" else BSR_FULL
-    random_seeds = functools.partial(torch.randint, 2 ** 62)
-    seeds = draw_rows(random_seeds, (len(high),), generator, high.device).tolist()
+    seeds = randint(2 ** 62, (len(high),), generator, high.device).tolist()
     # BSR does a few small operations for each picture, so it runs on the CPU.
     images = ((high.detach() + 1) / 2).clamp(0, 1).to("cpu", torch.float32).contiguous()
     low = []
@@ -101,7 +99,7 @@ def shrink_and_blur(high, factor, generator=None):
     # mini: the paper does not say whether the blur comes before or after the shrinking. We blur
     # the small picture: there a kernel of three pixels is wide enough to be seen.
     low = F.avg_pool2d(high, factor)                                       # (B, 3, h/f, w/f)
-    chance = draw_rows(torch.rand, (len(high),), generator, high.device)
+    chance = rand((len(high),), generator, high.device)
     is_blurred = (chance < BLUR_PROB)[:, None, None, None]
     return torch.where(is_blurred, filter2d(low, gaussian_kernel(3, 0.6)), low)
 

@@ -45,7 +45,8 @@ def rows_of(whole, generator, dim=0):
         return whole
     if whole.shape[dim] % generator.count:
         raise ValueError(f"a batch of {whole.shape[dim]} cannot be divided among "
-                         f"{generator.count}: choose a batch_size that is a multiple of {generator.count}")
+                         f"{generator.count}: choose a batch_size that is a multiple of "
+                         f"{generator.count}")
     return whole.chunk(generator.count, dim)[generator.index]
 
 
@@ -60,7 +61,8 @@ def draw_rows(distribution, shape, generator=None, device=None, dim=0):
         each, rest = divmod(shape[0], len(generator))
         if rest:
             raise ValueError(f"{shape[0]} rows cannot be divided among {len(generator)} "
-                             f"generators: give one generator for each row, or for each group of rows")
+                             f"generators: give one generator for each row, or for each group "
+                             f"of rows")
         parts = [distribution((each, *shape[1:]), generator=one, device=one.device)
                  for one in generator]
         return torch.cat(parts).to(device)
