@@ -15,6 +15,7 @@ Read next: ../training/stages.py, which takes its batches from here.
 import hashlib
 import math
 import os
+import shlex
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -181,11 +182,20 @@ class Pictures:
         if cfg.source == "shapes":
             self.available = math.inf
         else:
+            if not Path(cfg.source).is_dir():
+                raise FileNotFoundError(f"no such folder: {cfg.source}{self.where_to_look()}")
             parts = [Path(cfg.source, split) for split in ("train", "val")]
             self.is_split = all(part.is_dir() for part in parts)
             folder = self.folder("train", 1)
             self.available = len(folder)
             print(folder.report)
+
+    def where_to_look(self):
+        """Say how a run learns that its pictures have moved: text for the end of a message."""
+        if self.scratch is None or not Path(self.scratch, "config.json").is_file():
+            return ""
+        return (f": if the pictures have moved, say where they are: "
+                f"python train.py --resume --out {shlex.quote(str(self.scratch))} --data FOLDER")
 
     def folder(self, split, size):
         """Return all pictures of the folder at size × size.
@@ -251,12 +261,26 @@ class Pictures:
         return [text for i in dataset.indices for text in dataset.dataset.texts(i)]
 
     def fingerprint(self):
-        """Return a text that changes when the training pictures change."""
+        """Return a text that changes when the training pictures change, but not with their place."""
         cfg = self.cfg
         files = []
         if cfg.source != "shapes":
             for file, texts in self.folder("train", 1).pictures:
-                stat = file.stat()
-                files.append((str(file), stat.st_mtime_ns, stat.st_size, texts))
-        settings = (cfg.source, cfg.images, cfg.val_images, cfg.seed, files)
+                name = file.relative_to(cfg.source).as_posix()
+                files.append((name, file.stat().st_size, texts))
+        kind = "shapes" if cfg.source == "shapes" else "folder"
+        settings = (kind, cfg.images, cfg.val_images, cfg.seed, files)
         return hashlib.sha256(repr(settings).encode()).hexdigest()
+
+
+def folder_digest(path):
+    """Return a text that depends on the names and sizes of the files in a folder, not on its place.
+
+    Raises FileNotFoundError if there is no such folder.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise FileNotFoundError(f"no such folder: {path}")
+    files = sorted((file.relative_to(path).as_posix(), file.stat().st_size)
+                   for file in path.rglob("*") if file.is_file())
+    return hashlib.sha256(repr(files).encode()).hexdigest()
