@@ -386,14 +386,14 @@ def test_a_folder_of_pictures(folder, tmp_path, capsys):
 def test_folder_split_is_disjoint_and_fixed(folder):
     cfg = configs.DataConfig(source=str(folder), images=100, val_images=5)
     pictures = Pictures(cfg, torch.device("cpu"))
-    train_part, val_part = (pictures.dataset(split, 8, 100).indices for split in ("train", "val"))
-    assert len(val_part) == 1 and sorted(train_part + val_part) == list(range(12))
-    assert pictures.dataset("train", 16, 4).indices == train_part[:4]      # the same order at every size
-    assert sorted(pictures.captions()) == sorted(t for i in train_part for t in pictures.folder("train", 1).texts(i))
+    train_part, val_part = ([pictures.folder(split, 8).pictures[i][0] for i in pictures.dataset(split, 8, 100).indices] for split in ("train", "val"))
+    assert len(val_part) == 1 and sorted(train_part + val_part) == [folder / f"{i:02}.png" for i in range(12)]
+    assert pictures.dataset("train", 16, 4).indices == pictures.dataset("train", 8, 100).indices[:4]      # the same order at every size
+    assert sorted(pictures.captions()) == sorted(t for i in range(11) for t in pictures.folder("train", 1).texts(i))
     key = pictures.fingerprint()
     os.utime(folder / "05.png", ns=(1, 1))
     assert pictures.fingerprint() == key
-    (folder / "05.txt").write_text("another caption")
+    train_part[0].with_suffix(".txt").write_text("another caption")
     assert pictures.fingerprint() != key
 
 
