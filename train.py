@@ -32,6 +32,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from mini_dalle2 import configs
 from mini_dalle2.runtime.commands import Parser, run_command
+from mini_dalle2.runtime.device import DEVICES
 from mini_dalle2.runtime.files import read_metrics
 from mini_dalle2.runtime.processes import barrier, is_main, launcher
 from mini_dalle2.training.guards import is_made
@@ -59,7 +60,7 @@ def parse(argv):
     add("--from", dest="origin", metavar="FOLDER",
         help="begin with the weights, sizes and tokenizer of another run, or of the box")
     add("--resume", action="store_true", help="go on with what is in the run folder")
-    add("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    add("--device", default="auto", choices=DEVICES)
     add("--dtype", choices=["fp32", "bf16"], help="precision of the matrix products, all stages")
     add("--compile", action="store_true", help="use torch.compile in all stages")
     add("--shard", action="store_true", help="torchrun: divide the weights, in all stages but clip")

@@ -26,6 +26,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .runtime.checks import check_captions, check_divisible, check_positive, check_range
+from .runtime.device import off_mps
 from .runtime.noise import rand
 from .sampling import guide
 from .transformer import CaptionEmbedding, Transformer, timestep_embedding
@@ -104,7 +105,7 @@ class Codes(nn.Module):
         Never keeps more than `most`. Returns K, the share of the variance lost with the other
         coordinates, and the share lost when the codes are rounded to buckets as well.
         """
-        z = z.double()
+        z = off_mps(z).double()
         mean = z.mean(0)
         covariance = (z - mean).T @ (z - mean) / len(z)                    # (D, D)
         variance, directions = torch.linalg.eigh(covariance)
@@ -125,7 +126,8 @@ class Codes(nn.Module):
         # An interval without any length would have no buckets.
         self.high.add_(self.low == self.high)
         self.kept.fill_(min(kept, self.most))
-        decoded = self.decode(self.encode(z.float())).double()             # (N, D)
+        decoded = self.decode(self.encode(z.float().to(self.mean.device)))     # (N, D)
+        decoded = off_mps(decoded).double()
         squared_error = (decoded - z).square().sum(1).mean()
         lost_without_others = float(lost[self.count - 1].clamp(min=0))
         return self.count, lost_without_others, float(squared_error / variance.sum())
@@ -231,7 +233,7 @@ class ARPrior(nn.Module):
 
     def bucket(self, dot):
         """z_img·z_txt (B,) -> its bucket (B,): 0 for the worst fits in training, M − 1 the best."""
-        return torch.bucketize(dot, self.dots[:-1])
+        return torch.bucketize(off_mps(dot), off_mps(self.dots[:-1])).to(dot.device)
 
     def scale_text(self, z_txt):
         """Scale z_txt (B, D), a unit vector, to unit variance per coordinate."""
@@ -345,5 +347,6 @@ def sample_bucket(logits, u):
 
     logits (B, M), u (B,) in [0, 1) -> (B,) int64.
     """
-    below = logits.double().softmax(dim=-1).cumsum(dim=-1)                 # (B, M)
-    return (below <= u[:, None]).sum(dim=-1).clamp(max=logits.shape[-1] - 1)
+    below = off_mps(logits).double().softmax(dim=-1).cumsum(dim=-1)        # (B, M)
+    bucket = (below <= off_mps(u)[:, None]).sum(dim=-1).clamp(max=logits.shape[-1] - 1)
+    return bucket.to(logits.device)

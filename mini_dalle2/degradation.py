@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from .runtime.checks import check_choice
+from .runtime.device import off_mps
 from .runtime.noise import rand, randint
 
 
@@ -138,7 +139,8 @@ def filter2d(x, kernel, stride=1):
     # A very small picture has too few pixels to mirror.
     mode = "reflect" if pad < min(x.shape[-2:]) else "replicate"
     x = F.pad(x, (pad, pad, pad, pad), mode=mode)
-    return F.conv2d(x, kernel.to(x).expand(C, 1, -1, -1), stride=stride, groups=C)
+    kernel = kernel.to(x.dtype).to(x.device)
+    return F.conv2d(x, kernel.expand(C, 1, -1, -1), stride=stride, groups=C)
 
 
 # ---------------------------------------------------------------------- BSR
@@ -223,13 +225,15 @@ def resize(image, h, w, mode, antialias=False):
 
     Without antialiasing pixels may be skipped, which is one of the flaws of BSR.
     """
+    device = image.device
+    image = off_mps(image)
     if mode == "area":
         if h <= image.shape[-2] and w <= image.shape[-1]:
-            return F.interpolate(image, size=(h, w), mode="area")
+            return F.interpolate(image, size=(h, w), mode="area").to(device)
         # Enlarging has no area to average.
         mode = "bilinear"
     image = F.interpolate(image, size=(h, w), mode=mode, align_corners=False, antialias=antialias)
-    return image.clamp(0, 1)
+    return image.clamp(0, 1).to(device)
 
 
 def random_noise(image, levels, rng):

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 
+from .runtime.device import off_mps
 from .runtime.noise import randn_like
 
 
@@ -187,8 +188,9 @@ def slerp(a, b, theta):
     no single one: there the way is a straight line.
     """
     theta = torch.as_tensor(theta, dtype=a.dtype, device=a.device).expand(len(a))
-    flat_a = a.flatten(1)
-    flat_b = b.flatten(1)
+    theta = off_mps(theta)
+    flat_a = off_mps(a.flatten(1))
+    flat_b = off_mps(b.flatten(1))
     cosine = F.cosine_similarity(flat_a.double(), flat_b.double(), dim=1).clamp(-1, 1)
     # In float64: near 1, acos has few digits.
     omega = cosine.acos()                                                  # (B,)
@@ -197,7 +199,7 @@ def slerp(a, b, theta):
     omega = torch.where(straight, torch.ones_like(omega), omega)
     of_a = torch.where(straight, 1 - theta, ((1 - theta) * omega).sin() / omega.sin())
     of_b = torch.where(straight, theta, (theta * omega).sin() / omega.sin())
-    return (of_a[:, None] * flat_a + of_b[:, None] * flat_b).to(a.dtype).view_as(a)
+    return (of_a[:, None] * flat_a + of_b[:, None] * flat_b).to(a.dtype).to(a.device).view_as(a)
 
 
 def guide(cond, null, scale, learned_variance=False):

@@ -23,6 +23,7 @@ from torch import nn
 from .degradation import DEGRADATIONS, degrade
 from .diffusion import GaussianDiffusion, check_diffusion
 from .runtime.checks import check_choice, check_positive
+from .runtime.device import off_mps
 from .runtime.noise import randint, randn, randn_like
 from .sampling import ddim_step, keep_known, sample_loop, strided_timesteps
 from .unet import UNet, UNetConfig
@@ -156,8 +157,9 @@ class Upsampler(nn.Module):
         """Enlarge small pictures by bicubic interpolation: (B, 3, s, s) -> (B, 3, S, S)."""
         # mini: the paper does not say how the small picture is enlarged. Here it is bicubic with
         # antialiasing, as in Karlo.
-        return F.interpolate(low, scale_factor=self.cfg.factor, mode="bicubic",
-                             align_corners=False, antialias=True)
+        enlarged = F.interpolate(off_mps(low), scale_factor=self.cfg.factor, mode="bicubic",
+                                 align_corners=False, antialias=True)
+        return enlarged.to(low.device)
 
     def forward(self, x_t, t, enlarged):
         """Return the raw output (B, 3, S, S).

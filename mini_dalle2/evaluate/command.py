@@ -27,6 +27,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..runtime.commands import Parser, run_command
+from ..runtime.device import DEVICES
 from ..runtime.files import read_json, write_json
 from ..runtime.processes import agreed, is_main, launcher, world
 from .experiments import EXPERIMENTS, suitable
@@ -53,7 +54,7 @@ def parse(argv):
     parser.add_argument("--only", nargs="+", metavar="NAME", help="only these experiments")
     parser.add_argument("--n", type=int, default=N,
                         help=f"captions to sample pictures for (default: {N})")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--device", default="auto", choices=DEVICES)
     parser.add_argument("--results", nargs="?", type=Path, const=RESULTS, metavar="FILE",
                         help="put the main table and some plots there (default: "
                              "notebooks/results.md); not with --only")

@@ -14,13 +14,15 @@ and recall); Hessel et al. 2021, 2104.08718 (CLIP score). Read next: intervals.p
 
 import torch
 
+from ..runtime.device import off_mps
+
 
 def features(x, name, least=1):
-    """Check features: a float64 copy (N, D) on their own device.
+    """Check features: a float64 copy (N, D), on their own device if it has float64.
 
     Raises ValueError if they are not (N ≥ least, D) or not finite.
     """
-    x = torch.as_tensor(x).detach().double()
+    x = off_mps(torch.as_tensor(x).detach()).double()
     if x.ndim != 2 or x.shape[0] < least or x.shape[1] < 1:
         raise ValueError(
             f"{name} must have shape (N, D) with N at least {least}, got {tuple(x.shape)}")

@@ -17,18 +17,34 @@ M_TOP_PAD = -2
 M_MMAP_MAX = -4
 
 
+# What --device takes. "mps" is the GPU of a Mac.
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
 def pick_device(name="auto"):
-    """Turn "auto", "cpu" or "cuda" into a torch.device; "auto" takes a GPU if there is one.
+    """Turn a name of DEVICES into a torch.device; "auto" takes CUDA, then MPS, then the CPU.
 
     A torch.device is returned as it is. Raises ValueError for a device that is not there.
     """
     if isinstance(name, torch.device):
         return name
-    if name not in ("auto", "cpu", "cuda"):
-        raise ValueError(f'unknown device "{name}": it is auto, cpu or cuda')
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device cuda was asked for, but torch finds no usable GPU")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name not in DEVICES:
+        raise ValueError(f'unknown device "{name}": it is {", ".join(DEVICES)}')
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(),
+             "cpu": True}
+    if name == "auto":
+        name = next(kind for kind in there if there[kind])
+    if not there[name]:
+        raise ValueError(f"device {name} was asked for, but torch finds no usable GPU")
+    return torch.device(name)
+
+
+def off_mps(x):
+    """Return x, or its copy on the CPU if it lies on a Mac's GPU.
+
+    MPS has no float64, and not every kernel.
+    """
+    return x.cpu() if x.device.type == "mps" else x
 
 
 def keep_memory():
@@ -59,11 +75,11 @@ def shorten(model, dtype):
 def out_of_memory(error):
     """Whether an exception says that memory ran out: of a GPU, of torch on a CPU, or of Python.
 
-    torch has no exception type of its own for memory on a CPU.
+    torch has no exception type of its own for memory on a CPU or on MPS.
     """
     if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
         return True
-    return "DefaultCPUAllocator" in str(error)
+    return "DefaultCPUAllocator" in str(error) or "MPS backend out of memory" in str(error)
 
 
 def machine_memory():
@@ -78,7 +94,7 @@ def on_device(batch, device):
     """Move a tensor to the device. Pinned memory lets the processor go on during the copy."""
     if batch.device.type == "cpu" and device.type == "cuda":
         batch = batch.pin_memory()
-    return batch.to(device, non_blocking=True)
+    return batch.to(device, non_blocking=device.type == "cuda")
 
 
 def in_float32(x):

@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 
 from .commands import Parser
+from .device import DEVICES
 
 
 def sample_parser(description, dtypes, priors, sketches):
@@ -63,7 +64,7 @@ def shared_options(dtypes):
     parser.add_argument("--out", type=Path, metavar="FILE.png",
                         help="file of the grid (default: VERB.png, for text sample.png, in the "
                              "folder of --run, or in the current folder without --run)")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"],
+    parser.add_argument("--device", default="auto", choices=DEVICES,
                         help="where the models run (default: the GPU if there is one)")
     return parser
 

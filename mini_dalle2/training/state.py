@@ -168,6 +168,8 @@ class Streams:
         states = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             states["cuda"] = torch.cuda.get_rng_state(self.device)
+        if self.device.type == "mps":
+            states["mps"] = torch.mps.get_rng_state()
         return states
 
     def state(self):
@@ -177,14 +179,17 @@ class Streams:
     def load(self, state):
         """Restore `state()`.
 
-        A run that moves between CPU and CUDA keeps its data stream, and starts new noise.
+        A run that moves to another kind of device keeps its data stream, and starts new noise.
         """
         self.data.set_state(state["data"])
         torch.set_rng_state(state["cpu"])
-        if ("cuda" in state) == (self.device.type == "cuda"):
+        saved_on = next((kind for kind in ("cuda", "mps") if kind in state), "cpu")
+        if saved_on == self.device.type:
             self.noise.set_state(state["noise"])
             if "cuda" in state:
                 torch.cuda.set_rng_state(state["cuda"], self.device)
+            if "mps" in state:
+                torch.mps.set_rng_state(state["mps"])
 
 
 class State:

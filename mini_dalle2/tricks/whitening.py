@@ -19,7 +19,7 @@ import math
 import torch
 from torch import nn
 
-from ..runtime.device import in_float32
+from ..runtime.device import in_float32, off_mps
 
 
 # mini: the paper does not whiten embeddings. Presets with `whiten_z` do.
@@ -49,7 +49,7 @@ class Whitening(nn.Module):
 
         If all z are equal, w = scale · (z − mean).
         """
-        z = z.double()
+        z = off_mps(z).double()
         mean = z.mean(0)
         covariance = (z - mean).T @ (z - mean) / len(z)                    # (D, D)
         variance, directions = torch.linalg.eigh(covariance)               # (D,), (D, D)
