@@ -31,7 +31,7 @@ from mini_dalle2.prior import DiffusionPrior
 from mini_dalle2.pretrained.ship import ship
 from mini_dalle2.data.tables import Pictures
 from mini_dalle2.runtime.files import signature
-from mini_dalle2.training import guards, origin, stages
+from mini_dalle2.training import guards, hints, origin, stages
 from mini_dalle2.training.run import Run
 from mini_dalle2.runtime.files import load_checkpoint, read_metrics, save_checkpoint
 from mini_dalle2.training import overrides
@@ -203,10 +203,11 @@ def test_a_variance_that_ctrl_c_prevented_is_measured_on_resume(run, tmp_path, c
 def test_commands_to_go_on_with_can_be_pasted(run, tmp_path, capsys):
     """A folder's name and a caption with spaces, quotes and a dollar sign, as a shell understands them."""
     copy, caption = copy_of(run, tmp_path / "it's a $HOME"), 'a "cat", it\'s $5'
-    prepared = Run(configs.preset("micro"), copy, torch.device("cpu"), True)
-    prepared.config = overrides.override(prepared.config, ["--data.source=elsewhere"])
+    config = overrides.from_dict(json.loads((run / "config.json").read_text()))
+    prepared = Run(config, copy, torch.device("cpu"), True)
+    prepared.config = overrides.override(config, ["--data.source=elsewhere", "--clip.context_length=64"])
     prepared.pictures.captions = lambda: [caption]
-    train.summary(prepared, {})
+    hints.summary(prepared, {})
     line = capsys.readouterr().out.strip().splitlines()[-1].removeprefix("next: ")
     assert shlex.split(line) == ["python", "sample.py", "text", caption, "--run", str(copy)]
 

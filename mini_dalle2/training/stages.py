@@ -19,6 +19,7 @@ import functools
 from dataclasses import asdict
 
 import torch
+from tqdm import tqdm
 
 from .. import configs
 from ..data.near_misses import with_near_misses
@@ -32,7 +33,7 @@ from ..runtime.processes import barrier, gather_rows, is_main, world
 from ..tokenizer import BPETokenizer
 from ..transformer import eot_position
 from ..upsampler import random_crop
-from . import figures, overrides
+from . import figures, hints, overrides
 
 
 def learn_tokenizer(run):
@@ -95,6 +96,15 @@ class TrainingStage(abc.ABC):
         self.model_config = getattr(self.config, self.base).model
         self.cfg = getattr(self.config, self.base).train
         self.indices = None
+        # The name of the picture's file, without its end.
+        self.drawn_as = name
+
+    @property
+    def title(self):
+        """The name, and the place among the stages of this call."""
+        names = self.run.names
+        place = f" (stage {names.index(self.name) + 1} of {len(names)})" if len(names) > 1 else ""
+        return self.name + place
 
     @abc.abstractmethod
     def load(self):
@@ -116,7 +126,7 @@ class TrainingStage(abc.ABC):
 
     @abc.abstractmethod
     def picture(self, model):
-        """Write NAME.png, which shows what the model has learned. Print a line about it."""
+        """Write a picture of what the model has learned, as `drawn_as`. Print a line about it."""
 
     def order(self, n):
         """The order in which the steps go through n examples."""
@@ -173,8 +183,32 @@ class TrainingStage(abc.ABC):
 
     def forget_pictures(self):
         """Remove the loss curve and the picture of fewer steps."""
-        for end in (".png", "_loss.png") if is_main() else ():
+        for end in (".png", "_loss.png", ".preview.png") if is_main() else ():
             (self.run.folder / f"{self.name}{end}").unlink(missing_ok=True)
+
+    def preview(self):
+        """Draw NAME.preview.png: what the model has learned at the last checkpoint.
+
+        The training does not notice: torch's own stream of random numbers stands as before.
+        Returns the path.
+        """
+        gpus = [self.run.device] if self.run.device.type == "cuda" else []
+        self.drawn_as = f"{self.name}.preview"
+        try:
+            with torch.random.fork_rng(gpus):
+                self.picture(self.load_trained())
+        finally:
+            self.drawn_as = self.name
+        return self.run.folder / f"{self.name}.preview.png"
+
+    def slow_note(self, seconds):
+        """A sentence if a step of so many seconds takes far longer than it should, else None."""
+        usual = self.run.pace.get(self.name)
+        return hints.slow_note(self.run, self.name, seconds, usual) if usual else None
+
+    def lower_rate(self):
+        """What to do when the loss is not finite."""
+        return hints.lower_rate(self.run, self.name)
 
     def show(self, model=None):
         """Write the loss curve and the picture, where they are missing.
@@ -187,6 +221,7 @@ class TrainingStage(abc.ABC):
             figures.loss_curve(self.run.folder, self.name)
         if not (self.run.folder / f"{self.name}.png").is_file():
             self.picture(model or self.load_trained())
+        (self.run.folder / f"{self.name}.preview.png").unlink(missing_ok=True)
 
 
 # ---------------------------------------------------------------------------- the models
@@ -228,8 +263,8 @@ class ClipStage(TrainingStage):
     def picture(self, model):
         pictures, captions = self.run.table("val", self.model_config.image_size)
         z_img, z_txt = self.run.clip_embeddings(pictures, captions, model)
-        accuracy = figures.similarity(self.run.folder, self.name, z_img, z_txt, captions)
-        print(f"{self.name}: finds the right caption for {accuracy:.1%} "
+        accuracy = figures.similarity(self.run.folder, self.drawn_as, z_img, z_txt, captions)
+        tqdm.write(f"{self.name}: finds the right caption for {accuracy:.1%} "
               f"of {len(captions)} unseen pictures")
 
 
@@ -256,8 +291,8 @@ class PriorStage(TrainingStage):
         generator = torch.Generator().manual_seed(0)
         sampled = model.sample(self.run.tokens(captions), z_txt, generator=generator)
         of_prior, of_text, found = figures.closeness(
-            self.run.folder, self.name, (sampled, z_img, z_txt), captions)
-        print(f"{self.name}: cosine with the true z_img {of_prior:.3f} (z_txt: {of_text:.3f}); "
+            self.run.folder, self.drawn_as, (sampled, z_img, z_txt), captions)
+        tqdm.write(f"{self.name}: cosine with the true z_img {of_prior:.3f} (z_txt: {of_text:.3f}); "
               f"{found:.1%} of samples nearest to their caption")
 
 
@@ -306,10 +341,10 @@ class SketchStage(TrainingStage):
             z_img = self.true_embeddings(split, 500)[0]
             error[split] = model.loss(true, z_img).item()
         mean = (true - true.mean(0)).square().mean().item()
-        print(f"{self.name}: squared error {error['train']:.4f} of pictures it has seen, "
+        tqdm.write(f"{self.name}: squared error {error['train']:.4f} of pictures it has seen, "
               f"{error['val']:.4f} of others (their mean has {mean:.4f})")
         sketches = model(z_img[:16]).clamp(-1, 1)
-        figures.side_by_side(self.run.folder, self.name, true[:16], sketches, captions[:16])
+        figures.side_by_side(self.run.folder, self.drawn_as, true[:16], sketches, captions[:16])
 
     def true_embeddings(self, split, n):
         """(z_img, z_txt) of the first n pictures of a split, by the run's CLIP."""
@@ -347,7 +382,7 @@ class DecoderStage(TrainingStage):
             z_img = None
         generator = torch.Generator().manual_seed(0)
         sampled = model.sample(z_img, self.run.tokens(captions), generator=generator, progress=True)
-        figures.side_by_side(self.run.folder, self.name, to_float(true[:16]), sampled, captions)
+        figures.side_by_side(self.run.folder, self.drawn_as, to_float(true[:16]), sampled, captions)
 
 
 class SketchedDecoderStage(DecoderStage):
@@ -395,7 +430,7 @@ class UpsamplerStage(TrainingStage):
         low = to_float(low).to(self.run.device)
         generator = torch.Generator().manual_seed(0)
         high = model.sample(low, generator=generator, progress=True)
-        figures.enlargements(self.run.folder, self.name, low, high, to_float(true))
+        figures.enlargements(self.run.folder, self.drawn_as, low, high, to_float(true))
 
 
 STAGE_CLASSES = {
