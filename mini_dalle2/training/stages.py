@@ -16,6 +16,7 @@ Read next: run.py for what the stages share, figures.py for the pictures.
 
 import abc
 import functools
+import sys
 from dataclasses import asdict
 
 import torch
@@ -265,7 +266,7 @@ class ClipStage(TrainingStage):
         z_img, z_txt = self.run.clip_embeddings(pictures, captions, model)
         accuracy = figures.similarity(self.run.folder, self.drawn_as, z_img, z_txt, captions)
         tqdm.write(f"{self.name}: finds the right caption for {accuracy:.1%} "
-              f"of {len(captions)} unseen pictures")
+                   f"of {len(captions)} unseen pictures")
 
 
 class PriorStage(TrainingStage):
@@ -292,8 +293,8 @@ class PriorStage(TrainingStage):
         sampled = model.sample(self.run.tokens(captions), z_txt, generator=generator)
         of_prior, of_text, found = figures.closeness(
             self.run.folder, self.drawn_as, (sampled, z_img, z_txt), captions)
-        tqdm.write(f"{self.name}: cosine with the true z_img {of_prior:.3f} (z_txt: {of_text:.3f}); "
-              f"{found:.1%} of samples nearest to their caption")
+        tqdm.write(f"{self.name}: cosine with the true z_img {of_prior:.3f} "
+                   f"(z_txt: {of_text:.3f}); {found:.1%} of samples nearest to their caption")
 
 
 class DiffusionPriorStage(PriorStage):
@@ -342,7 +343,7 @@ class SketchStage(TrainingStage):
             error[split] = model.loss(true, z_img).item()
         mean = (true - true.mean(0)).square().mean().item()
         tqdm.write(f"{self.name}: squared error {error['train']:.4f} of pictures it has seen, "
-              f"{error['val']:.4f} of others (their mean has {mean:.4f})")
+                   f"{error['val']:.4f} of others (their mean has {mean:.4f})")
         sketches = model(z_img[:16]).clamp(-1, 1)
         figures.side_by_side(self.run.folder, self.drawn_as, true[:16], sketches, captions[:16])
 
@@ -381,7 +382,8 @@ class DecoderStage(TrainingStage):
             # A model that never saw a z_img, as GLIDE: it samples from the caption alone.
             z_img = None
         generator = torch.Generator().manual_seed(0)
-        sampled = model.sample(z_img, self.run.tokens(captions), generator=generator, progress=True)
+        sampled = model.sample(z_img, self.run.tokens(captions), generator=generator,
+                               progress=sys.stderr.isatty())
         figures.side_by_side(self.run.folder, self.drawn_as, to_float(true[:16]), sampled, captions)
 
 
@@ -429,7 +431,7 @@ class UpsamplerStage(TrainingStage):
         low, _ = self.run.pictures.table("val", self.model_config.low_size, 3)
         low = to_float(low).to(self.run.device)
         generator = torch.Generator().manual_seed(0)
-        high = model.sample(low, generator=generator, progress=True)
+        high = model.sample(low, generator=generator, progress=sys.stderr.isatty())
         figures.enlargements(self.run.folder, self.drawn_as, low, high, to_float(true))
 
 
