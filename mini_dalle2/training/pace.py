@@ -128,10 +128,6 @@ def trial(stage):
     device = stage.run.device
     cfg = replace(stage.cfg, compile=False)
     model = configs.build(stage.model_config).to(device, memory_format=torch.channels_last)
-    if stage.base == "ar_prior":
-        # Without its codes there is nothing to learn.
-        z = torch.randn(256, model.cfg.clip_dim, device=device)
-        model.measure(z, z)
     objective = Objective(model.train(), stage.loss, cfg.dtype == "bf16")
     optimizer = make_optimizer(model, cfg)
     ema = EMA(model, cfg.ema)
