@@ -75,7 +75,8 @@ def for_pictures(config, data, origin):
         return config
     values = {f"{stage}.steps": count for stage, count in steps.items()}
     learned = len(pictures.dataset("train", 1, data.images))
-    print(f"{learned} pictures to learn: fewer steps than {origin or 'the preset tiny'} has, "
+    aside = "" if learned == pictures.available else f", {pictures.available - learned} to check"
+    print(f"{learned} pictures to learn{aside}: fewer steps than {origin or 'the preset tiny'} has, "
           f"because so few need no more; settings such as --decoder.steps={own['decoder']} win")
     if origin is None:
         length = config.clip.model.context_length

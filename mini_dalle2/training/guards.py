@@ -287,7 +287,8 @@ def is_finished(run, name):
     if not done and not (run.folder / f"{name}.resume.pt").is_file():
         raise ValueError(f"{path} is not finished ({step} of {steps} steps), and {name}.resume.pt, "
                          f"which is needed to go on, is not there: delete {name}.pt, and begin it anew")
-    remedy = f"delete it and {name}.resume.pt, then go on with {run.go_on}"
+    remedy = (f"delete it and {name}.resume.pt, then run python train.py --stage {name} "
+              f"--out {hints.word(run.folder)}")
     if base in configs.ON_CLIP and checkpoint["clip_signature"] != run.frozen_clip()[1]:
         raise ValueError(f"{path} was trained on the embeddings of another CLIP: {remedy}")
     if base == "decoder" and not has_the_runs_sketch(run, checkpoint):

@@ -9,6 +9,7 @@ compares its steps with these seconds (log.py), and says so when they take sever
 Read next: log.py.
 """
 
+import math
 import time
 from dataclasses import replace
 
@@ -26,7 +27,7 @@ from .state import EMA, Objective, make_optimizer, network_options
 
 # A stage of fewer steps is not measured: that would take as long as the stage.
 WORTH = 50
-# A step that takes more seconds is measured on a few examples, and not on a whole batch.
+# A step should not take more seconds: large batches are measured on fewer examples, from FEW on.
 LONG = 1.5
 FEW = 4
 
@@ -60,9 +61,9 @@ def about(minutes):
     """Say roughly how long something takes."""
     if minutes < 1:
         return "less than a minute"
-    if minutes < 120:
-        return f"about {minutes:.0f} minute{'s' if round(minutes) > 1 else ''}"
-    return f"about {minutes / 60:.0f} hours"
+    # Pictures to load and to draw come on top of the steps.
+    whole = math.ceil(minutes)
+    return f"about {whole} minutes" if whole < 120 else f"about {minutes / 60:.1f} hours"
 
 
 def steps_left(run, name):
@@ -89,11 +90,11 @@ def seconds_of_a_step(run, name):
         some = min(FEW, n)
         step(some)
         # All processes must come to the same decision.
-        seconds = agreed(step(some)) * n / some
-        if seconds < LONG:
-            some = n
-            step(n)
-            seconds = min(step(n), step(n))
+        seconds = agreed(step(some))
+        while some < n and seconds < LONG / 4:
+            some = min(n, 4 * some)
+            seconds = agreed(step(some))
+        seconds = min(seconds, agreed(step(some))) * n / some
         if not run.pace:
             seconds = min(seconds, with_one_thread(stage, step, some, seconds))
     return seconds

@@ -60,7 +60,7 @@ def test_many_pictures_get_the_whole_preset():
 def test_a_folder_gets_fewer_steps_and_says_so(folder, tmp_path, capsys):
     config = guards.settle(train.parse([f"--data={folder}", f"--out={tmp_path / 'new'}"]))
     told = capsys.readouterr().out
-    assert told.startswith("11 pictures to learn: fewer steps than the preset tiny has")
+    assert told.startswith("11 pictures to learn, 1 to check: fewer steps than the preset tiny has")
     assert told.count("\n") == 1
     assert steps_of(config) == budget.STEPS
     # Nothing else is another, but for the room for long captions.

@@ -59,8 +59,8 @@ def test_steps_left(run):
 
 
 @pytest.mark.parametrize("minutes, text", [
-    (0.0, "less than a minute"), (1.2, "about 1 minute"), (21.6, "about 22 minutes"),
-    (178.0, "about 3 hours")])
+    (0.0, "less than a minute"), (1.2, "about 2 minutes"), (21.6, "about 22 minutes"),
+    (178.0, "about 3.0 hours")])
 def test_minutes_in_words(minutes, text):
     assert pace.about(minutes) == text
 
