@@ -17,6 +17,7 @@ Reference: the `imagefolder` page of the Hugging Face `datasets` documentation.
 Read next: emoji.py (builds a folder to try), tables.py (a whole data set as one tensor).
 """
 
+import copy
 import json
 import os
 import random
@@ -209,6 +210,12 @@ class CaptionedFolder(Dataset):
                 else:
                     readable.append(item)
         return readable
+
+    def part(self, wanted):
+        """Return a data set with only some of the pictures; wanted: a bool for each."""
+        part = copy.copy(self)
+        part.pictures = [picture for picture, keep in zip(self.pictures, wanted) if keep]
+        return part
 
     def _skip(self, file, reason, detail=""):
         """Note that a file was left out."""

@@ -74,10 +74,8 @@ def for_pictures(config, data, origin):
     if steps == own:
         return config
     values = {f"{stage}.steps": count for stage, count in steps.items()}
-    learned = len(pictures.dataset("train", 1, data.images))
-    aside = "" if learned == pictures.available else f", {pictures.available - learned} to check"
-    print(f"{learned} pictures to learn{aside}: fewer steps than {origin or 'the preset tiny'} has, "
-          f"because so few need no more; settings such as --decoder.steps={own['decoder']} win")
+    print(f"{pictures.available} pictures to learn: fewer steps than {origin or 'the preset tiny'} "
+          f"has, because so few need no more; settings such as --decoder.steps={own['decoder']} win")
     if origin is None:
         length = config.clip.model.context_length
         values["clip.context_length"] = max(length, min(LONGEST, longest(pictures, config)))
