@@ -67,7 +67,8 @@ class BatchOrder:
         self.size = cfg.batch_size if n >= cfg.batch_size else n - n % shares
         if self.size == 0:
             raise ValueError(f"{name}: {n} examples are too few for {world()} processes "
-                             f"with {cfg.accumulate} parts each")
+                             f"with {cfg.accumulate} parts each: add pictures, or take fewer "
+                             f"processes or parts")
 
     def __call__(self, step):
         """The examples of a 0-based step: (B,), with B = n if n is below batch_size."""

@@ -60,8 +60,8 @@ def test_many_pictures_get_the_whole_preset():
 
 def test_a_folder_gets_fewer_steps_and_says_so(folder, tmp_path, capsys):
     config = guards.settle(train.parse([f"--data={folder}", f"--out={tmp_path / 'new'}"]))
-    learned = Pictures(config.data, torch.device("cpu")).available
     told = capsys.readouterr().out
+    learned = Pictures(config.data, torch.device("cpu")).available
     assert told.startswith(f"{learned} pictures to learn: fewer steps than the preset tiny has")
     assert told.count("\n") == 1
     assert steps_of(config) == budget.STEPS
