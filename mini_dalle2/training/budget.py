@@ -74,8 +74,9 @@ def for_pictures(config, data, origin):
     if steps == own:
         return config
     values = {f"{stage}.steps": count for stage, count in steps.items()}
-    print(f"{pictures.available} pictures to learn: fewer steps than {origin or 'the preset tiny'} "
-          f"has, because so few need no more; settings such as --decoder.steps={own['decoder']} win")
+    other = origin or f"the preset {config.preset}"
+    print(f"{pictures.available} pictures to learn: fewer steps than {other} has, because so few "
+          f"need no more; settings such as --decoder.steps={own['decoder']} win")
     if origin is None:
         length = config.clip.model.context_length
         values["clip.context_length"] = max(length, min(LONGEST, longest(pictures, config)))

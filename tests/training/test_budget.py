@@ -11,7 +11,7 @@ from mini_dalle2 import configs
 from mini_dalle2.data.pixels import to_pil
 from mini_dalle2.data.shapes import CaptionedShapes
 from mini_dalle2.data.tables import Pictures
-from mini_dalle2.training import budget, guards, overrides
+from mini_dalle2.training import budget, overrides
 
 ALL = {stage: 10 ** 9 for stage in configs.MODELS}
 LONG = "a photograph of a very small grey cat that sleeps on an old wooden chair"
@@ -32,7 +32,7 @@ def folder(tmp_path_factory):
 
 
 def settled(*arguments):
-    """The configuration that train.py would begin with, as guards.settle makes it."""
+    """The configuration that train.py begins with, made as guards.settle makes it."""
     args = train.parse([str(one) for one in arguments])
     changes = [f"--data.source={args.data}"] if args.data else []
     changes += args.settings
@@ -59,7 +59,7 @@ def test_many_pictures_get_the_whole_preset():
 
 
 def test_a_folder_gets_fewer_steps_and_says_so(folder, tmp_path, capsys):
-    config = guards.settle(train.parse([f"--data={folder}", f"--out={tmp_path / 'new'}"]))
+    config = settled("--data", folder, "--out", tmp_path / "new")
     told = capsys.readouterr().out
     learned = Pictures(config.data, torch.device("cpu")).available
     assert told.startswith(f"{learned} pictures to learn: fewer steps than the preset tiny has")

@@ -39,7 +39,7 @@ def test_variants_are_measured(tmp_path, name):
 
 
 def test_minutes_are_steps_times_seconds(tmp_path, capsys, monkeypatch):
-    """Steps behind a run, and stages that are finished, are not counted. Short stages are not measured."""
+    """Steps behind a run, finished stages and short stages do not count."""
     run = prepared(tmp_path, ("clip.steps", 600), ("prior.steps", 1200), ("decoder.steps", 90))
     run.done = ["tokenizer", "sketch"]
     monkeypatch.setattr(pace, "seconds_of_a_step", lambda run, name: 0.5)
