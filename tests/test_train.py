@@ -545,8 +545,8 @@ def test_memory_is_counted(folder, monkeypatch):
     own = Run(of_folder, Path("nowhere"), cpu)
     assert guards.needs(shapes, "decoder")[1] == 1000 * 3 * 16 * 16
     assert guards.needs(shapes, "upsampler2")[1] == 16 * 3 * 64 * 64
-    # No more pictures than there are.
-    assert guards.needs(own, "decoder")[1] == 12 * 3 * 16 * 16
+    # No more pictures than there are: of 12, one is kept for validation.
+    assert guards.needs(own, "decoder")[1] == 11 * 3 * 16 * 16
     weights = sum(p.numel() for p in configs.build(cfg.prior.model).parameters())
     assert guards.needs(own, "prior")[0] == 20 * weights
     guards.check_memory(shapes)

@@ -276,9 +276,10 @@ class Pictures:
         cfg = self.cfg
         files = []
         if cfg.source != "shapes":
-            for file, texts in self.folder("train", 1).pictures:
-                name = file.relative_to(cfg.source).as_posix()
-                files.append((name, file.stat().st_size, texts))
+            folder = self.folder("train", 1)
+            for file, texts in folder.pictures:
+                _, nbytes = folder.tree.version(file)
+                files.append((file.relative_to(folder.path).as_posix(), nbytes, texts))
         kind = "shapes" if cfg.source == "shapes" else "folder"
         settings = (kind, cfg.images, cfg.val_images, cfg.seed, files)
         return hashlib.sha256(repr(settings).encode()).hexdigest()
