@@ -1,16 +1,21 @@
 """Train DALL·E 2, stage by stage, from captioned pictures.
 
     python train.py                                     the preset tiny on captioned shapes
-    python train.py --preset micro --data my_pictures   your own folder of captioned pictures
+    python train.py --data my_pictures --out runs/mine  your own folder of captioned pictures
     python train.py --stage decoder --out runs/tiny     one stage; those before it must be there
     python train.py --resume                            go on after Ctrl-C or a power cut
-    python train.py --from mini_dalle2/weights --data my_pictures --out runs/mine
+    python train.py --from mini_dalle2/weights --out runs/more
                                                         begin with weights that are trained already
     python train.py --out runs/slow --decoder.lr=3e-4 --decoder.steps=8000
     python train.py --dtype bf16 --compile --decoder.accumulate=4 --decoder.recompute=true
                                                         a fast GPU with little memory
     python train.py --stage evaluation --out runs/tiny  the models that only an evaluation needs
     torchrun --nproc_per_node=4 train.py                four GPUs, or four processes on the CPU
+
+my_pictures holds pictures and metadata.jsonl, with one line for each picture:
+    {"file_name": "cat.png", "text": "a grey cat"}
+or a text file beside each picture: cat.png and cat.txt. Thirty pictures take about four minutes,
+more take longer (training/budget.py); --preset tiny takes all the steps that the shapes get.
 
 Stages: tokenizer, clip, prior, ar_prior, sketch, decoder, upsampler1, upsampler2. A run folder
 (runs/PRESET, or --out) holds config.json, tokenizer.json, metrics.jsonl and commands.txt, and for
@@ -22,7 +27,6 @@ Read next: mini_dalle2/training/stages.py for what each model learns, state.py f
 
 import argparse
 import math
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -32,11 +36,11 @@ from torch.nn.utils import clip_grad_norm_
 
 from mini_dalle2 import configs
 from mini_dalle2.runtime.commands import Parser, run_command
-from mini_dalle2.runtime.device import DEVICES
-from mini_dalle2.runtime.files import read_metrics
-from mini_dalle2.runtime.processes import barrier, is_main, launcher
-from mini_dalle2.training.guards import is_made
+from mini_dalle2.runtime.device import DEVICES, out_of_memory
+from mini_dalle2.runtime.processes import barrier, is_main
+from mini_dalle2.training import hints
 from mini_dalle2.training.log import Interrupt, Log
+from mini_dalle2.training.pace import announce
 from mini_dalle2.training.run import Run
 from mini_dalle2.training.stages import learn_tokenizer, open_stage
 from mini_dalle2.training.state import State, lr_at, network_options
@@ -118,6 +122,8 @@ def train(run, stage):
                     # The log comes first: it refuses a state that is not finite.
                     log.flush()
                     state.save(log.seconds())
+                    if not (stop or state.finished()):
+                        log.preview()
                 if stop:
                     raise KeyboardInterrupt(f"{stage.name} stopped and saved at step {state.step} "
                                             f"of {cfg.steps}")
@@ -130,6 +136,7 @@ def work(args, device):
     run = Run.open(args, device)
     minutes = {}
     try:
+        announce(run)
         for name in run.names:
             began = time.perf_counter()
             if run.is_done(name):
@@ -153,35 +160,17 @@ def work(args, device):
                 stage.show(model)
             minutes[name] = (time.perf_counter() - began) / 60
     except KeyboardInterrupt as stop:
-        only = "" if args.stage == "all" else f" --stage {args.stage}"
-        command = f"{launcher()} train.py --out {shlex.quote(str(args.run))}{only} --resume"
         if is_main():
-            print(f"\n{str(stop) or 'stopped'}; go on with: {command}", file=sys.stderr)
+            print(f"\n{str(stop) or 'stopped'}; go on with: {run.go_on}", file=sys.stderr)
         return 130
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise ValueError(f"there is not enough memory for {name}: "
+                         f"{hints.less_memory(run, name)}") from None
     if is_main():
-        summary(run, minutes)
+        hints.summary(run, minutes)
     return 0
-
-
-def summary(run, minutes):
-    """Print a table of the stages, and the command to run next."""
-    print(f"\n{'stage':<12}{'steps':>8}{'minutes':>10}{'loss':>10}")
-    for name, spent in minutes.items():
-        lines = [line for line in read_metrics(run.folder) if line["stage"] == name][-5:]
-        steps = lines[-1]["step"] if lines else ""
-        loss = f"{sum(line['loss'] for line in lines) / len(lines):.4f}" if lines else ""
-        print(f"{name:<12}{steps:>8}{spent:>10.1f}{loss:>10}")
-    print(f"{'together':<12}{sum(minutes.values()):>18.1f}\n")
-    folder = shlex.quote(str(run.folder))
-    missing = [name for name in configs.stages(run.config) if not is_made(run.folder, name)]
-    if missing:
-        print(f"next: python train.py --stage {missing[0]} --out {folder}")
-    elif run.names and set(run.names) <= set(configs.VARIANTS):
-        print(f"next: python -m mini_dalle2.evaluate --run {folder}")
-    else:
-        shapes = run.config.data.source == "shapes"
-        caption = "a red circle above a blue square" if shapes else run.pictures.captions()[0]
-        print(f"next: python sample.py text {shlex.quote(caption)} --run {folder}")
 
 
 def main(argv=None):
@@ -189,7 +178,7 @@ def main(argv=None):
     # TF32 on GPUs that have it.
     torch.set_float32_matmul_precision("high")
     return run_command("train.py", parse, work, argv,
-                       less="make a batch smaller, as in --decoder.batch_size=16")
+                       less="close other programs, or begin a run with a smaller --preset")
 
 
 if __name__ == "__main__":

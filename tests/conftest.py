@@ -103,7 +103,7 @@ class ToyStage:
     indices = None
 
     def __init__(self, name, model, cfg, batch, loss):
-        self.name = self.base = name
+        self.name = self.base = self.title = name
         self.model = model
         self.cfg = cfg
         self.batch = batch
@@ -115,6 +115,13 @@ class ToyStage:
     def new_model(self):
         """The model, as it was given."""
         return self.model
+
+    def slow_note(self, seconds):
+        """No step is too slow."""
+
+    def lower_rate(self):
+        """What to do when the loss is not finite."""
+        return f"go on with --resume --{self.name}.lr={self.cfg.lr / 3:.1e}"
 
     def header(self, ema):
         """What the checkpoint carries."""

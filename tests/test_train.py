@@ -31,7 +31,7 @@ from mini_dalle2.prior import DiffusionPrior
 from mini_dalle2.pretrained.ship import ship
 from mini_dalle2.data.tables import Pictures
 from mini_dalle2.runtime.files import read_json, signature
-from mini_dalle2.training import guards, origin, stages
+from mini_dalle2.training import guards, hints, log, origin, pace, stages
 from mini_dalle2.training.run import Run
 from mini_dalle2.runtime.files import load_checkpoint, read_metrics, save_checkpoint
 from mini_dalle2.training import overrides
@@ -203,10 +203,11 @@ def test_a_variance_that_ctrl_c_prevented_is_measured_on_resume(run, tmp_path, c
 def test_commands_to_go_on_with_can_be_pasted(run, tmp_path, capsys):
     """A folder's name and a caption with spaces, quotes and a dollar sign, as a shell understands them."""
     copy, caption = copy_of(run, tmp_path / "it's a $HOME"), 'a "cat", it\'s $5'
-    prepared = Run(configs.preset("micro"), copy, torch.device("cpu"), True)
-    prepared.config = overrides.override(prepared.config, ["--data.source=elsewhere"])
+    config = overrides.from_dict(json.loads((run / "config.json").read_text()))
+    prepared = Run(config, copy, torch.device("cpu"), True)
+    prepared.config = overrides.override(config, ["--data.source=elsewhere", "--clip.context_length=64"])
     prepared.pictures.captions = lambda: [caption]
-    train.summary(prepared, {})
+    hints.summary(prepared, {})
     line = capsys.readouterr().out.strip().splitlines()[-1].removeprefix("next: ")
     assert shlex.split(line) == ["python", "sample.py", "text", caption, "--run", str(copy)]
 
@@ -218,6 +219,32 @@ def test_one_stage_alone_equals_the_chain(run, tmp_path, capsys):
     assert code == 0 and "decoder" in out and "clip " not in out
     a, b = (load_checkpoint(folder / "decoder.pt")["ema"] for folder in (run, copy))
     assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_measuring_and_previews_leave_no_trace(run, tmp_path, capsys, monkeypatch):
+    """Weights and random streams are to the bit those of a run without them."""
+    stage = "decoder"
+    copy = copy_of(run, tmp_path / "copy", [f"{stage}{end}" for end in (".pt", ".resume.pt", ".png")])
+    monkeypatch.setattr(pace, "WORTH", 1)
+    monkeypatch.setattr(log, "PREVIEW", 0)
+    monkeypatch.setattr(log, "DRAWING", math.inf)
+    code, out, _ = call(capsys, "--out", copy, f"--stage={stage}", f"--{stage}.save_every=1")
+    assert code == 0 and out.count(f"{stage}: a preview is in {copy}/{stage}.preview.png") == 2
+    first = out.splitlines()[0]
+    assert first.startswith(f"1 of 1 stages to train, less than a minute: {stage} 0.0")
+    a, b = (load_checkpoint(folder / f"{stage}.resume.pt") for folder in (run, copy))
+    for part in ("ema", "model", "streams"):
+        assert all(torch.equal(a[part][key], b[part][key]) for key in a[part])
+    # The last picture takes the place of the preview.
+    assert (copy / f"{stage}.png").is_file() and not (copy / f"{stage}.preview.png").exists()
+
+
+def test_a_preview_is_a_picture_of_the_last_checkpoint(run, tmp_path, monkeypatch):
+    copy = copy_of(run, tmp_path / "copy")
+    config = overrides.from_dict(json.loads((run / "config.json").read_text()))
+    prepared = Run(config, copy, torch.device("cpu"), True, ["upsampler1"])
+    path = stages.open_stage(prepared, "upsampler1").preview()
+    assert path.read_bytes() == (copy / "upsampler1.png").read_bytes()
 
 
 def test_z_img_is_noised_towards_the_end_only(run, tmp_path, capsys, monkeypatch):
@@ -287,7 +314,9 @@ def test_variants_are_trained_like_stages(run, tmp_path, capsys):
     for name in ("judge", "glide"):
         code, out, error = call(capsys, "--out", copy, f"--stage={name}")
         assert code == 0, error
-        assert out.strip().splitlines()[-1] == f"next: python -m mini_dalle2.evaluate --run {copy}"
+        # The other models of an evaluation are still missing.
+        more = f"next: python train.py --stage evaluation --out {copy} --resume"
+        assert out.strip().splitlines()[-1] == more
         model, checkpoint = load_model(copy / f"{name}.pt", name)
         expected = variant(config, name)
         cfg = getattr(expected, configs.VARIANTS[name]).model
@@ -555,7 +584,29 @@ def test_a_batch_goes_to_a_gpu_through_pinned_memory():
 def test_too_little_memory_is_one_sentence(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(train, "learn_tokenizer", lambda run: torch.empty(2 ** 55))
     code, _, error = call(capsys, *SMALL, "--stage=tokenizer", "--out", tmp_path / "run")
-    assert code == 2 and "not enough memory" in error and "batch_size" in error
+    assert code == 2 and "not enough memory for tokenizer" in error
+
+
+def printed(text):
+    """The words behind "train.py" of the command that a message ends with."""
+    return shlex.split(text)[shlex.split(text).index("train.py", 1) + 1:]
+
+
+def test_the_remedy_for_too_little_memory_works(run, tmp_path, capsys, monkeypatch):
+    """A batch that is too large for the memory; the command of the message then trains it."""
+    copy = copy_of(run, tmp_path / "copy", ["prior.pt", "prior.resume.pt"])
+    loss = DiffusionPrior.loss
+
+    def greedy(self, *batch, **rest):
+        examples = len(batch[0])
+        return loss(self, *batch, **rest) if examples <= 8 else torch.empty(2 ** 55)
+
+    monkeypatch.setattr(DiffusionPrior, "loss", greedy)
+    code, _, error = call(capsys, "--out", copy, "--stage=prior")
+    assert code == 2 and "not enough memory for prior" in error
+    assert error.endswith(" --resume --prior.accumulate=2")
+    code, _, error = call(capsys, *printed(error))
+    assert code == 0 and load_checkpoint(copy / "prior.pt")["step"] == 3, error
 
 
 def test_no_finished_work_is_destroyed(run, capsys):

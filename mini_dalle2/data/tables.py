@@ -116,7 +116,9 @@ def load_table(dataset, progress=True, folder=None):
     n = len(dataset)
     if n == 0:
         raise ValueError("the data set is empty: a table needs at least one picture")
-    with tqdm(total=n, desc="pictures", unit="", disable=not progress, leave=False) as bar:
+    # None: no bar outside a terminal.
+    disable = None if progress else True
+    with tqdm(total=n, desc="pictures", unit="", disable=disable, leave=False) as bar:
         # The very first example always takes longer: leave it out of the measurement.
         dataset[0]
         began = time.perf_counter()

@@ -21,8 +21,9 @@ from ..data.tables import folder_digest, is_large
 from ..runtime.device import machine_memory
 from ..runtime.files import load_checkpoint, read_json
 from ..runtime.processes import world
-from . import overrides
+from . import budget, hints, overrides
 from .origin import origin_config, sketch_in
+from .rehearsal import check_one_step
 from .variants import variant
 
 # Settings of a training that do not change what a model learns.
@@ -44,12 +45,13 @@ def settle(args):
                          f"not {args.preset}: choose another --out")
     changes = [] if args.data is None else [f"--data.source={args.data}"]
     changes += args.settings
-    config = overrides.override(saved or configs.preset(args.preset or "tiny"), changes)
+    config = overrides.override(budget.begin(args, saved, changes), changes)
     if is_of_variants(args):
         check_variants_can_follow(args, config, saved, changes)
-    check_nothing_is_overwritten(args)
+    # Sizes come first: to a run of other sizes, --resume is no remedy.
     if saved:
         check_unchanged(args, config, saved, there)
+    check_nothing_is_overwritten(args)
     for stage in configs.MODELS:
         check_one_step(stage, getattr(config, stage).model)
         check_batch_divides(stage, getattr(config, stage).train)
@@ -62,6 +64,8 @@ def check_flags(args):
         raise ValueError("--out is empty: it names the run folder")
     if args.origin is None:
         return
+    if args.resume and is_begun(args.run):
+        raise ValueError(f"{args.run} has taken over the weights already: leave out --from")
     if args.resume or args.preset or args.stage == "tokenizer" or is_of_variants(args):
         raise ValueError("--from begins a run with the sizes and the tokenizer of another: "
                          "leave out --resume, --preset, --stage tokenizer and "
@@ -74,6 +78,12 @@ def is_made(folder, stage):
     if stage == "tokenizer":
         names = ["tokenizer.json"]
     return any((folder / name).is_file() for name in names)
+
+
+def is_begun(folder):
+    """Whether a run folder holds a run that can go on."""
+    return ((folder / "config.json").is_file()
+            and any(is_made(folder, stage) for stage in configs.STAGES))
 
 
 def is_of_variants(args):
@@ -103,7 +113,8 @@ def saved_config(args, there):
         raise FileNotFoundError(f"{args.run} holds {', '.join(there)}, but no config.json, "
                                 f"which says what they are: choose another folder with --out")
     if saved is None and args.resume:
-        raise FileNotFoundError(f"there is nothing to resume in {args.run}")
+        raise FileNotFoundError(f"there is nothing to resume in {args.run}: "
+                                f"{hints.begun_runs(args)}")
     if args.origin is None:
         # A call that failed early may have left a config.json with nothing beside it.
         return saved if there or args.resume else None
@@ -137,8 +148,8 @@ def check_unchanged(args, config, saved, there):
             resized = configs.sizes(now) != configs.sizes(then)
             other = now != then
         if args.origin is not None and resized:
-            raise ValueError(f"{args.origin} holds a {stage} of other sizes: "
-                             f"with --from they cannot be changed")
+            raise ValueError(f"{args.origin} holds a {stage} of other sizes, and with --from they "
+                             f"cannot be changed: leave out the settings of sizes, or --from")
         if args.origin is None and (resized or other_data):
             raise ValueError(f"{args.run} already holds a {stage} of other sizes or from other "
                              f"data: choose another folder with --out")
@@ -146,9 +157,10 @@ def check_unchanged(args, config, saved, there):
             habits = [name for name in configs.HABITS
                       if getattr(now, name, None) != getattr(then, name, None)]
             steps = 2 * getattr(saved, stage).train.steps
+            more = "" if args.resume or args.origin is not None else "--resume "
             raise ValueError(f"{args.origin or args.run} holds a {stage} with another "
                              f"{' and '.join(habits)}, which can only change while it is trained: "
-                             f"let this call train it, with --{stage}.steps={steps} say")
+                             f"let this call train it, with {more}--{stage}.steps={steps} say")
 
 
 def is_other_data(run_folder, now, then):
@@ -192,45 +204,13 @@ def check_variants_can_follow(args, config, saved, changes):
     """
     if saved is None:
         raise FileNotFoundError(f"{args.run} holds no run that --stage {args.stage} could belong "
-                                f"to: run `python train.py --out {args.run}` first")
+                                f"to: run `python train.py --out {hints.word(args.run)}` first")
     if config != saved:
         raise ValueError(f"--stage {args.stage} follows the settings in {args.run}/config.json: "
-                         f"leave out {' '.join(changes)}")
+                         f"leave out {' '.join(changes).replace('--data.source=', '--data ')}")
     for name in asked(args):
         check_one_step(configs.VARIANTS[name],
                        getattr(variant(config, name), configs.VARIANTS[name]).model)
-
-
-def check_one_step(stage, cfg):
-    """Take one step of a model on torch's "meta" device, which follows shapes and nothing else.
-
-    Sizes that cannot work show at once. Raises ValueError.
-    """
-    try:
-        with torch.device("meta"), torch.no_grad():
-            loss_of_nothing(stage, configs.build(cfg))
-    except (ValueError, RuntimeError, ArithmeticError, IndexError, TypeError) as error:
-        raise ValueError(f"{stage} cannot work with these sizes: {error}") from None
-
-
-def loss_of_nothing(stage, model):
-    """The loss of two examples without contents."""
-    cfg = model.cfg
-    if stage.startswith("upsampler"):
-        # Only the network: the loss degrades pictures, which takes real ones.
-        low = torch.empty(2, 3, cfg.low_size, cfg.low_size)
-        high = model.enlarge(low)
-        return model(high, torch.zeros(2, dtype=torch.long), high)
-    z = torch.empty(2, cfg.clip_dim)
-    tokens = torch.empty(2, getattr(cfg, "context_length", 1), dtype=torch.long)
-    if stage in ("prior", "ar_prior"):
-        return model.loss(z, z, tokens)
-    images = torch.empty(2, 3, cfg.image_size, cfg.image_size)
-    if stage == "clip":
-        return model.loss(images, tokens)
-    if stage == "sketch":
-        return model.loss(images, z)
-    return model.loss(images, z, tokens)
 
 
 def check_batch_divides(stage, cfg):
@@ -246,8 +226,8 @@ def stages_to_train(args, config):
     if args.stage == "all":
         return stages
     if args.stage in configs.STAGES and args.stage not in stages:
-        raise ValueError(f"there is no {args.stage} to train: "
-                         f"--decoder.sketch=true shows the decoder one")
+        raise ValueError(f"there is no {args.stage} to train: only a new run can have one, "
+                         f"with the preset tiny or micro")
     return asked(args)
 
 
@@ -293,17 +273,18 @@ def check_memory(run):
             continue
         model, pictures = needs(run, name)
         large = is_large(pictures)
-        in_memory = (1 if gpu else here) * (model + (0 if gpu or large else pictures))
+        weights = (1 if gpu else here) * model
+        in_memory = weights + (0 if gpu or large else here * pictures)
         on_disk = here * pictures if large else 0
-        for needed, there, where in (
-                (in_memory, memory, "the GPU" if gpu else "this machine"),
-                (on_disk, disk, f"the disk of {run.folder}")):
+        for needed, of_weights, there, where in (
+                (in_memory, weights, memory, "the GPU" if gpu else "this machine"),
+                (on_disk, 0, disk, f"the disk of {run.folder}")):
             if needed > there:
                 each = f" in each of {here} processes" if here > 1 else ""
                 raise ValueError(
                     f"{name} needs at least {model / 1e9:,.1f} GB for its weights and "
                     f"{pictures / 1e9:,.1f} GB for its pictures{each}, and {where} has "
-                    f"{there / 1e9:,.1f} GB: lower --data.images, or take a smaller --preset")
+                    f"{there / 1e9:,.1f} GB: {hints.smaller(name, of_weights > there)}")
 
 
 # ---------------------------------------------------------------------------- what is there
@@ -331,8 +312,9 @@ def is_finished(run, name):
     done = step >= steps and (base != "prior" or bool(checkpoint["ema"]["cov"].any()))
     if not done and not (run.folder / f"{name}.resume.pt").is_file():
         raise ValueError(f"{path} is not finished ({step} of {steps} steps), and {name}.resume.pt, "
-                         f"which is needed to go on, is not there")
-    remedy = f"delete it and {name}.resume.pt, or use another --out"
+                         f"which is needed to go on, is not there: delete {name}.pt, and begin it anew")
+    remedy = (f"delete it and {name}.resume.pt, then run python train.py --stage {name} "
+              f"--out {hints.word(run.folder)}")
     if base in configs.ON_CLIP and checkpoint["clip_signature"] != run.frozen_clip()[1]:
         raise ValueError(f"{path} was trained on the embeddings of another CLIP: {remedy}")
     if base == "decoder" and not has_the_runs_sketch(run, checkpoint):
@@ -363,7 +345,7 @@ def check_variant(run, name, checkpoint, path):
     if not same:
         raise ValueError(f"{path} was trained with other settings or another tokenizer than the "
                          f"run has now: delete {name}.pt and {name}.resume.pt, and train it again "
-                         f"with --stage {name}")
+                         f"with --stage {name} --out {hints.word(run.folder)}")
 
 
 def what_is_learned(config, name):

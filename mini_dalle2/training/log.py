@@ -1,4 +1,4 @@
-"""What a training tells: the progress bar, metrics.jsonl, and a Ctrl-C that saves first.
+"""What a training tells: progress, metrics.jsonl, previews, and a Ctrl-C that saves first.
 
 Read next: stages.py.
 """
@@ -6,6 +6,8 @@ Read next: stages.py.
 import json
 import math
 import signal
+import statistics
+import sys
 import threading
 import time
 from pathlib import Path
@@ -16,12 +18,19 @@ from tqdm import tqdm
 from ..runtime.files import atomic_open, read_metrics, writing
 from ..runtime.processes import is_main, mean_over_processes, whole
 
+# Seconds between two previews of a stage.
+PREVIEW = 120
+# Drawing them takes no more than this share of the time.
+DRAWING = 0.05
+# Without a terminal there is a line after each of so many parts of the steps.
+LINES = 20
 
 class Log:
-    """The progress bar and the lines of metrics.jsonl for one stage. Enter it as a context.
+    """The progress and the lines of metrics.jsonl for one stage. Enter it as a context.
 
-    Losses are collected on the device and read once per window of `log_every` steps, so that a
-    GPU need not wait for the log.
+    Progress is a bar in a terminal; elsewhere, such as in a file, it is a line per 5 %. Losses
+    are collected on the device and read once per window of `log_every` steps, so that a GPU need
+    not wait for the log.
     """
 
     def __init__(self, stage, folder, step=0, seconds=0.0):
@@ -31,11 +40,22 @@ class Log:
         self.cfg = stage.cfg
         self.path = Path(folder) / "metrics.jsonl"
         self.culprit = Path(folder) / f"{stage.name}.not_finite.json"
-        self.start = time.perf_counter() - seconds
+        self.begin = time.perf_counter()
+        self.start = self.begin - seconds
+        self.first = step
         self.smooth = None
         self.window = []
-        self.bar = tqdm(total=self.cfg.steps, initial=step, desc=self.name, unit="step",
-                        dynamic_ncols=True, mininterval=0.5, disable=not is_main())
+        # When the last step ended, and how long each step of the window took.
+        self.last = self.begin
+        self.times = []
+        self.is_said = False
+        self.looked = self.begin
+        self.drawing = 0.0
+        self.live = sys.stderr.isatty()
+        self.lines = step * LINES // self.cfg.steps
+        self.bar = tqdm(total=self.cfg.steps, initial=step, desc=stage.title, unit="step",
+                        dynamic_ncols=True, mininterval=0.5,
+                        disable=not (is_main() and self.live))
         if is_main():
             self.culprit.unlink(missing_ok=True)
             self.take_back(step)
@@ -63,6 +83,9 @@ class Log:
     def add(self, step, loss, norm, lr):
         """Note one step. step: the number of steps done; loss, norm: scalars on the device."""
         self.window.append((step, loss, whole(norm).to(loss.device), lr))
+        now = time.perf_counter()
+        self.times.append(now - self.last)
+        self.last = now
         self.bar.update()
         if step % self.cfg.log_every == 0:
             self.flush()
@@ -75,7 +98,10 @@ class Log:
         if not self.window:
             return
         steps, losses, norms, rates = zip(*self.window)
+        # A checkpoint or a preview makes one step longer, but not half of them.
+        pace = statistics.median(self.times)
         self.window = []
+        self.times = []
         values = mean_over_processes(torch.stack([torch.stack(losses), torch.stack(norms)]))
         losses, norms = values.tolist()
         for step, loss, norm in zip(steps, losses, norms):
@@ -91,6 +117,35 @@ class Log:
                  "grad_norm": norm, "seconds": self.seconds()}
         with writing(self.path), open(self.path, "a") as file:
             file.write(json.dumps(entry) + "\n")
+        self.tell(steps[-1])
+        self.warn(pace)
+
+    def tell(self, step):
+        """Without a terminal: print a line if another twentieth of the steps is done."""
+        lines = step * LINES // self.cfg.steps
+        if self.live or lines == self.lines:
+            return
+        self.lines = lines
+        spent = time.perf_counter() - self.begin
+        left = spent / (step - self.first) * (self.cfg.steps - step) / 60
+        print(f"{self.stage.title}: step {step} of {self.cfg.steps}, loss {self.smooth:.4f}, "
+              f"{left:.1f} minutes left", flush=True)
+
+    def warn(self, pace):
+        """Say once if steps take several times the seconds that they took at the start."""
+        note = self.stage.slow_note(pace)
+        if note and not self.is_said:
+            self.is_said = True
+            tqdm.write(note)
+
+    def preview(self):
+        """Draw what the model has learned so far, if the last preview was minutes ago."""
+        began = time.perf_counter()
+        if not is_main() or began - self.looked < max(PREVIEW, self.drawing / DRAWING):
+            return
+        tqdm.write(f"{self.name}: a preview is in {self.stage.preview()}")
+        self.looked = time.perf_counter()
+        self.drawing = self.looked - began
 
     def stop(self, step, loss, norm):
         """Write down the examples of a step that was not finite. Raises FloatingPointError."""
@@ -102,10 +157,9 @@ class Log:
                          "grad_norm": str(norm), "indices": self.stage.indices(step - 1).tolist()}
                 with atomic_open(self.culprit) as file:
                     file.write(json.dumps(found).encode())
-        lower = f"--{self.stage.base}.lr={self.cfg.lr / 3:.1e}"
         raise FloatingPointError(
             f"{self.name}: loss {loss:g}, gradient norm {norm:g} at step {step}{listed}; "
-            f"nothing was saved after it: go on with --resume and a lower rate, say {lower}")
+            f"nothing was saved after it: {self.stage.lower_rate()}")
 
 
 class Interrupt:

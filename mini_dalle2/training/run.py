@@ -22,7 +22,7 @@ from ..runtime.files import (
     atomic_open, load_checkpoint, read_json, save_checkpoint, signature, write_json)
 from ..runtime.processes import barrier, is_main, launcher, main_first
 from ..tokenizer import BPETokenizer
-from . import guards, overrides
+from . import guards, hints, overrides
 from .origin import copy_origin
 from .variants import variant
 
@@ -42,6 +42,11 @@ class Run:
         self.names = list(names)
         self.pictures = Pictures(config.data, device, folder)
         self.done = []
+        # The command that goes on with this call, its own words, and the seconds of a step of
+        # each stage.
+        self.go_on = hints.go_on(folder, device)
+        self.words = [f"--out={folder}"]
+        self.pace = {}
         self._clip = None
         self._cut_is_said = False
 
@@ -56,6 +61,8 @@ class Run:
         names = guards.stages_to_train(args, config)
         resume = args.resume or args.origin is not None
         run = cls(config, args.run, device, resume, names)
+        run.go_on = hints.go_on(args.run, device, args.stage)
+        run.words = args.given
         guards.check_memory(run)
         guards.check_is_no_file(args.run)
         if args.origin is None:
@@ -75,6 +82,14 @@ class Run:
     def is_done(self, name):
         """Whether a stage needs no more steps. Raises ValueError when it cannot go on."""
         return name in self.done or self.resume and guards.is_finished(self, name)
+
+    def lacks(self, names):
+        """Those of the stages that are not finished; this call has finished its own.
+
+        Raises ValueError for a stage that cannot go on, and says what to do.
+        """
+        return [name for name in names
+                if name not in self.names and not guards.is_finished(self, name)]
 
     def config_of(self, name):
         """The configuration that a stage is trained with; a variant has some other settings."""
@@ -119,8 +134,7 @@ class Run:
         """The run's tokenizer. Raises FileNotFoundError before it is trained, ValueError."""
         path = self.folder / "tokenizer.json"
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing: run `python train.py --stage tokenizer "
-                                    f"--out {self.folder}` first")
+            raise FileNotFoundError(f"{path} is missing: {self.first('tokenizer')}")
         try:
             return BPETokenizer.from_state_dict(read_json(path))
         except ValueError as error:
@@ -133,13 +147,20 @@ class Run:
         """
         path = self.folder / f"{stage}.pt"
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing: run `python train.py --stage {stage} "
-                                    f"--out {self.folder}` first")
+            raise FileNotFoundError(f"{path} is missing: {self.first(stage)}")
         model, checkpoint = load_model(path, stage)
         if checkpoint["step"] < checkpoint["steps"]:
             raise ValueError(f"{path} has {checkpoint['step']} of {checkpoint['steps']} steps: "
-                             f"finish it with --stage {stage} --resume")
+                             f"{self.first(stage, ' --resume')}")
         return model, checkpoint
+
+    def first(self, stage, more=""):
+        """What to do when an earlier stage is missing. Ends in a command."""
+        command = hints.instead(self.words, stage)
+        if any(guards.is_made(self.folder, other) for other in configs.STAGES):
+            # The folder knows all settings.
+            command = f"python train.py --stage {stage} --out {hints.word(self.folder)}{more}"
+        return f"run `{command}` first"
 
     def frozen_clip(self):
         """(the run's finished CLIP, the signature of its weights). Raises as finished_model."""
@@ -160,11 +181,12 @@ class Run:
         length = self.config.clip.model.context_length
         tokens = tokenizer.tokenize(captions, length, truncate=True)
         # Start and end of text take two places.
-        cut = sum(len(tokenizer.encode(caption)) + 2 > length for caption in set(captions))
+        lengths = [len(tokenizer.encode(caption)) + 2 for caption in set(captions)]
+        cut = sum(one > length for one in lengths)
         if cut and not self._cut_is_said:
             self._cut_is_said = True
-            print(f"note: {cut} captions have more than {length} tokens and lose their end; "
-                  f"--clip.context_length={2 * length} keeps more")
+            print(f"note: {cut} captions have more than {length} tokens and lose their end; only "
+                  f"a new run, not --from, can keep all, with --clip.context_length={max(lengths)}")
         return tokens.to(self.device)
 
     def table(self, split, size):

@@ -16,9 +16,11 @@ Read next: run.py for what the stages share, figures.py for the pictures.
 
 import abc
 import functools
+import sys
 from dataclasses import asdict
 
 import torch
+from tqdm import tqdm
 
 from .. import configs
 from ..data.near_misses import with_near_misses
@@ -32,7 +34,7 @@ from ..runtime.processes import barrier, gather_rows, is_main, world
 from ..tokenizer import BPETokenizer
 from ..transformer import eot_position
 from ..upsampler import random_crop
-from . import figures, overrides
+from . import figures, hints, overrides
 
 
 def learn_tokenizer(run):
@@ -65,7 +67,8 @@ class BatchOrder:
         self.size = cfg.batch_size if n >= cfg.batch_size else n - n % shares
         if self.size == 0:
             raise ValueError(f"{name}: {n} examples are too few for {world()} processes "
-                             f"with {cfg.accumulate} parts each")
+                             f"with {cfg.accumulate} parts each: add pictures, or take fewer "
+                             f"processes or parts")
 
     def __call__(self, step):
         """The examples of a 0-based step: (B,), with B = n if n is below batch_size."""
@@ -95,6 +98,15 @@ class TrainingStage(abc.ABC):
         self.model_config = getattr(self.config, self.base).model
         self.cfg = getattr(self.config, self.base).train
         self.indices = None
+        # The name of the picture's file, without its end.
+        self.drawn_as = name
+
+    @property
+    def title(self):
+        """The name, and the place among the stages of this call."""
+        names = self.run.names
+        place = f" (stage {names.index(self.name) + 1} of {len(names)})" if len(names) > 1 else ""
+        return self.name + place
 
     @abc.abstractmethod
     def load(self):
@@ -116,7 +128,7 @@ class TrainingStage(abc.ABC):
 
     @abc.abstractmethod
     def picture(self, model):
-        """Write NAME.png, which shows what the model has learned. Print a line about it."""
+        """Write a picture of what the model has learned, as `drawn_as`. Print a line about it."""
 
     def order(self, n):
         """The order in which the steps go through n examples."""
@@ -173,8 +185,32 @@ class TrainingStage(abc.ABC):
 
     def forget_pictures(self):
         """Remove the loss curve and the picture of fewer steps."""
-        for end in (".png", "_loss.png") if is_main() else ():
+        for end in (".png", "_loss.png", ".preview.png") if is_main() else ():
             (self.run.folder / f"{self.name}{end}").unlink(missing_ok=True)
+
+    def preview(self):
+        """Draw NAME.preview.png: what the model has learned at the last checkpoint.
+
+        The training does not notice: torch's own stream of random numbers stands as before.
+        Returns the path.
+        """
+        gpus = [self.run.device] if self.run.device.type == "cuda" else []
+        self.drawn_as = f"{self.name}.preview"
+        try:
+            with torch.random.fork_rng(gpus):
+                self.picture(self.load_trained())
+        finally:
+            self.drawn_as = self.name
+        return self.run.folder / f"{self.name}.preview.png"
+
+    def slow_note(self, seconds):
+        """A sentence if a step of so many seconds takes far longer than it should, else None."""
+        usual = self.run.pace.get(self.name)
+        return hints.slow_note(self.run, self.name, seconds, usual) if usual else None
+
+    def lower_rate(self):
+        """What to do when the loss is not finite."""
+        return hints.lower_rate(self.run, self.name)
 
     def show(self, model=None):
         """Write the loss curve and the picture, where they are missing.
@@ -187,6 +223,7 @@ class TrainingStage(abc.ABC):
             figures.loss_curve(self.run.folder, self.name)
         if not (self.run.folder / f"{self.name}.png").is_file():
             self.picture(model or self.load_trained())
+        (self.run.folder / f"{self.name}.preview.png").unlink(missing_ok=True)
 
 
 # ---------------------------------------------------------------------------- the models
@@ -229,9 +266,10 @@ class ClipStage(TrainingStage):
         pictures, captions = self.run.table("val", self.model_config.image_size)
         z_img, z_txt = self.run.clip_embeddings(pictures, captions, model)
         kind = self.run.pictures.val_kind
-        accuracy = figures.similarity(self.run.folder, self.name, z_img, z_txt, captions, kind)
-        print(f"{self.name}: finds the right caption for {accuracy:.1%} "
-              f"of {len(captions)} {kind} pictures")
+        accuracy = figures.similarity(
+            self.run.folder, self.drawn_as, z_img, z_txt, captions, kind)
+        tqdm.write(f"{self.name}: finds the right caption for {accuracy:.1%} "
+                   f"of {len(captions)} {kind} pictures")
 
 
 class PriorStage(TrainingStage):
@@ -257,10 +295,10 @@ class PriorStage(TrainingStage):
         generator = torch.Generator().manual_seed(0)
         sampled = model.sample(self.run.tokens(captions), z_txt, generator=generator)
         of_prior, of_text, found = figures.closeness(
-            self.run.folder, self.name, (sampled, z_img, z_txt), captions,
+            self.run.folder, self.drawn_as, (sampled, z_img, z_txt), captions,
             self.run.pictures.val_kind)
-        print(f"{self.name}: cosine with the true z_img {of_prior:.3f} (z_txt: {of_text:.3f}); "
-              f"{found:.1%} of samples nearest to their caption")
+        tqdm.write(f"{self.name}: cosine with the true z_img {of_prior:.3f} "
+                   f"(z_txt: {of_text:.3f}); {found:.1%} of samples nearest to their caption")
 
 
 class DiffusionPriorStage(PriorStage):
@@ -308,11 +346,11 @@ class SketchStage(TrainingStage):
             z_img = self.true_embeddings(split, 500)[0]
             error[split] = model.loss(true, z_img).item()
         mean = (true - true.mean(0)).square().mean().item()
-        print(f"{self.name}: squared error {error['train']:.4f} of training pictures, "
-              f"{error['val']:.4f} of {self.run.pictures.val_kind} pictures "
-              f"(their mean has {mean:.4f})")
+        tqdm.write(f"{self.name}: squared error {error['train']:.4f} of training pictures, "
+                   f"{error['val']:.4f} of {self.run.pictures.val_kind} pictures "
+                   f"(their mean has {mean:.4f})")
         sketches = model(z_img[:16]).clamp(-1, 1)
-        figures.side_by_side(self.run.folder, self.name, true[:16], sketches, captions[:16])
+        figures.side_by_side(self.run.folder, self.drawn_as, true[:16], sketches, captions[:16])
 
     def true_embeddings(self, split, n):
         """(z_img, z_txt) of the first n pictures of a split, by the run's CLIP."""
@@ -349,8 +387,9 @@ class DecoderStage(TrainingStage):
             # A model that never saw a z_img, as GLIDE: it samples from the caption alone.
             z_img = None
         generator = torch.Generator().manual_seed(0)
-        sampled = model.sample(z_img, self.run.tokens(captions), generator=generator, progress=True)
-        figures.side_by_side(self.run.folder, self.name, to_float(true[:16]), sampled, captions)
+        sampled = model.sample(z_img, self.run.tokens(captions), generator=generator,
+                               progress=sys.stderr.isatty())
+        figures.side_by_side(self.run.folder, self.drawn_as, to_float(true[:16]), sampled, captions)
 
 
 class SketchedDecoderStage(DecoderStage):
@@ -397,8 +436,8 @@ class UpsamplerStage(TrainingStage):
         low, _ = self.run.pictures.table("val", self.model_config.low_size, 3)
         low = to_float(low).to(self.run.device)
         generator = torch.Generator().manual_seed(0)
-        high = model.sample(low, generator=generator, progress=True)
-        figures.enlargements(self.run.folder, self.name, low, high, to_float(true))
+        high = model.sample(low, generator=generator, progress=sys.stderr.isatty())
+        figures.enlargements(self.run.folder, self.drawn_as, low, high, to_float(true))
 
 
 STAGE_CLASSES = {
