@@ -32,7 +32,7 @@ from mini_dalle2.pretrained.clip import load_clip
 from mini_dalle2.pretrained.karlo import load_karlo
 from mini_dalle2.pretrained.karlo_models import (
     KarloCLIP, KarloDecoder, KarloPrior, KarloUpsampler)
-from mini_dalle2.pretrained.tables import fill, to_ours, to_theirs
+from mini_dalle2.pretrained.rows import fill, to_ours, to_theirs
 from mini_dalle2.tokenizer import BPETokenizer
 
 KEYS = Path(__file__).parent / "karlo"
