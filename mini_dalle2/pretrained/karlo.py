@@ -36,7 +36,7 @@ KARLO_FILES = {
 
 # What the shapes of Karlo's U-Nets do not say, as diffusers' configurations have it.
 UNET_SAYS = {"norm_num_groups": 32, "norm_eps": 1e-5, "act_fn": "silu", "flip_sin_to_cos": True,
-             "freq_shift": 0}
+             "freq_shift": 0, "center_input_sample": False, "mid_block_scale_factor": 1}
 
 
 def sizes():
@@ -155,7 +155,8 @@ class Diffusers:
 
     def prior(self, cfg, dtype):
         """Return the prior, the mean and spread of z_img, and where these come from."""
-        check_stated(self.folder / "prior/config.json", {"num_attention_heads": cfg.heads})
+        check_stated(self.folder / "prior/config.json", {
+            "num_attention_heads": cfg.heads, "added_emb_type": "prd", "time_embed_act_fn": "silu"})
         theirs = part(self.folder / "prior")
         what = f"{self.folder}/prior"
         stats = theirs.pop("clip_mean", None), theirs.pop("clip_std", None)

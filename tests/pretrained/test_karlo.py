@@ -12,6 +12,7 @@ import torch
 from conftest import exact_tables
 from diffusers import UnCLIPPipeline, UnCLIPScheduler
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
 import sample
@@ -28,12 +29,6 @@ from public_models import D, L, MERGES, small_karlo, their_clip
 def unclip_scheduler(**options):
     """Their scheduler with tables as exact as ours (in float32, 1 − ᾱ_0 = 4e-5 has lost four digits, and the last step 5e-4 of x_0)."""
     return exact_tables(UnCLIPScheduler(1000, **options), make_betas("cosine", 1000))
-
-
-def test_clip_is_read_from_a_folder(tmp_path):
-    theirs = their_clip()
-    theirs.save_pretrained(tmp_path)
-    assert all(torch.equal(a, b) for a, b in zip(load_clip(tmp_path).parameters(), load_clip(theirs.state_dict(), "quick_gelu").parameters()))
 
 
 @pytest.fixture(scope="module")
@@ -197,3 +192,177 @@ def test_bad_files_are_one_sentence(original_folder, tmp_path, spoil, said):
     with pytest.raises((ValueError, FileNotFoundError), match=said) as error:
         load_karlo(folder, "cpu", small_karlo())
     assert "\n" not in str(error.value) and not (folder / "boom").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------------- layouts of a folder
+
+@pytest.fixture(scope="module")
+def plain(diffusers_folder):
+    """Karlo from the folder as diffusers wrote it."""
+    return load_karlo(diffusers_folder[0], "cpu", small_karlo())
+
+
+def linked(folder, copy):
+    """A copy of a folder that costs nothing: links to what lies in it."""
+    copy.mkdir()
+    for path in folder.iterdir():
+        (copy / path.name).symlink_to(path)
+    return copy
+
+
+def own(folder, name):
+    """Make one folder in a linked copy a true one."""
+    path = folder / name
+    files = path.resolve()
+    path.unlink()
+    return linked(files, path)
+
+
+def state_file(folder, name):
+    return own(folder, name) / "diffusion_pytorch_model.safetensors"
+
+
+def index_of(text_proj):
+    """Write model_index.json as some release of diffusers does, which names the class text_proj."""
+    def change(folder):
+        told = {"_class_name": "UnCLIPPipeline", "text_proj": text_proj}
+        (folder / "model_index.json").write_text(json.dumps(told))
+    return change
+
+
+def in_pieces(folder):
+    """The prior in two pieces of half precision: its index has the variant behind, as diffusers' have."""
+    path = state_file(folder, "prior")
+    weights = load_file(path)
+    names = sorted(weights)
+    index = {}
+    for i, part in enumerate((names[::2], names[1::2]), 1):
+        file = f"diffusion_pytorch_model.fp16-0000{i}-of-00002.safetensors"
+        save_file({name: weights[name] for name in part}, path.with_name(file))
+        index |= dict.fromkeys(part, file)
+    path.unlink()
+    told = {"metadata": {}, "weight_map": index}
+    path.with_name("diffusion_pytorch_model.safetensors.index.fp16.json").write_text(json.dumps(told))
+
+
+def half_file(folder):
+    path = state_file(folder, "text_proj")
+    path.rename(path.with_name("diffusion_pytorch_model.fp16.safetensors"))
+
+
+def as_bin(folder):
+    path = state_file(folder, "decoder")
+    torch.save(load_file(path), path.with_suffix(".bin"))
+    path.unlink()
+
+
+def old_text_encoder(folder):
+    """As Karlo's own folder has it: the end of text is said to be 2, and places are numbered."""
+    path = own(folder, "text_encoder")
+    told = json.loads((path / "config.json").read_text()) | {"eos_token_id": 2}
+    (path / "config.json").unlink()
+    (path / "config.json").write_text(json.dumps(told))
+    weights = load_file(path / "model.safetensors")
+    (path / "model.safetensors").unlink()
+    torch.save(weights | {"text_model.embeddings.position_ids": torch.arange(L)[None]}, path / "pytorch_model.bin")
+
+
+def tokenizer_of_transformers_5(folder):
+    """Saved again by transformers 5, there is neither merges.txt nor vocab.json."""
+    path = folder / "tokenizer"
+    merges = path.resolve() / "merges.txt"
+    path.unlink()
+    ids = BPETokenizer.from_clip_merges(MERGES).ids
+    pairs = [tuple(line.split()) for line in merges.read_text().splitlines()[1:]]
+    CLIPTokenizer(ids, pairs, pad_token="!", model_max_length=L).save_pretrained(path)
+    assert not (path / "merges.txt").exists()
+
+
+FOLDERS = [
+    ("diffusers, old index", index_of(["unclip", "UnCLIPTextProjModel"])),
+    ("diffusers, new index", index_of(["diffusers", "UnCLIPTextProjModel"])),
+    ("a prior in pieces", in_pieces), ("a variant fp16", half_file), ("a .bin", as_bin),
+    ("transformers 4", old_text_encoder), ("transformers 5", tokenizer_of_transformers_5)]
+
+
+def weights_of(model):
+    return {f"{i}.{name}": value for i, part in enumerate((model.clip, model.prior, model.decoder, *model.upsamplers))
+            for name, value in part.state_dict().items()}
+
+
+@pytest.mark.parametrize("name, change", FOLDERS, ids=[row[0] for row in FOLDERS])
+def test_each_layout_of_a_folder_is_the_same_model(diffusers_folder, plain, tmp_path, name, change):
+    folder = linked(diffusers_folder[0], tmp_path / "copy")
+    change(folder)
+    model = load_karlo(folder, "cpu", small_karlo())
+    ours, theirs = weights_of(model), weights_of(plain)
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert model.tokens(["a corgi!"]).tolist() == plain.tokens(["a corgi!"]).tolist()
+
+
+@pytest.mark.parametrize("prefix, wrap", [("module._orig_mod.", "state_dict"), ("_orig_mod.", "model")])
+def test_original_files_of_ddp_and_compile_are_read(original_folder, plain, tmp_path, prefix, wrap):
+    folder = linked(original_folder, tmp_path / "copy")
+    for name in ("prior", "decoder"):
+        path = folder / pretrained.KARLO_FILES[name]
+        weights = torch.load(path, weights_only=True)["state_dict"]
+        path.unlink()
+        torch.save({"epoch": 1, wrap: {prefix + key: value for key, value in weights.items()}}, path)
+    ours, theirs = weights_of(load_karlo(folder, "cpu", small_karlo())), weights_of(plain)
+    # The temperature of the original CLIP is not in the other folder.
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs.keys() - {"0.logit_scale"})
+
+
+def test_added_tokens_make_the_vocabulary_longer(diffusers_folder, plain, tmp_path):
+    folder = linked(diffusers_folder[0], tmp_path / "copy")
+    path = own(folder, "text_encoder") / "model.safetensors"
+    weights = load_file(path)
+    name = "text_model.embeddings.token_embedding.weight"
+    weights[name] = torch.cat([weights[name], torch.ones(2, weights[name].shape[1])])
+    path.unlink()
+    save_file(weights, path)
+    tokens = own(folder, "tokenizer")
+    (tokens / "added_tokens.json").write_text(json.dumps({"<cat-toy>": 49408, "<dog-toy>": 49409}))
+    with pytest.warns(UserWarning, match="added tokens .<cat-toy>, <dog-toy>., which are read letter by letter"):
+        model = load_karlo(folder, "cpu", small_karlo())
+    assert model.clip.cfg.vocab_size == 49410 and model.clip.cfg.eot_id == 49407
+    assert torch.equal(model.encode_text("a corgi"), plain.encode_text("a corgi"))
+
+
+def without_prior(folder):
+    (folder / "prior").unlink()
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "UnCLIPImageVariationPipeline"}))
+
+
+def says(name, **values):
+    """Change what a configuration says."""
+    def change(folder):
+        path = own(folder, name) / "config.json"
+        told = json.loads(path.read_text()) | values
+        path.unlink()
+        path.write_text(json.dumps(told))
+    return change
+
+
+def another_pipeline(folder):
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableUnCLIPPipeline"}))
+
+
+@pytest.mark.parametrize("change, said", [
+    (without_prior, "Karlo for image variations, which has no prior: copy the folder prior"),
+    (lambda f: (f / "prior").unlink(), "Karlo for image variations, which has no prior"),
+    (another_pipeline, "a StableUnCLIPPipeline, which is another system"),
+    (lambda f: (f / "model_index.json").write_text("["), "no configuration"),
+    (says("text_encoder", hidden_act="gelu"), "text_encoder has another CLIP than Karlo's .*gelu"),
+    (says("text_encoder", layer_norm_eps=1e-6), "text_encoder has another CLIP than Karlo's"),
+    (says("image_encoder", num_attention_heads=4), "image_encoder has another CLIP than Karlo's"),
+    (says("prior", num_attention_heads=4), "prior/config.json says num_attention_heads 4, but this model has 2"),
+    (says("decoder", attention_head_dim=8), "attention_head_dim 8, but this model has 16"),
+    (says("super_res_last", norm_eps=1e-6), "norm_eps 1e-06, but this model has 1e-05")])
+def test_a_folder_that_is_not_karlos_has_a_reason_of_its_own(diffusers_folder, tmp_path, monkeypatch, change, said):
+    monkeypatch.setattr(pretrained.karlo, "load_tokenizer", lambda folder: None)      # which takes longest
+    folder = linked(diffusers_folder[0], tmp_path / "copy")
+    change(folder)
+    with pytest.raises(ValueError, match=said) as error:
+        load_karlo(folder, "cpu", small_karlo())
+    assert "\n" not in str(error.value)
