@@ -82,14 +82,17 @@ def checked_activation(path, name):
 
 
 def hugging_face(path, told):
-    """Understand a configuration of the Hugging Face layout, of a whole CLIP or of a tower: Told."""
+    """Understand a Hugging Face configuration, of a whole CLIP or of one tower: Told."""
     kind = told.get("model_type", "clip")
     if kind not in ("clip", "clip_text_model", "clip_vision_model"):
         raise ValueError(f"{path} describes a model of the type {kind}, not clip: "
                          f"use the weights of a CLIP")
     # Older files have each tower twice, and the second is the one that counts.
-    towers = {name: (told.get(f"{name}_config") or {}) | (told.get(f"{name}_config_dict") or {})
-              for name in ("vision", "text")}
+    towers = {}
+    for name in ("vision", "text"):
+        towers[name] = told.get(f"{name}_config_dict")
+        if towers[name] is None:
+            towers[name] = told.get(f"{name}_config") or {}
     if kind != "clip":
         towers = {"vision": None, "text": None, kind.split("_")[1]: told}
     vision = towers["vision"]
@@ -150,16 +153,16 @@ def pixels(folder, openai):
 
     openai: whether the weights have OpenAI's names. Without a file these are OpenAI's numbers.
     """
-    path = first_of(folder, "open_clip_config.json") if openai else first_of(
-        folder, "preprocessor_config.json", "processor_config.json")
+    names = ["preprocessor_config.json", "processor_config.json"]
+    path = first_of(folder, *(["open_clip_config.json", *names] if openai else names))
     told = read(path) if path else {}
     told = told.get("preprocess_cfg") or told.get("image_processor") or told
     scale = told.get("rescale_factor", 1 / 255)
     if False in (told.get("do_rescale"), told.get("do_normalize")) or abs(scale * 255 - 1) > 1e-3:
         raise ValueError(f"{path}: pixels are not put into [0, 1] and normalised, as ours are: "
                          f"use other weights")
-    mean = told.get("image_mean" if not openai else "mean") or OPENAI_MEAN
-    std = told.get("image_std" if not openai else "std") or OPENAI_STD
+    mean = told.get("image_mean") or told.get("mean") or OPENAI_MEAN
+    std = told.get("image_std") or told.get("std") or OPENAI_STD
     return tuple(mean), tuple(std)
 
 
@@ -185,13 +188,16 @@ def described(folder, openai, sizes):
     names = ["open_clip_config.json", "config.json"]
     path = first_of(folder, *(names if openai else names[::-1]))
     told = read(path) if path else {}
-    if isinstance(told.get("model_cfg", told).get("vision_cfg"), dict):
-        told = open_clip(path, told.get("model_cfg", told))
-    elif told.keys() & {"model_type", "vision_config", "text_config"}:
-        told = hugging_face(path, told)
-    else:
-        # The file is about something else.
-        return None
+    try:
+        if isinstance(told.get("model_cfg", told).get("vision_cfg"), dict):
+            told = open_clip(path, told.get("model_cfg", told))
+        elif told.keys() & {"model_type", "vision_config", "text_config"}:
+            told = hugging_face(path, told)
+        else:
+            # The file is about something else.
+            return None
+    except (TypeError, AttributeError, ZeroDivisionError):
+        raise ValueError(f"{path} is no configuration of a CLIP: copy it again") from None
     for name, number in told.sizes.items():
         if number not in (None, sizes[name]):
             raise ValueError(f"{path} is about other weights: {name} is {number} there and "

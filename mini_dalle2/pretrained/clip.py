@@ -11,6 +11,7 @@ References: the public code of CLIP and open_clip; the Hugging Face layout of th
 Read next: vocabulary.py.
 """
 
+import os
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -171,7 +172,7 @@ def load_clip(path_or_state_dict, activation=None):
         theirs = {name: value.detach().clone()
                   for name, value in unwrapped(path_or_state_dict, what).items()}
     else:
-        if not isinstance(path_or_state_dict, (str, Path)):
+        if not isinstance(path_or_state_dict, (str, os.PathLike)):
             raise ValueError(f"load_clip takes a path or a state dict, "
                              f"not {type(path_or_state_dict).__name__}: give model.state_dict()")
         path = Path(path_or_state_dict)

@@ -153,8 +153,10 @@ def transformers_4(folder, m):
     config = json.loads(told.read_text())
     for tower in ("text", "vision"):
         settings = config[f"{tower}_config"]
-        config[f"{tower}_config_dict"] = {"hidden_act": settings.pop("hidden_act")}
-    config["text_config"]["eos_token_id"] = 2
+        config[f"{tower}_config_dict"] = dict(settings)
+        # transformers, too, reads the other one.
+        settings["hidden_act"] = "quick_gelu"
+    config["text_config_dict"]["eos_token_id"] = 2
     told.write_text(json.dumps(config))
     weights = load_file(folder / "model.safetensors")
     weights["text_model.embeddings.position_ids"] = torch.arange(LENGTH)[None]
@@ -405,6 +407,7 @@ REFUSED = [
      "about other weights: text_width is 512 there and 64 here"),
     ("heads that do not divide", told(lambda c: c["vision_config"].update(num_attention_heads=3)),
      "not divisible"),
+    ("no numbers", told(lambda c: c.update(text_config=[1])), "no configuration of a CLIP"),
     ("no JSON", lambda f, m: (saved(f, m.quick), (f / "config.json").write_text("{"))[0],
      "no configuration"),
     ("pixels that are not normalised", lambda f, m: (saved(f, m.quick), write(

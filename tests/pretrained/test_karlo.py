@@ -18,10 +18,9 @@ from transformers import CLIPTokenizer
 import sample
 from mini_dalle2 import configs, pretrained
 from mini_dalle2.diffusion import make_betas
-from mini_dalle2.pretrained.clip import load_clip
 from mini_dalle2.pretrained.karlo import load_karlo
 from mini_dalle2.tokenizer import BPETokenizer
-from public_models import D, L, MERGES, small_karlo, their_clip
+from public_models import D, L, MERGES, small_karlo
 
 
 # ---------------------------------------------------------------------------------------------------------------- the whole pipeline

@@ -1,4 +1,4 @@
-"""vocabulary.py: the same ids from each file that CLIP's vocabulary comes in, or a reason why not."""
+"""vocabulary.py: the same ids from each file that CLIP's vocabulary comes in, or a reason."""
 
 import gzip
 import json
