@@ -45,12 +45,30 @@ def to_pil(image):
     return Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
 
 
+def scale_transparency(image):
+    """Bring the transparent value of a PNG, still unread, to the 8 bits that its pixels get.
+
+    Pillow scales pixels of 2, 4 and 16 bits, but not this value.
+    """
+    value = image.info.get("transparency")
+    if image.format != "PNG" or value is None or not image.tile:
+        return
+    bits = image.tile[0][3]
+    if bits in ("L;2", "L;4"):
+        image.info["transparency"] = value * {"L;2": 85, "L;4": 17}[bits]
+    elif bits == "RGB;16B":
+        image.info["transparency"] = tuple(v >> 8 for v in value)
+
+
 def to_rgb(image):
     """Convert any PIL image to upright RGB.
 
     The EXIF orientation is applied, transparent pictures are laid on white, and grey pictures of
-    16 bits or of floats are scaled to 8 bits.
+    16 bits or of floats are scaled to 8 bits. Floats in [0, 1] become 0 to 255.
+    Raises whatever Pillow raises for a damaged file.
     """
+    scale_transparency(image)
+    image.load()
     try:
         image = ImageOps.exif_transpose(image)
     except Exception:
@@ -58,18 +76,22 @@ def to_rgb(image):
         pass
     if image.mode.startswith("I"):
         # 16-bit grey. Pillow's `convert` would clip all values above 255 to white.
-        values = np.asarray(image, dtype=np.float64) / 257
+        values = np.asarray(image, dtype=np.float64)
+        # One value of the 65,536 may stand for "transparent"; under it lies white.
+        values = np.where(values == image.info.get("transparency", -1), 65535, values) / 257
     elif image.mode == "F":
         values = np.asarray(image, dtype=np.float64)
-        if values.min() >= 0 and values.max() <= 1:
-            values = values * 255
+        # Not a number means that nothing was measured there: white, as for transparent pixels.
+        known = values[np.isfinite(values)]
+        unit = known.size > 0 and known.min() >= 0 and known.max() <= 1
+        values = np.where(np.isnan(values), 255, values * 255 if unit else values)
     elif image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
     else:
         return image.convert("RGB")
-    grey = np.nan_to_num(values).round().clip(0, 255).astype(np.uint8)
+    grey = values.round().clip(0, 255).astype(np.uint8)
     return Image.fromarray(grey).convert("RGB")
 
 
