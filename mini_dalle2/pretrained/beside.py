@@ -163,6 +163,11 @@ def pixels(folder, openai):
                          f"use other weights")
     mean = told.get("image_mean") or told.get("mean") or OPENAI_MEAN
     std = told.get("image_std") or told.get("std") or OPENAI_STD
+    for numbers in (mean, std):
+        if not isinstance(numbers, (list, tuple)) or not all(
+                isinstance(x, (int, float)) for x in numbers) or len(numbers) != 3:
+            raise ValueError(f"{path}: the mean and spread of pixels are three numbers each, not "
+                             f"{numbers}: copy it again")
     return tuple(mean), tuple(std)
 
 

@@ -412,6 +412,8 @@ REFUSED = [
      "no configuration"),
     ("pixels that are not normalised", lambda f, m: (saved(f, m.quick), write(
         f / "preprocessor_config.json", {"do_normalize": False}))[0], "pixels are not put"),
+    ("pixels without numbers", lambda f, m: (saved(f, m.quick), write(
+        f / "preprocessor_config.json", {"image_std": "abc"}))[0], "three numbers each, not abc"),
     ("open_clip without a causal mask",
      told_open_clip(lambda c: c["model_cfg"]["text_cfg"].update(no_causal_mask=True)),
      "no_causal_mask True"),
