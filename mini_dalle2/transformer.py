@@ -109,12 +109,15 @@ def eot_position(tokens, eot_id):
     a vocabulary has an id above end-of-text. Raises ValueError if a row has no end-of-text.
     """
     is_eot = tokens == eot_id                                              # (B, L)
-    # On a GPU this check would wait for the result in every training step. Rows from `tokenize`
-    # always have their end-of-text.
-    if tokens.device.type == "cpu" and not is_eot.any(dim=1).all():
-        missing = int((~is_eot.any(dim=1)).sum())
+    has_eot = is_eot.any(dim=1)                                            # (B,)
+    advice = "make the rows with BPETokenizer.tokenize"
+    if tokens.is_cuda and torch.is_grad_enabled():
+        # Waiting for the answer would hold up every training step. The GPU stops by itself.
+        torch._assert_async(has_eot.all(), f"a row of tokens holds no end-of-text id: {advice}")
+    elif not tokens.is_meta and not has_eot.all():
+        missing = int((~has_eot).sum())
         raise ValueError(f"{missing} of {len(tokens)} rows of tokens hold no end-of-text id "
-                         f"{eot_id}: make the rows with BPETokenizer.tokenize")
+                         f"{eot_id}: {advice}")
     # arg-max returns the first of equal values.
     return is_eot.int().argmax(dim=1)
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from mini_dalle2.clip import CLIP, CLIPConfig
 from mini_dalle2.tricks.redrawing import RedrawingCLIP, RedrawingCLIPConfig
-from mini_dalle2.pretrained.tables import clip_openai, to_theirs
+from mini_dalle2.pretrained import clip_openai, to_theirs
 
 EOT = 20                                                                   # not the largest id: 21..29 exist, as after training a tokenizer
 TINY = CLIPConfig(clip_dim=12, image_size=16, patch_size=4, vision_width=32, vision_layers=2, vision_heads=2, vocab_size=30,

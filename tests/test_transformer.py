@@ -143,6 +143,25 @@ def test_a_caption_without_end_is_an_error_not_an_empty_one():
             read()
 
 
+class OnGPU(torch.Tensor):
+    """A tensor on the CPU that says it lies on a GPU, as no GPU is at hand."""
+
+    is_cuda = property(lambda self: True)
+
+
+def test_a_caption_without_end_is_an_error_on_a_gpu_too():
+    good, bad = (caption(6, *rows).as_subclass(OnGPU) for rows in ([[6, 3, EOT]], [[6, 3, EOT], [6, 3, 4]]))
+    with torch.no_grad(), pytest.raises(ValueError, match="1 of 2 rows of tokens hold no end-of-text id 7"):
+        eot_position(bad, EOT)
+    # In training the check runs on the GPU, which stops by itself.
+    with torch.enable_grad(), pytest.raises(RuntimeError, match="a row of tokens holds no end-of-text id"):
+        eot_position(bad, EOT)
+    for mode in (torch.no_grad(), torch.enable_grad()):
+        with mode:
+            assert eot_position(good, EOT).tolist() == [2]
+    assert eot_position(bad.to("meta"), EOT).shape == (2,)                 # no numbers, nothing to check
+
+
 def test_caption_embedding_adds_positions_and_pads_with_learned_vectors():
     torch.manual_seed(0)
     embedding = CaptionEmbedding(40, 6, 8, EOT)

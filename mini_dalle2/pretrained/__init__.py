@@ -1,17 +1,20 @@
-"""pretrained: public weights in our modules: OpenAI's CLIP, and Karlo.
+"""pretrained: public weights in our modules: OpenAI's CLIP, LAION's, and Karlo.
 
-Read next: tables.py.
+Read next: rows.py.
 """
 
 from .archive import read_weights, state_dict
-from .clip import OPENAI_MEAN, OPENAI_STD, clip_config, load_clip
+from .beside import OPENAI_MEAN, OPENAI_STD
+from .clip import PublicCLIP, clip_config, load_clip
 from .karlo import KARLO_FILES, load_karlo
+from .rows import fill, to_ours, to_theirs
 from .tables import (
-    clip_hf, clip_openai, decoder_diffusers, decoder_karlo, fill, prior_diffusers, prior_karlo,
-    to_ours, to_theirs, upsampler_diffusers, upsampler_karlo)
+    clip_hf, clip_openai, decoder_diffusers, decoder_karlo, prior_diffusers, prior_karlo,
+    upsampler_diffusers, upsampler_karlo)
+from .vocabulary import load_tokenizer
 
 __all__ = [
-    "KARLO_FILES", "OPENAI_MEAN", "OPENAI_STD", "clip_config", "clip_hf", "clip_openai",
-    "decoder_diffusers", "decoder_karlo", "fill", "load_clip", "load_karlo", "prior_diffusers",
-    "prior_karlo", "read_weights", "state_dict", "to_ours", "to_theirs", "upsampler_diffusers",
-    "upsampler_karlo"]
+    "KARLO_FILES", "OPENAI_MEAN", "OPENAI_STD", "PublicCLIP", "clip_config", "clip_hf",
+    "clip_openai", "decoder_diffusers", "decoder_karlo", "fill", "load_clip", "load_karlo",
+    "load_tokenizer", "prior_diffusers", "prior_karlo", "read_weights", "state_dict", "to_ours",
+    "to_theirs", "upsampler_diffusers", "upsampler_karlo"]

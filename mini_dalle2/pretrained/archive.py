@@ -3,7 +3,7 @@
 OpenAI publishes CLIP as TorchScript archives: zip files with a pickled description of the module,
 data.pkl, and each tensor's plain bytes, data/NUMBER. `Archive` reads the tensors alone.
 
-References: torch's serialisation format. Read next: clip.py.
+References: torch's serialisation format. Read next: pieces.py.
 """
 
 import importlib.util
@@ -16,10 +16,11 @@ import torch
 
 from ..runtime.device import out_of_memory
 
-# Entries of state dicts that are no weights.
-NOT_WEIGHTS = (
-    "input_resolution", "context_length", "vocab_size", "text_model.embeddings.position_ids",
-    "vision_model.embeddings.position_ids")
+# Entries of state dicts that are no weights, by the last part of their names.
+NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "position_ids", "attn_mask")
+# Where training frameworks keep the weights in a checkpoint, and what they put before each name.
+WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
+PREFIXES = ("module.", "_orig_mod.")
 STORAGES = {
     "FloatStorage": torch.float32, "HalfStorage": torch.float16,
     "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64}
@@ -116,32 +117,40 @@ def state_dict(path):
 
     Raises as `read_weights` does.
     """
-    saved = read_weights(path)
-    if isinstance(saved, dict):
-        saved = saved.get("state_dict", saved)
+    return unwrapped(read_weights(path), path)
+
+
+def unwrapped(saved, what):
+    """Return {name: tensor} of what was saved, without what a training framework wraps around it.
+
+    what: where it comes from, for messages. Raises ValueError where there are no weights.
+    """
+    inner = saved
+    while isinstance(inner, dict):
+        saved = inner
+        inner = next((saved[key] for key in WRAPPERS if isinstance(saved.get(key), dict)), None)
     is_weights = isinstance(saved, dict) and saved and all(
-        torch.is_tensor(value) for value in saved.values())
+        isinstance(name, str) and torch.is_tensor(value) for name, value in saved.items())
     if not is_weights:
-        raise ValueError(f"{path} is a torch file, but holds no weights of a model")
-    return saved
+        raise ValueError(f"{what} holds no weights of a model: "
+                         f"weights are names with a tensor each")
+    # torch.compile marks each module that it compiled, wherever the module lies.
+    saved = {name.replace("._orig_mod.", "."): value for name, value in saved.items()}
+    return without_prefixes(saved, PREFIXES)
 
 
-def find(folder, *names):
-    """Return the first of these files in the folder. Raises FileNotFoundError naming them all."""
-    for name in names:
-        if (folder / name).is_file():
-            return folder / name
-    raise FileNotFoundError(f"{folder} has none of {', '.join(names)}")
+def without_prefixes(weights, prefixes):
+    """Take away a prefix that all names {name: tensor} have, as long as there is one."""
+    def common():
+        return next((one for one in prefixes
+                     if all(name.startswith(one) for name in weights)), None)
+
+    while weights and (prefix := common()):
+        weights = {name.removeprefix(prefix): value for name, value in weights.items()}
+    return weights
 
 
-def part(folder):
-    """Return the weights {name: tensor} in one folder of the Hugging Face or diffusers layout."""
-    if any(folder.glob("*.index.json")):
-        raise ValueError(f"{folder} holds weights in several pieces, which is not supported: "
-                         f"use the original files")
-    suffixes = (".bin", ".safetensors")
-    if importlib.util.find_spec("safetensors"):
-        suffixes = (".safetensors", ".bin")
-    names = [f"{stem}{variant}{suffix}" for suffix in suffixes for variant in ("", ".fp16")
-             for stem in ("diffusion_pytorch_model", "model", "pytorch_model")]
-    return state_dict(find(folder, *names))
+def without_buffers(weights):
+    """Leave out the entries {name: tensor} that are no weights."""
+    return {name: value for name, value in weights.items()
+            if name.rpartition(".")[2] not in NOT_WEIGHTS}

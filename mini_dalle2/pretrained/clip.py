@@ -1,24 +1,39 @@
-"""OpenAI's CLIP in our CLIP: sizes from the shapes of its weights, then the weights themselves.
+"""Public CLIPs in our CLIP: sizes from the shapes of their weights, then the weights themselves.
 
-The files do not say everything. The width of a head and the activation are taken to be as in all of
-OpenAI's vision transformers: 64 and QuickGELU.
+    OpenAI's own names          OpenAI's files, and those of open_clip (LAION and others)
+    Hugging Face's names        transformers
 
-References: the public code of CLIP; the Hugging Face layout of its weights.
-Read next: karlo_models.py.
+Shapes do not say everything. The configuration beside the weights says the rest: the activation,
+the epsilon of the norms, the number of heads. OpenAI's own files need none. Where nothing says the
+activation, a warning says what was assumed.
+
+References: the public code of CLIP and open_clip; the Hugging Face layout of their weights.
+Read next: vocabulary.py.
 """
 
-import json
+import os
+import warnings
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..clip import CLIP, CLIPConfig
-from .archive import NOT_WEIGHTS, part, state_dict
-from .tables import clip_hf, clip_openai, fill
+from torch import nn
 
-# Of the pictures that OpenAI's CLIP was trained on, for pixels in [0, 1].
-OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
-OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
-# Of every public CLIP, and of Karlo.
+from ..clip import CLIP, CLIPConfig
+from ..runtime.checks import check_above_zero, check_choice
+from ..transformer import MLP, QuickGELU
+from .archive import unwrapped, without_buffers, without_prefixes
+from .beside import ACTIVATIONS, OPENAI_MEAN, OPENAI_STD, described, end_of_text, pixels
+from .pieces import from_file, part
+from .rows import fill
+from .tables import clip_hf, clip_openai
+
+# Of every public CLIP, and of Karlo; but ViT-H has wider heads.
 HEAD_DIM = 64
+HEAD_DIMS = {1280: 80}
+# Only OpenAI's own files have these entries.
+OPENAI_MARKS = {"input_resolution", "context_length", "vocab_size"}
+# Words in the name of a file or its folders, and the activation of such weights.
+NAMED = {"quickgelu": "quick_gelu", "laion": "gelu", "datacomp": "gelu"}
 
 # {what: its name in OpenAI's layout, its name in the Hugging Face layout}; {} is a block's number.
 OPENAI_NAMES = {
@@ -37,6 +52,32 @@ HF_NAMES = {
     "text_block": "text_model.encoder.layers.{}.layer_norm1.weight"}
 
 
+@dataclass(frozen=True)
+class PublicCLIPConfig(CLIPConfig):
+    """CLIP's sizes, and what others have changed: the activation and the norms' epsilon."""
+
+    activation: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_choice("activation", self.activation, ACTIVATIONS)
+        check_above_zero(self, "layer_norm_eps")
+
+
+class PublicCLIP(CLIP):
+    """CLIP with the activation and the epsilon that its weights were trained with."""
+
+    def add_layers(self):
+        """Exchange the activations, and set the epsilon of all norms."""
+        activation = nn.GELU if self.cfg.activation == "gelu" else QuickGELU
+        for module in self.modules():
+            if isinstance(module, MLP):
+                module.act = activation()
+            if isinstance(module, nn.LayerNorm):
+                module.eps = self.cfg.layer_norm_eps
+
+
 def depth(theirs, pattern):
     """Count the blocks whose names have this form; {} in the pattern is the number."""
     n = 0
@@ -46,8 +87,13 @@ def depth(theirs, pattern):
 
 
 def is_openai(theirs):
-    """Return whether a state dict has OpenAI's own names."""
+    """Return whether a state dict has OpenAI's own names, as open_clip's have too."""
     return OPENAI_NAMES["patches"] in theirs
+
+
+def heads(width):
+    """Return the number of heads that public CLIPs of this width have."""
+    return max(1, width // HEAD_DIMS.get(width, HEAD_DIM))
 
 
 def clip_config(theirs, what="these weights"):
@@ -68,44 +114,81 @@ def clip_config(theirs, what="these weights"):
     # OpenAI's projection is (text W, D), Hugging Face's (D, text W).
     clip_dim = projection[1] if is_openai(theirs) else projection[0]
     patch_size = patches[-1]
-    return CLIPConfig(
+    return PublicCLIPConfig(
         clip_dim=clip_dim, image_size=round((places[0] - 1) ** 0.5) * patch_size,
         patch_size=patch_size, vision_width=patches[0],
-        vision_layers=depth(theirs, names["vision_block"]),
-        vision_heads=max(1, patches[0] // HEAD_DIM), vocab_size=tokens[0],
-        context_length=context[0], eot_id=tokens[0] - 1, text_width=tokens[1],
-        text_layers=depth(theirs, names["text_block"]), text_heads=max(1, tokens[1] // HEAD_DIM),
-        image_mean=OPENAI_MEAN, image_std=OPENAI_STD)
+        vision_layers=depth(theirs, names["vision_block"]), vision_heads=heads(patches[0]),
+        vocab_size=tokens[0], context_length=context[0], eot_id=end_of_text(None, tokens[0]),
+        text_width=tokens[1], text_layers=depth(theirs, names["text_block"]),
+        text_heads=heads(tokens[1]), image_mean=OPENAI_MEAN, image_std=OPENAI_STD)
 
 
-def check_activation(path):
-    """Raise ValueError if a Hugging Face config.json asks for another activation than QuickGELU.
+def told_config(cfg, folder, openai):
+    """Add to the sizes what the configuration in the folder says; None where there is none."""
+    told = described(folder, openai, vars(cfg))
+    if told is None:
+        return None
+    mean, std = pixels(folder, openai)
+    return replace(
+        cfg, activation=told.activation, layer_norm_eps=told.layer_norm_eps,
+        vision_heads=told.vision_heads or cfg.vision_heads,
+        text_heads=told.text_heads or cfg.text_heads,
+        eot_id=end_of_text(told.eot_id, cfg.vocab_size), image_mean=mean, image_std=std)
 
-    There may be no such file.
+
+def assumed(cfg, path, what):
+    """Assume an activation where nothing says it, and warn. Returns the configuration."""
+    named = "/".join(path.absolute().parts[-4:]).lower().replace("-", "") if path else ""
+    word = next((word for word in NAMED if word in named), None)
+    activation = NAMED.get(word, "quick_gelu")
+    reason = f'"{word}" is in its name' if word else "OpenAI's have it"
+    warnings.warn(
+        f"no configuration is beside {what}: it is taken to have the activation {activation} "
+        f"({reason}) and {cfg.vision_heads} + {cfg.text_heads} heads. Copy its config.json or "
+        f"open_clip_config.json beside it, or give load_clip an activation", stacklevel=3)
+    return replace(cfg, activation=activation)
+
+
+def plain_names(theirs):
+    """Take away what frameworks and open_clip put before the names of a CLIP's weights."""
+    theirs = without_prefixes(theirs, ("model.", "clip.", "clip_model."))
+    # open_clip's CLIP with a text tower of its own has the same tower under another name.
+    if is_openai(theirs) and "text.token_embedding.weight" in theirs:
+        theirs = {name.removeprefix("text."): value for name, value in theirs.items()}
+    return theirs
+
+
+def load_clip(path_or_state_dict, activation=None):
+    """Load a public CLIP (ViT) into our module, in eval mode.
+
+    Takes a file or its state dict, in OpenAI's layout (open_clip's too) or Hugging Face's, or a
+    folder with either. A configuration beside the file is read. activation: "quick_gelu" or "gelu",
+    where nothing says it. Warns of what it assumed. Raises FileNotFoundError, ValueError.
     """
-    told = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    for tower in (told.get("text_config") or {}, told.get("vision_config") or {}):
-        if tower.get("hidden_act", "quick_gelu") != "quick_gelu":
-            raise ValueError(f"{path}: this CLIP has {tower['hidden_act']}, but ours has QuickGELU "
-                             f"as OpenAI's: use weights trained with quick_gelu")
-
-
-def load_clip(path_or_state_dict):
-    """Load OpenAI's CLIP (ViT) into our module, in eval mode.
-
-    Takes a file or its state dict, in OpenAI's layout or Hugging Face's, or a folder of the latter.
-    Raises FileNotFoundError, ValueError.
-    """
+    path = None
     if isinstance(path_or_state_dict, dict):
         what = "this state dict"
         # Copies, because the model may change its weights later.
-        theirs = {name: value.detach().clone() for name, value in path_or_state_dict.items()}
+        theirs = {name: value.detach().clone()
+                  for name, value in unwrapped(path_or_state_dict, what).items()}
     else:
+        if not isinstance(path_or_state_dict, (str, os.PathLike)):
+            raise ValueError(f"load_clip takes a path or a state dict, "
+                             f"not {type(path_or_state_dict).__name__}: give model.state_dict()")
         path = Path(path_or_state_dict)
         what = str(path)
-        theirs = part(path) if path.is_dir() else state_dict(path)
-        check_activation(path / "config.json")
-    theirs = {name: value for name, value in theirs.items() if name not in NOT_WEIGHTS}
+        theirs = part(path) if path.is_dir() else from_file(path)
+    theirs = plain_names(theirs)
+    is_openais_own = is_openai(theirs) and bool(OPENAI_MARKS & theirs.keys())
+    theirs = without_buffers(theirs)
     cfg = clip_config(theirs, what)
+    told = None
+    if path and not is_openais_own:
+        told = told_config(cfg, path if path.is_dir() else path.parent, is_openai(theirs))
+    if told is None and activation is None and not is_openais_own:
+        told = assumed(cfg, path, what)
+    cfg = told or cfg
+    if activation is not None:
+        cfg = replace(cfg, activation=activation)
     table = clip_openai if is_openai(theirs) else clip_hf
-    return fill(CLIP(cfg), table(cfg), theirs, what)
+    return fill(PublicCLIP(cfg), table(cfg), theirs, what)

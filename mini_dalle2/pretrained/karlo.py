@@ -1,9 +1,11 @@
-"""Karlo, the one unCLIP whose weights are public: its sizes, and how they are loaded.
+"""Karlo, a public unCLIP that draws pixels as the paper's does: its sizes, how it is loaded.
 
     load_karlo(folder) -> DALLE2        64 → 256, from the original files or the diffusers layout
 
 karlo_models.py says where Karlo differs from the paper, tables.py how its weights become ours.
-References: kakaobrain/karlo v1.0.alpha and its model card. Read next: tables.py.
+Other public unCLIPs (Stable unCLIP, Kandinsky) decode into the latent space of another network, and
+are refused by their names.
+References: kakaobrain/karlo v1.0.alpha and its model card. Read next: ship.py.
 """
 
 from dataclasses import replace
@@ -14,23 +16,27 @@ import torch
 from ..configs import no_sketch, paper, preset
 from ..pipeline import DALLE2
 from ..runtime.device import pick_device
-from ..tokenizer import BPETokenizer
-from .archive import NOT_WEIGHTS, find, part, read_weights, state_dict
-from .clip import OPENAI_MEAN, OPENAI_STD
+from .archive import read_weights, state_dict, without_buffers
+from .beside import OPENAI_MEAN, OPENAI_STD, check_stated, described, end_of_text, pixels, read
 from .karlo_models import (
     KarloCLIP, KarloCLIPConfig, KarloDecoder, KarloDecoderConfig, KarloPrior, KarloPriorConfig,
     KarloUpsampler, KarloUpsamplerConfig, lend_clip)
+from .pieces import find, part
+from .rows import fill
 from .tables import (
-    clip_hf, clip_openai, decoder_diffusers, decoder_karlo, fill, prior_diffusers, prior_karlo,
+    clip_hf, clip_openai, decoder_diffusers, decoder_karlo, prior_diffusers, prior_karlo,
     upsampler_diffusers, upsampler_karlo)
+from .vocabulary import load_tokenizer
 
-MERGES = ("bpe_simple_vocab_16e6.txt.gz", "bpe_simple_vocab_16e6.txt", "tokenizer/merges.txt",
-          "merges.txt")
 KARLO_FILES = {
     "clip": "ViT-L-14.pt", "stats": "ViT-L-14_stats.th",
     "prior": "prior-ckpt-step=01000000-of-01000000.ckpt",
     "decoder": "decoder-ckpt-step=01000000-of-01000000.ckpt",
     "upsampler1": "improved-sr-ckpt-step=1.2M.ckpt"}
+
+# What the shapes of Karlo's U-Nets do not say, as diffusers' configurations have it.
+UNET_SAYS = {"norm_num_groups": 32, "norm_eps": 1e-5, "act_fn": "silu", "flip_sin_to_cos": True,
+             "freq_shift": 0, "center_input_sample": False, "mid_block_scale_factor": 1}
 
 
 def sizes():
@@ -72,8 +78,7 @@ class Original:
     def weights(self, name):
         """Return one file's tensors {name: tensor}, and where they come from."""
         path = find(self.folder, KARLO_FILES[name])
-        theirs = {key: value for key, value in state_dict(path).items() if key not in NOT_WEIGHTS}
-        return theirs, str(path)
+        return without_buffers(state_dict(path)), str(path)
 
     def clip(self, cfg, dtype):
         """Return CLIP."""
@@ -114,18 +119,44 @@ class Diffusers:
         if sees:
             theirs |= part(self.folder / "image_encoder")
             what += " and image_encoder"
-        theirs = {name: value for name, value in theirs.items() if name not in NOT_WEIGHTS}
+        theirs = without_buffers(theirs)
         # Not in these files. In OpenAI's models it always ended at the bound.
         theirs["logit_scale"] = torch.tensor(KarloCLIP.MAX_LOG_SCALE)
-        clip = KarloCLIP(cfg)
+        clip = KarloCLIP(self.told_clip(cfg, theirs, sees))
         rows = clip_hf(cfg)
         if not sees:
             clip.visual = None
             rows = [row for row in rows if not row.ours[0].startswith("visual.")]
         return fill(clip, rows, theirs, what, dtype)
 
+    def told_clip(self, cfg, theirs, sees):
+        """Compare CLIP's configuration with those of the files. Returns it, with their vocabulary.
+
+        Tokens that somebody added make the vocabulary longer.
+        """
+        tokens = theirs.get("text_model.embeddings.token_embedding.weight")
+        if tokens is not None and tokens.dim() == 2:
+            cfg = replace(cfg, vocab_size=max(len(tokens), cfg.vocab_size))
+        for name in ("text_encoder", "image_encoder")[:1 + sees]:
+            told = described(self.folder / name, False, vars(cfg))
+            if told is None:
+                continue
+            found = (told.activation, told.layer_norm_eps, told.vision_heads or cfg.vision_heads,
+                     told.text_heads or cfg.text_heads, end_of_text(told.eot_id, cfg.vocab_size))
+            wanted = ("quick_gelu", 1e-5, cfg.vision_heads, cfg.text_heads, cfg.eot_id)
+            if found != wanted:
+                raise ValueError(f"{self.folder / name} has another CLIP than Karlo's (activation, "
+                                 f"epsilon, heads, end-of-text: {found}, not {wanted}): use "
+                                 f"Karlo's own")
+        if sees and (self.folder / "feature_extractor").is_dir():
+            mean, std = pixels(self.folder / "feature_extractor", False)
+            cfg = replace(cfg, image_mean=mean, image_std=std)
+        return cfg
+
     def prior(self, cfg, dtype):
         """Return the prior, the mean and spread of z_img, and where these come from."""
+        check_stated(self.folder / "prior/config.json", {
+            "num_attention_heads": cfg.heads, "added_emb_type": "prd", "time_embed_act_fn": "silu"})
         theirs = part(self.folder / "prior")
         what = f"{self.folder}/prior"
         stats = theirs.pop("clip_mean", None), theirs.pop("clip_std", None)
@@ -133,11 +164,16 @@ class Diffusers:
 
     def decoder(self, cfg, dtype):
         """Return the decoder."""
+        check_stated(self.folder / "decoder/config.json", UNET_SAYS | {
+            "attention_head_dim": cfg.head_dim, "resnet_time_scale_shift": "scale_shift"})
         theirs, what = self.weights("text_proj", "decoder")
         return fill(KarloDecoder(cfg), decoder_diffusers(cfg), theirs, what, dtype)
 
     def upsampler(self, cfg, dtype):
         """Return the upsampler."""
+        for name in ("super_res_first", "super_res_last"):
+            check_stated(self.folder / name / "config.json",
+                         UNET_SAYS | {"resnet_time_scale_shift": "default"})
         theirs, what = self.weights("super_res_first", "super_res_last")
         return fill(KarloUpsampler(cfg), upsampler_diffusers(cfg), theirs, what, dtype)
 
@@ -146,7 +182,7 @@ def load_karlo(folder, device=None, config=None, dtype=None, offload=False):
     """Load Karlo v1.0.alpha, which samples at 64 → 256.
 
     folder: its original files, or the diffusers layout. It must also hold CLIP's merges file,
-    `bpe_simple_vocab_16e6.txt.gz`; the diffusers layout has `tokenizer/merges.txt`. config: other
+    `bpe_simple_vocab_16e6.txt.gz`; the diffusers layout has a folder `tokenizer`. config: other
     sizes than the preset's. dtype, offload: see DALLE2. Raises FileNotFoundError naming what is
     missing, ValueError for what cannot be used.
     """
@@ -154,7 +190,8 @@ def load_karlo(folder, device=None, config=None, dtype=None, offload=False):
     config = config or preset("karlo")
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
-    tokenizer = BPETokenizer.from_clip_merges(find(folder, *MERGES))
+    check_pipeline(folder)
+    tokenizer = load_tokenizer(folder)
     files = Diffusers(folder) if (folder / "prior").is_dir() else Original(folder)
     # One after the other, each in its precision before the next is read: all at once would take
     # 25 GB.
@@ -166,6 +203,24 @@ def load_karlo(folder, device=None, config=None, dtype=None, offload=False):
     lend_clip(clip, prior, decoder)
     models = {"clip": clip, "prior": prior, "decoder": decoder, "upsampler1": upsampler}
     return DALLE2(tokenizer, models, pick_device(device or "auto"), dtype=dtype, offload=offload)
+
+
+def check_pipeline(folder):
+    """Raise ValueError for a folder of diffusers that holds another pipeline than Karlo's.
+
+    model_index.json names the pipeline, and the library that has each class. That library's name
+    for `text_proj` has changed; ours needs no name.
+    """
+    path = folder / "model_index.json"
+    name = read(path).get("_class_name", "UnCLIPPipeline") if path.is_file() else None
+    variations = name == "UnCLIPImageVariationPipeline" or (
+        name is None and (folder / "image_encoder").is_dir())
+    if variations and not (folder / "prior").is_dir():
+        raise ValueError(f"{folder} is Karlo for image variations, which has no prior: copy the "
+                         f"folder prior of Karlo for captions (karlo-v1-alpha) into it")
+    if name not in (None, "UnCLIPPipeline", "UnCLIPImageVariationPipeline"):
+        raise ValueError(f"{folder} holds a {name}, which is another system than Karlo: use a "
+                         f"folder of UnCLIPPipeline")
 
 
 def standardise(prior, stats, what):
