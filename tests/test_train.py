@@ -24,6 +24,7 @@ from mini_dalle2 import DALLE2
 from mini_dalle2 import configs
 from mini_dalle2.data import tables as pictures
 from mini_dalle2.data.pixels import to_pil
+from mini_dalle2.data import split
 from mini_dalle2.data.shapes import CaptionedShapes
 from mini_dalle2.tricks.sketched import SketchedDecoder
 from mini_dalle2.pipeline import load_model
@@ -407,12 +408,15 @@ def test_a_folder_of_pictures(folder, tmp_path, capsys):
     code, out, _ = call(capsys, *SMALL, "--data", folder, "--out", tmp_path / "run")
     assert code == 0 and "12 captioned pictures" in out and "broken.png" in out
     assert "1 captions have more than 32 tokens and lose their end" in out
-    assert len(load_checkpoint(tmp_path / "run" / "embeddings.pt")["captions"]) == 11      # one in ten is kept aside
+    assert len(load_checkpoint(tmp_path / "run" / "embeddings.pt")["captions"]) == 12      # of so few, none is kept aside
+    # So no figure is about unseen pictures.
+    assert "right caption for" in out and out.count("training pictures") == 3 and "unseen" not in out
     code, _, error = call(capsys, "--data=shapes", "--out", tmp_path / "run", "--resume")
     assert code == 2 and "from other data" in error
 
 
-def test_folder_split_is_disjoint_and_fixed(folder):
+def test_folder_split_is_disjoint_and_fixed(folder, monkeypatch):
+    monkeypatch.setattr(split, "FEWEST", 10)
     cfg = configs.DataConfig(source=str(folder), images=100, val_images=5)
     pictures = Pictures(cfg, torch.device("cpu"))
     train_part, val_part = ([pictures.folder(split, 8).pictures[i][0] for i in pictures.dataset(split, 8, 100).indices] for split in ("train", "val"))
@@ -424,6 +428,29 @@ def test_folder_split_is_disjoint_and_fixed(folder):
     assert pictures.fingerprint() == key
     train_part[0].with_suffix(".txt").write_text("another caption")
     assert pictures.fingerprint() != key
+
+
+@pytest.mark.parametrize("name, captions", [
+    ("one picture", ["a dog"]), ("copies of one", ["a dog"] * 3), ("one caption for all", ["a photo of sks dog"] * 2)])
+def test_a_set_without_any_spread_trains(tmp_path, capsys, name, captions):
+    """Nothing can be measured of what is the same everywhere, and nothing becomes NaN by it."""
+    for i, caption in enumerate(captions):
+        to_pil(CaptionedShapes("train", 32)[0 if name == "copies of one" else i]["image"]).save(tmp_path / f"{i}.png")
+        (tmp_path / f"{i}.txt").write_text(caption)
+    run = tmp_path / "run"
+    code, out, error = call(capsys, *SMALL, "--data", tmp_path, "--out", run)
+    assert code == 0, error
+    for stage in configs.MODELS:
+        weights = load_checkpoint(run / f"{stage}.pt")["ema"]
+        assert all(torch.isfinite(value).all() for value in weights.values()), stage
+    assert all(math.isfinite(line["loss"]) for line in read_metrics(run))
+    if name == "one caption for all":
+        again = tmp_path / "again"
+        assert call(capsys, "--data", tmp_path, "--out", again, "--from", run, "--stage=prior", "--prior.steps=2")[0] == 0
+        assert all(math.isfinite(line["loss"]) for line in read_metrics(again))
+    model = DALLE2.load(run, device="cpu")
+    [[picture]] = model.text_to_image([captions[0]], progress=False)
+    assert picture.size == (64, 64)
 
 
 def test_a_run_knows_its_pictures_wherever_they_lie(folder, tmp_path, capsys, monkeypatch):
@@ -545,8 +572,8 @@ def test_memory_is_counted(folder, monkeypatch):
     own = Run(of_folder, Path("nowhere"), cpu)
     assert guards.needs(shapes, "decoder")[1] == 1000 * 3 * 16 * 16
     assert guards.needs(shapes, "upsampler2")[1] == 16 * 3 * 64 * 64
-    # No more pictures than there are: of 12, one is kept for validation.
-    assert guards.needs(own, "decoder")[1] == 11 * 3 * 16 * 16
+    # No more pictures than there are.
+    assert guards.needs(own, "decoder")[1] == 12 * 3 * 16 * 16
     weights = sum(p.numel() for p in configs.build(cfg.prior.model).parameters())
     assert guards.needs(own, "prior")[0] == 20 * weights
     guards.check_memory(shapes)
