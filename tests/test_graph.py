@@ -43,7 +43,8 @@ WINGS = {
     "pipeline": {"runtime", "components", "tricks", "configs", "latents", "data.pixels"},
     "__init__": {"pipeline"},
     "training": {"runtime", "components", "tricks", "configs", "pipeline", "data", "metrics"},
-    "pretrained": {"runtime", "components", "tricks", "configs", "pipeline", "training", "metrics"},
+    "pretrained": {"runtime", "components", "tricks", "configs", "pipeline", "training", "metrics",
+                   "data"},
     "evaluate": {"runtime", "components", "tricks", "configs", "latents", "pipeline", "data",
                  "metrics", "training", "pretrained"},
 }
