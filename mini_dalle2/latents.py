@@ -142,8 +142,8 @@ class Latents:
         Raises ValueError for a run without an AR prior.
         """
         if self.ar_prior is None:
-            raise ValueError("the principal components belong to the autoregressive prior: "
-                             "train it with --stage ar_prior")
+            raise ValueError("these weights have no autoregressive prior, which knows the principal "
+                             "components: reconstruct without components")
         with self.at_work(self.ar_prior):
             return torch.cat([self.ar_prior.codes.project(z_img, count) for count in counts])
 

@@ -297,7 +297,8 @@ def related(first, second, word):
 def grade(image, caption):
     """Judge one picture of captioned shapes.
 
-    image: PIL image or tensor (3, S, S), uint8 or float in [-1, 1], S ≥ 24. caption: one of the data set's.
+    image: PIL image or tensor (3, S, S), uint8 or float in [-1, 1], S ≥ 24.
+    caption: one of the data set's.
     Return {"colours", "shapes", "layout", "all": bool, "objects": list, "clutter": float}.
     colours, shapes: each object has what the caption gives it. layout: there are as many objects as
     asked, and their size or relation is right. all: everything, and no clutter besides. The two

@@ -3,6 +3,7 @@
 Read next: commands.py.
 """
 
+import os
 import re
 from pathlib import Path
 
@@ -24,6 +25,21 @@ def open_picture(path):
         # Pillow raises half a dozen types for a damaged file.
         raise ValueError(
             f"{path} cannot be read as a picture ({type(error).__name__})") from None
+
+
+def samples_file(folder, verb):
+    """Return the first of FOLDER/samples/VERB-001.png, VERB-002.png, … that is not there yet.
+
+    Raises ValueError if no file can be written there.
+    """
+    samples = Path(folder) / "samples"
+    if samples.exists() and not samples.is_dir():
+        raise ValueError(f"{samples} is not a folder: name another file with --out")
+    if not os.access(samples if samples.is_dir() else folder, os.W_OK):
+        raise ValueError(f"{samples} cannot be written: name a file elsewhere with --out")
+    found = [re.fullmatch(rf"{verb}-(\d+)(-\d+-\d+)?", path.stem) for path in samples.glob("*.png")]
+    last = max((int(match[1]) for match in found if match), default=0)
+    return samples / f"{verb}-{last + 1:03}.png"
 
 
 def single_file(path, row, column):

@@ -61,10 +61,9 @@ def check_flags(args):
         raise ValueError("--out is empty: it names the run folder")
     if args.origin is None:
         return
-    if args.resume or args.preset or args.stage == "tokenizer" or is_of_variants(args):
+    if args.resume or args.preset or args.stage == "tokenizer":
         raise ValueError("--from begins a run with the sizes and the tokenizer of another: "
-                         "leave out --resume, --preset, --stage tokenizer and "
-                         "the stages of an evaluation")
+                         "leave out --resume, --preset and --stage tokenizer")
 
 
 def is_made(folder, stage):
