@@ -143,15 +143,14 @@ def work(args, device):
     began = time.perf_counter()
     load = load_karlo if args.weights else DALLE2.load
     model = load(args.model, device, dtype=DTYPES[args.dtype], offload=args.offload)
-    captions = captions_of(args)
-    for note in (quotes_note(captions), strange_note(captions, args.model)):
-        if note and is_main():
-            print(f"note: {note}", file=sys.stderr)
     options = {} if args.verb == "classify" else {"steps": args.steps, "stage": args.stage}
     size = model.sizes.get(options.get("stage"), model.size)
     rows, labels, found = VERBS[args.verb](model, args, size, options)
     if not is_main():
         return
+    captions = captions_of(args)
+    for note in filter(None, (quotes_note(captions), strange_note(captions, args.model))):
+        print(f"note: {note}", file=sys.stderr)
     out = args.out or samples_file(args.folder, args.verb)
     out.parent.mkdir(exist_ok=True)
     files = {out: caption_grid(rows, labels)}

@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 
 from mini_dalle2 import DALLE2, latents
-from mini_dalle2.latents import to_mask
 from pictures import CAPTIONS, QUIET, half_mask, nearly, pixels, val_picture
 
 
@@ -248,19 +247,6 @@ def test_inpainting_takes_the_z_img_that_goes_with_what_is_known(model, monkeypa
         model.choose_by_known_pixels(z_img, [0, 1], known, mask),
         torch.stack([z_img[0, 1], z_img[1, 2]]),
     )
-
-
-@pytest.mark.parametrize("paint", ["RGBA", "LA", "1", "P"])
-def test_masks_of_any_mode(model, picture, paint):
-    grey = half_mask()
-    # White paint on a transparent sheet.
-    mask = {
-        "RGBA": lambda: Image.merge("RGBA", [Image.new("L", (64, 64), 255)] * 3 + [grey]),
-        "LA": lambda: Image.merge("LA", [grey, Image.new("L", (64, 64), 255)]),
-        "1": lambda: grey.convert("1"),
-        "P": lambda: grey.convert("P"),
-    }[paint]()
-    assert np.array_equal(pixels(to_mask(mask)), pixels(grey))
 
 
 def test_masks_are_turned_upright_with_the_picture(model):

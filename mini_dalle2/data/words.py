@@ -18,6 +18,8 @@ from .shapes import COLOURS, COUNTS, RELATIONS, SHAPES, SIZES
 # A run of letters and digits.
 WORD = re.compile(r"[^\W_]+")
 FILE = "words.txt"
+# A note names so many words, and no more.
+FEW = 40
 
 
 def words_in(text):
@@ -51,8 +53,8 @@ def strange_words(captions, known):
     found = []
     for word in words:
         if word not in known:
-            closest = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.75)
-            found.append((word, closest[0] if closest else None))
+            closest = difflib.get_close_matches(word[:40], sorted(known), n=1, cutoff=0.75)
+            found.append((word[:40], closest[0] if closest else None))
     return found
 
 
@@ -67,8 +69,9 @@ def strange_note(captions, folder):
         return None
     named = [f'"{word}"' + (f' (the closest is "{closest}")' if closest else "")
              for word, closest in strange]
-    return (f"the training captions did not have {', '.join(named)}: the picture cannot show this; "
-            f"{Path(folder) / FILE} lists the words they had")
+    had = ", ".join(sorted(known)) if len(known) <= FEW else f"see {Path(folder) / FILE}"
+    return (f"the training captions did not have {', '.join(named)}, so the pictures cannot show "
+            f"this; the words they had: {had}")
 
 
 def shapes_grammar():

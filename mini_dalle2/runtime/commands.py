@@ -63,13 +63,14 @@ class Parser(argparse.ArgumentParser):
         raise ValueError(message)
 
     def parse_args(self, args=None, namespace=None):
-        """Read the command line. A misspelled option is told the closest one there is."""
+        """Read the command line. Names the closest option for a misspelled one."""
         found, left = self.parse_known_args(args, namespace)
         flags = [word.partition("=")[0] for word in left if word.startswith("-")]
         if flags:
             options = self.options_of(found)
-            closest = difflib.get_close_matches(flags[0], options, n=1, cutoff=0)[0]
-            self.error(f"there is no option {flags[0]}; the closest is {closest}")
+            closest = difflib.get_close_matches(flags[0], options, n=1, cutoff=0.5)
+            hint = f"the closest is {closest[0]}" if closest else "--help shows all options"
+            self.error(f"there is no option {flags[0]}; {hint}")
         if left:
             self.error(f'"{left[0]}" is one word too many: words that belong together stand in '
                        'quotes, as in "two cyan rings"')

@@ -81,7 +81,10 @@ def test_settings_of_the_run_make_a_judge_stale(copied, capsys):
     assert lab.signature_of("judge") is None and lab.signature_of("glide") is not None
     assert main([f"--run={copied}", "--n=16", "--device=cpu", "--only", "fig8"]) == 2
     error = capsys.readouterr().err
-    assert "judge.pt was made with other settings: run `python train.py --stage judge" in error
+    assert (
+        f"judge.pt was made with other settings: delete judge.pt, judge.resume.pt in {copied}, "
+        f"then run `python train.py --stage judge --out {copied}` first" in error
+    )
 
 
 def test_without_a_judge_it_names_the_command(run, judged, tmp_path, capsys):
@@ -126,10 +129,9 @@ def test_a_baseline_that_is_not_this_run_s(copied, capsys, changes, reason):
     assert main([f"--run={copied}", "--n=16", "--device=cpu", "--only", "priors"]) == 2
     error = capsys.readouterr().err
     resume = " --resume" if reason == "is not finished" else ""
-    assert (
-        f"glide.pt {reason}: run `python train.py --stage glide --out {copied}{resume}` first"
-        in error
-    )
+    delete = "" if resume else f"delete glide.pt, glide.resume.pt in {copied}, then "
+    command = f"train.py --stage glide --out {copied}{resume}"
+    assert f"glide.pt {reason}: {delete}run `python {command}` first" in error
     assert main([f"--run={copied}", "--n=16", "--device=cpu", "--only", "components"]) == 0
 
 
