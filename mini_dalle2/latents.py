@@ -143,7 +143,8 @@ class Latents:
         """
         if self.ar_prior is None:
             raise ValueError("these weights have no autoregressive prior, which knows the principal "
-                             "components: reconstruct without components")
+                             "components: reconstruct without components, or give a run of "
+                             "train.py one with --stage ar_prior")
         with self.at_work(self.ar_prior):
             return torch.cat([self.ar_prior.codes.project(z_img, count) for count in counts])
 

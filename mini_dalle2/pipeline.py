@@ -315,7 +315,8 @@ class DALLE2(Latents):
         if prior not in self.PRIORS:
             raise ValueError(f"unknown prior '{prior}': it is one of {', '.join(self.PRIORS)}")
         if prior == "ar" and self.ar_prior is None:
-            raise ValueError("these weights have no autoregressive prior: choose another prior")
+            raise ValueError("these weights have no autoregressive prior: choose another prior, or "
+                             "give a run of train.py one with --stage ar_prior")
         if sketches < 1:
             raise ValueError(f"{sketches} sketches to choose from: ask for at least one")
         if not 0 <= eta <= 1:

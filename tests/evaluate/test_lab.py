@@ -150,7 +150,7 @@ def test_weights_without_a_run_are_evaluated_by_the_command_that_is_named(
 ):
     """The box has neither config.json nor the models to compare with."""
     monkeypatch.chdir(tmp_path)
-    for stage in ("clip", "prior", "ar_prior", "decoder", "upsampler1"):
+    for stage in ("clip", "prior", "ar_prior", "decoder", "upsampler1", "upsampler2"):
         (tmp_path / "box").mkdir(exist_ok=True)
         shutil.copy(run / f"{stage}.pt", tmp_path / "box" / f"{stage}.pt")
     # The first name is taken.
@@ -162,7 +162,7 @@ def test_weights_without_a_run_are_evaluated_by_the_command_that_is_named(
     assert words == shlex.split("python train.py --from box --stage evaluation --out runs/box2")
     assert train.main([*words[2:], "--device=cpu"]) == 0
     assert "next: python -m mini_dalle2.evaluate --run runs/box2" in capsys.readouterr().out
-    assert main(["--run=runs/box2", "--n=16", "--device=cpu", "--only", "fig8"]) == 0
+    assert main(["--run=runs/box2", "--n=16", "--device=cpu", "--only", "components"]) == 0
     assert {path: path.read_bytes() for path in (tmp_path / "box").iterdir()} == before
 
 
