@@ -111,6 +111,9 @@ class Codes(nn.Module):
         # eigh has the smallest first.
         variance = variance.flip(0).clamp(min=0)                           # (D,)
         directions = directions.flip(1)                                    # (D, D)
+        if variance.sum() <= (1e-5 * z.norm(dim=1).max()).square():
+            # Copies of one picture: what differs is rounding. One coordinate keeps everything.
+            variance = torch.eye(len(mean), dtype=z.dtype, device=z.device)[0]
         # What is lost when the first k + 1 are kept.
         lost = 1 - variance.cumsum(0) / variance.sum()                     # (D,)
         kept = int((lost > error).sum()) + 1
@@ -119,6 +122,8 @@ class Codes(nn.Module):
         self.directions.copy_(directions)
         self.low.copy_(coordinates.amin(0))
         self.high.copy_(coordinates.amax(0))
+        # An interval without any length would have no buckets.
+        self.high.add_(self.low == self.high)
         self.kept.fill_(min(kept, self.most))
         decoded = self.decode(self.encode(z.float())).double()             # (N, D)
         squared_error = (decoded - z).square().sum(1).mean()

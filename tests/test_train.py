@@ -30,7 +30,7 @@ from mini_dalle2.pipeline import load_model
 from mini_dalle2.prior import DiffusionPrior
 from mini_dalle2.pretrained.ship import ship
 from mini_dalle2.data.tables import Pictures
-from mini_dalle2.runtime.files import signature
+from mini_dalle2.runtime.files import read_json, signature
 from mini_dalle2.training import guards, origin, stages
 from mini_dalle2.training.run import Run
 from mini_dalle2.runtime.files import load_checkpoint, read_metrics, save_checkpoint
@@ -386,13 +386,40 @@ def test_a_folder_of_pictures(folder, tmp_path, capsys):
 def test_folder_split_is_disjoint_and_fixed(folder):
     cfg = configs.DataConfig(source=str(folder), images=100, val_images=5)
     pictures = Pictures(cfg, torch.device("cpu"))
-    train_part, val_part = (pictures.dataset(split, 8, 100).indices for split in ("train", "val"))
-    assert len(val_part) == 1 and sorted(train_part + val_part) == list(range(12))
-    assert pictures.dataset("train", 16, 4).indices == train_part[:4]      # the same order at every size
-    assert sorted(pictures.captions()) == sorted(t for i in train_part for t in pictures.folder("train", 1).texts(i))
+    train_part, val_part = ([pictures.folder(split, 8).pictures[i][0] for i in pictures.dataset(split, 8, 100).indices] for split in ("train", "val"))
+    assert len(val_part) == 1 and sorted(train_part + val_part) == [folder / f"{i:02}.png" for i in range(12)]
+    assert pictures.dataset("train", 16, 4).indices == pictures.dataset("train", 8, 100).indices[:4]      # the same order at every size
+    assert sorted(pictures.captions()) == sorted(t for i in range(11) for t in pictures.folder("train", 1).texts(i))
     key = pictures.fingerprint()
     os.utime(folder / "05.png", ns=(1, 1))
+    assert pictures.fingerprint() == key
+    train_part[0].with_suffix(".txt").write_text("another caption")
     assert pictures.fingerprint() != key
+
+
+def test_a_run_knows_its_pictures_wherever_they_lie(folder, tmp_path, capsys, monkeypatch):
+    """Another spelling of the place, a copy and a moved folder are the same pictures; a changed folder is said to be so."""
+    run, place = tmp_path / "run", tmp_path / "pictures"
+    shutil.copytree(folder, place)
+    steps = [f"--{stage}.steps=1" for stage in configs.MODELS]
+    assert call(capsys, "--preset=micro", "--data", place, "--out", run, "--stage=tokenizer", *steps)[0] == 0
+    monkeypatch.chdir(tmp_path)
+    for spelling in ("pictures/", "./pictures", str(place)):
+        code, out, _ = call(capsys, "--data", spelling, "--out", run, "--resume", "--stage=tokenizer")
+        assert code == 0 and "has changed" not in out
+    place.rename(tmp_path / "moved")
+    code, _, error = call(capsys, "--out", run, "--resume")
+    assert code == 2 and f"--resume --out {run} --data FOLDER" in error
+    assert call(capsys, "--out", run, "--resume", "--stage=clip", "--data", tmp_path / "moved")[0] == 0
+    assert overrides.from_dict(read_json(run / "config.json")).data.source == str(tmp_path / "moved")
+    # one picture more, in another place: other data; in the known place: said
+    shutil.copytree(tmp_path / "moved", tmp_path / "more")
+    shutil.copy(folder / "00.png", tmp_path / "more" / "99.png")
+    code, _, error = call(capsys, "--out", run, "--resume", "--data", tmp_path / "more")
+    assert code == 2 and "from other data" in error
+    shutil.copy(folder / "00.png", tmp_path / "moved" / "99.png")
+    code, out, _ = call(capsys, "--out", run, "--resume", "--stage=clip")
+    assert code == 0 and "moved has changed since this run began" in out
 
 
 def test_a_folder_that_is_split_already_stays_so(folder, tmp_path):
@@ -489,8 +516,8 @@ def test_memory_is_counted(folder, monkeypatch):
     own = Run(of_folder, Path("nowhere"), cpu)
     assert guards.needs(shapes, "decoder")[1] == 1000 * 3 * 16 * 16
     assert guards.needs(shapes, "upsampler2")[1] == 16 * 3 * 64 * 64
-    # No more pictures than there are.
-    assert guards.needs(own, "decoder")[1] == 12 * 3 * 16 * 16
+    # No more pictures than there are: of 12, one is kept for validation.
+    assert guards.needs(own, "decoder")[1] == 11 * 3 * 16 * 16
     weights = sum(p.numel() for p in configs.build(cfg.prior.model).parameters())
     assert guards.needs(own, "prior")[0] == 20 * weights
     guards.check_memory(shapes)

@@ -1,23 +1,18 @@
 """Your own pictures: a folder of captioned images becomes a data set.
 
 The paper's models learn from pairs (x, y) of image and caption (§2). This file makes pairs from
-a folder in either of two conventions:
-
-    metadata.jsonl      one line per picture, as in Hugging Face's `imagefolder`:
-                        {"file_name": "cats/tom.png", "text": "a grey cat"}
-                        text may also be a list of captions
-    tom.png + tom.txt   a side-car file of the same name, one caption per line
+a folder. Captions stand in a metadata file or beside the pictures (captions.py). Pictures may
+also lie in archives (archives.py).
 
 Real folders are untidy. They hold truncated files, and pictures without a caption. A file that
-cannot be used is left out and named in `report`; nothing is left out silently. All others are
-brought to one form: RGB on white, upright, the central square (pixels.py).
+cannot be used is left out and named in `report`; nothing but hidden files is left out silently.
+All others are brought to one form: RGB on white, upright, the central square (pixels.py).
 
 Shapes: N pictures, S side of the square in pixels. Images are (3, S, S), float in [-1, 1].
-Reference: the `imagefolder` page of the Hugging Face `datasets` documentation.
 Read next: emoji.py (builds a folder to try), tables.py (a whole data set as one tensor).
 """
 
-import json
+import copy
 import os
 import random
 from collections import Counter
@@ -28,27 +23,36 @@ from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from .archives import Tree
+from .captions import METADATA, SIDECARS, read_metadata, read_sidecar
 from .pixels import central_square, from_pil, to_float
 
-# The second line lists formats that Pillow may be unable to read. They are tried all the same,
-# so that the report names them.
-EXTENSIONS = {
-    ".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm",
-    ".avif", ".heic", ".heif", ".jxl", ".svg"}
+
+def picture_suffixes():
+    """Return the endings of picture files, in lower case: all that Pillow knows, and some more.
+
+    Pillow cannot read the others, or only with a plug-in. They are tried all the same, so that
+    the report names them.
+    """
+    Image.init()
+    known = {suffix for suffix, kind in Image.EXTENSION.items() if kind in Image.OPEN}
+    # Films and measurements.
+    films = {".mpg", ".mpeg", ".h5", ".hdf", ".grib", ".bufr"}
+    return known - films | {".avif", ".heic", ".heif", ".jxl", ".svg"}
 
 
 # ------------------------------------------------------------------------------ pictures
 
-def load_picture(path, size):
+def load_picture(file, size):
     """Read the central square of one image file: RGB image, size × size, upright.
 
-    Raises whatever Pillow raises for a missing, foreign, corrupt or truncated file.
+    file: a path or an open file. Raises whatever Pillow raises for a missing, foreign, corrupt or
+    truncated file.
     """
-    with Image.open(path) as image:
+    with Image.open(file) as image:
         if image.format == "JPEG":
             # libjpeg decodes straight to a half, a quarter or an eighth of the size.
             image.draft(image.mode, (2 * size, 2 * size))
-        image.load()
         return central_square(image, size)
 
 
@@ -57,21 +61,20 @@ def load_picture(path, size):
 VERIFIED = {}
 
 
-def why_unreadable(path, size):
-    """Say why a file cannot be used: (reason, detail), or None if it can.
+def why_unreadable(tree, path, size):
+    """Say why a file of a Tree cannot be used: (reason, detail), or None if it can.
 
     The file is decoded in full, by the function that will read it later. The header alone would
     not do: the header of a truncated file is intact.
     """
     try:
-        stat = os.stat(path)
+        version = (str(path), *tree.version(path))
     except (OSError, ValueError):
         # ValueError: a metadata.jsonl can hold names that no system accepts.
         return "file missing", ""
-    version = (str(path), stat.st_mtime_ns, stat.st_size)
     if version not in VERIFIED:
         try:
-            load_picture(path, size)
+            load_picture(tree.open(path), size)
             VERIFIED[version] = None
         except UnidentifiedImageError:
             VERIFIED[version] = "not an image that Pillow can read", ""
@@ -81,63 +84,12 @@ def why_unreadable(path, size):
     return VERIFIED[version]
 
 
-# ------------------------------------------------------------------------------ captions
-
-def has_ink(text):
-    """Tell whether a text has any character that can be seen."""
-    return any(char.isprintable() and not char.isspace() for char in text)
-
-
-def clean_texts(value):
-    """Return the captions among `value` in which something can be seen, with single spaces.
-
-    value: a caption or a list of captions, from a file. Raises TypeError for anything else.
-    """
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise TypeError(f"text is neither a string nor a list of strings: {value!r:.60}")
-    return [" ".join(text.split()) for text in texts if has_ink(text)]
-
-
-def read_metadata(path):
-    """Read a metadata.jsonl: (captions, bad).
-
-    captions: {picture's path: list of captions}; several lines for one picture add up.
-    bad: [(place, reason, detail)] of the lines that cannot be understood.
-    """
-    captions = {}
-    bad = []
-    lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line.decode("utf-8"))
-            texts = clean_texts(entry.get("text") or [])
-            captions.setdefault(path.parent / entry["file_name"], []).extend(texts)
-        except (KeyError, AttributeError):
-            bad.append((f"{path.name} line {number}", "line not understood", "no file_name"))
-        except (ValueError, TypeError) as error:
-            bad.append((f"{path.name} line {number}", "line not understood", str(error)))
-    return captions, bad
-
-
-def read_sidecar(path):
-    """Read captions from a text file, one per line: list of str, empty if there is no such file.
-
-    Raises ValueError if the file is not UTF-8.
-    """
-    if not path.is_file():
-        return []
-    return clean_texts(path.read_text(encoding="utf-8-sig").splitlines())
-
-
 # ------------------------------------------------------------------------------ the data set
 
 class CaptionedFolder(Dataset):
     """The captioned images of a folder and its subfolders, in order of their paths.
 
-    path: the folder, with `metadata.jsonl` files or side-car texts.
+    path: the folder, with metadata files or side-car texts; see captions.py.
     size: side in pixels. The shorter side of a picture is resized to it, and the middle is kept.
     `[i]` gives {"image": (3, S, S) float in [-1, 1], "text": str}. Of several captions, example i
     gets one at random, always the same. `texts(i)` gives all of them.
@@ -147,15 +99,15 @@ class CaptionedFolder(Dataset):
     """
 
     def __init__(self, path, size=64):
-        self.path = Path(path)
+        self.path = Path(os.path.normpath(path))
         self.size = int(size)
         if not self.path.is_dir():
             raise FileNotFoundError(f"no such folder: {path}")
         if self.size < 1:
             raise ValueError(f"size is {size}: it must be at least 1")
-        files, captions, self.skipped = self._scan()
-        captioned = self._with_captions(files, captions)
-        self.pictures = self._readable(captioned)
+        self.tree = Tree(self.path)
+        self.skipped = []
+        self.pictures = self._readable(self._captioned())
         if not self.pictures:
             reasons = [f"{n} × {reason}" for reason, n in self._reasons().items()]
             why = ", ".join(reasons) or "no image files"
@@ -163,44 +115,80 @@ class CaptionedFolder(Dataset):
                 f"no usable captioned picture in {path} ({why}): "
                 f"add pictures with a metadata.jsonl or with .txt files of the same names")
 
-    def _scan(self):
-        """Find everything below the folder: (image files, {picture: captions}, bad lines)."""
-        files = set()
+    def _captioned(self):
+        """Return [(file, captions)] of the pictures that have captions, and skip all else."""
+        suffixes = picture_suffixes()
+        pictures = set()
+        sidecars = {}
+        others = []
         captions = {}
-        bad = []
-        for folder, subfolders, names in os.walk(self.path):
-            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-            for name in names:
-                if not name.startswith(".") and Path(name).suffix.lower() in EXTENSIONS:
-                    files.add(Path(os.path.normpath(Path(folder, name))))
-            if "metadata.jsonl" in names:
-                found, wrong = read_metadata(Path(folder, "metadata.jsonl"))
-                bad += wrong
-                for file, texts in found.items():
-                    captions.setdefault(Path(os.path.normpath(file)), []).extend(texts)
-        return files, captions, bad
-
-    def _with_captions(self, files, captions):
-        """Return [(file, captions)] of the files that have captions, and skip the others."""
+        for file in self.tree.files:
+            suffix = file.suffix.lower()
+            if suffix in suffixes:
+                pictures.add(file)
+            elif suffix in SIDECARS:
+                sidecars[file.with_suffix(""), suffix] = file
+            elif file.name in METADATA:
+                self._read_metadata(file, captions)
+            else:
+                others.append(file)
         captioned = []
-        for file in sorted(files | captions.keys()):
-            try:
-                texts = captions.get(file) or read_sidecar(file.with_suffix(".txt"))
-            except ValueError:
-                self._skip(file, "side-car text is not UTF-8")
-                continue
+        for file in sorted(pictures | captions.keys()):
+            texts = captions.get(file) or self._beside(file, sidecars)
             if texts:
                 captioned.append((file, texts))
-            else:
+            elif texts is not None:
                 self._skip(file, "no caption")
+        stems = {file.with_suffix("") for file in pictures} | pictures
+        others += [file for (stem, _), file in sidecars.items() if stem not in stems]
+        for file in sorted(others):
+            self._skip(file, "neither picture nor caption")
+        for archive, why in self.tree.damaged.items():
+            self._skip(archive, "archive cannot be read", why)
         return captioned
+
+    def _read_metadata(self, file, captions):
+        """Add what a metadata file says to {picture: captions}."""
+        entries, bad = read_metadata(file.name, self.tree.read(file))
+        folder = Path(os.path.relpath(file.parent, self.path)).as_posix()
+        for place, reason, detail in bad:
+            self.skipped.append((place if folder == "." else f"{folder}/{place}", reason, detail))
+        for name, texts in entries:
+            picture = Path(os.path.normpath(file.parent / name))
+            if picture not in self.tree.files:
+                # Windows writes sub\red.png.
+                other = Path(os.path.normpath(file.parent / name.replace("\\", "/")))
+                picture = other if other in self.tree.files else picture
+            if not picture.is_relative_to(self.path):
+                self._skip(picture, "outside the folder")
+                continue
+            captions.setdefault(picture, []).extend(texts)
+
+    def _beside(self, file, sidecars):
+        """Return the captions of the files beside a picture; None if one cannot be read.
+
+        They are named as the picture is, without its ending or with it: tom.txt, tom.png.txt.
+        """
+        for suffix in SIDECARS:
+            for stem in (file.with_suffix(""), file):
+                if (stem, suffix) not in sidecars:
+                    continue
+                try:
+                    texts = read_sidecar(suffix, self.tree.read(sidecars[stem, suffix]))
+                except (OSError, ValueError):
+                    self._skip(file, "side-car text is not UTF-8")
+                    return None
+                if texts:
+                    return texts
+        return []
 
     def _readable(self, captioned):
         """Return those of [(file, captions)] whose files can be decoded, and skip the others."""
         readable = []
         # Pillow's decoders run in parallel threads.
         with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-            reasons = pool.map(lambda item: why_unreadable(item[0], self.size), captioned)
+            reasons = pool.map(lambda item: why_unreadable(self.tree, item[0], self.size),
+                               captioned)
             pairs = tqdm(zip(captioned, reasons), total=len(captioned), desc="checking pictures",
                          unit="", delay=2, leave=False)
             for item, reason in pairs:
@@ -209,6 +197,12 @@ class CaptionedFolder(Dataset):
                 else:
                     readable.append(item)
         return readable
+
+    def part(self, wanted):
+        """Return a data set with only some of the pictures; wanted: a bool for each."""
+        part = copy.copy(self)
+        part.pictures = [picture for picture, keep in zip(self.pictures, wanted) if keep]
+        return part
 
     def _skip(self, file, reason, detail=""):
         """Note that a file was left out."""
@@ -244,7 +238,7 @@ class CaptionedFolder(Dataset):
         # Not texts[index % n]: sorted names may repeat with period n.
         text = texts[int(random.Random(index).random() * len(texts))]
         try:
-            image = load_picture(file, self.size)
+            image = load_picture(self.tree.open(file), self.size)
         except Exception as error:
             raise ValueError(
                 f"{file} was readable and no longer is ({error}): restore it or start again"

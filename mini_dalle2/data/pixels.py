@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 
+from ..runtime.pictures import scale_transparency
+
 
 def to_float(image):
     """Convert uint8 pixels 0..255 of any shape to float32 in [-1, 1]."""
@@ -51,7 +53,9 @@ def to_pil(image):
 
 
 def upright(image):
-    """Turn a PIL image as its EXIF orientation says."""
+    """Read a PIL image to its last pixel, and turn it as its EXIF orientation says."""
+    scale_transparency(image)
+    image.load()
     try:
         return ImageOps.exif_transpose(image)
     except Exception:
@@ -63,23 +67,28 @@ def to_rgb(image):
     """Convert any PIL image to upright RGB.
 
     The EXIF orientation is applied, transparent pictures are laid on white, and grey pictures of
-    16 bits or of floats are scaled to 8 bits.
+    16 bits or of floats are scaled to 8 bits. Floats in [0, 1] become 0 to 255.
+    Raises whatever Pillow raises for a damaged file.
     """
     image = upright(image)
     if image.mode.startswith("I"):
         # 16-bit grey. Pillow's `convert` would clip all values above 255 to white.
-        values = np.asarray(image, dtype=np.float64) / 257
+        values = np.asarray(image, dtype=np.float64)
+        # One value of the 65,536 may stand for "transparent"; under it lies white.
+        values = np.where(values == image.info.get("transparency", -1), 65535, values) / 257
     elif image.mode == "F":
         values = np.asarray(image, dtype=np.float64)
-        if values.min() >= 0 and values.max() <= 1:
-            values = values * 255
+        # Not a number means that nothing was measured there: white, as for transparent pixels.
+        known = values[np.isfinite(values)]
+        unit = known.size > 0 and known.min() >= 0 and known.max() <= 1
+        values = np.where(np.isnan(values), 255, values * 255 if unit else values)
     elif image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
     else:
         return image.convert("RGB")
-    grey = np.nan_to_num(values).round().clip(0, 255).astype(np.uint8)
+    grey = values.round().clip(0, 255).astype(np.uint8)
     return Image.fromarray(grey).convert("RGB")
 
 

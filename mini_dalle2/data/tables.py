@@ -15,8 +15,10 @@ Read next: ../training/stages.py, which takes its batches from here.
 import hashlib
 import math
 import os
+import shlex
 import tempfile
 import time
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
@@ -32,6 +34,7 @@ from ..runtime.processes import is_main
 from .folder import CaptionedFolder
 from .pixels import to_float, to_uint8
 from .shapes import CaptionedShapes
+from .split import splits
 
 # Examples that are loaded first, to see how long one takes.
 FIRST = 32
@@ -169,6 +172,7 @@ class Pictures:
 
     cfg: `DataConfig`. scratch: the folder where large tables lie. The last training table is kept.
     `available` is the number of training pictures that exist; of shapes there is no end.
+    `has_val` tells whether there are validation pictures. Raises FileNotFoundError, ValueError.
     """
 
     def __init__(self, cfg, device, scratch=None):
@@ -178,42 +182,57 @@ class Pictures:
         # The last training table: its (size, limit), and (pictures, captions).
         self.last_asked = None
         self.last_table = None
+        # Whether there are pictures that are not trained on.
+        self.has_val = True
         if cfg.source == "shapes":
             self.available = math.inf
         else:
-            parts = [Path(cfg.source, split) for split in ("train", "val")]
-            self.is_split = all(part.is_dir() for part in parts)
-            folder = self.folder("train", 1)
-            self.available = len(folder)
-            print(folder.report)
+            if not Path(cfg.source).is_dir():
+                raise FileNotFoundError(f"no such folder: {cfg.source}{self.where_to_look()}")
+            whole = CaptionedFolder(cfg.source, 1)
+            counts = Counter(self.splits(whole))
+            self.available = counts["train"]
+            if not self.available:
+                raise ValueError(f"{cfg.source} has no captioned picture in its training folder")
+            self.has_val = counts["val"] > 0
+            print(whole.report)
+            print(f"  {counts['train']} for training, {counts['val']} for validation, "
+                  f"{counts['test']} for tests, {counts['']} in other folders")
+
+    def where_to_look(self):
+        """Say how a run learns that its pictures have moved: text for the end of a message."""
+        if self.scratch is None or not Path(self.scratch, "config.json").is_file():
+            return ""
+        return (f": if the pictures have moved, say where they are: "
+                f"python train.py --resume --out {shlex.quote(str(self.scratch))} --data FOLDER")
+
+    @property
+    def val_kind(self):
+        """Say what the pictures of "val" are: "unseen", or "training" if none can be spared."""
+        return "unseen" if self.has_val else "training"
+
+    def splits(self, folder):
+        """Return the split of each picture of a CaptionedFolder; see split.py."""
+        files = [file for file, _ in folder.pictures]
+        return splits(files, folder.path, self.cfg.val_images, self.cfg.seed)
 
     def folder(self, split, size):
-        """Return all pictures of the folder at size × size.
+        """Return the pictures of "train" or "val" at size × size: a CaptionedFolder.
 
-        If the folder has subfolders "train" and "val", return those of the split's subfolder.
+        If too few pictures are there to spare any, "val" has the training pictures.
         """
-        source = Path(self.cfg.source, split) if self.is_split else self.cfg.source
-        return CaptionedFolder(source, size)
+        whole = CaptionedFolder(self.cfg.source, size)
+        split = split if self.has_val else "train"
+        return whole.part([chosen == split for chosen in self.splits(whole)])
 
     def dataset(self, split, size, limit):
-        """Return at most `limit` examples of "train" or "val".
-
-        A folder that is not split lends up to a tenth of its pictures to "val"; the seed chooses
-        them. If it has too few to spare any, "val" shows training pictures.
-        """
+        """Return at most `limit` examples of "train" or "val"; the seed chooses their order."""
         if self.cfg.source == "shapes":
             return CaptionedShapes(split, size, self.cfg.seed, limit)
         folder = self.folder(split, size)
         generator = torch.Generator().manual_seed(self.cfg.seed)
         order = torch.randperm(len(folder), generator=generator).tolist()
-        lent = 0 if self.is_split else min(self.cfg.val_images, len(folder) // 10)
-        if lent == 0:
-            chosen = order
-        elif split == "val":
-            chosen = order[:lent]
-        else:
-            chosen = order[lent:]
-        return Subset(folder, chosen[:limit])
+        return Subset(folder, order[:limit])
 
     def table(self, split, size, limit):
         """Return uint8 pictures (N, 3, size, size) and their N captions.
@@ -251,12 +270,27 @@ class Pictures:
         return [text for i in dataset.indices for text in dataset.dataset.texts(i)]
 
     def fingerprint(self):
-        """Return a text that changes when the training pictures change."""
+        """Return a text that changes when the training pictures change, but not with their place."""
         cfg = self.cfg
         files = []
         if cfg.source != "shapes":
-            for file, texts in self.folder("train", 1).pictures:
-                stat = file.stat()
-                files.append((str(file), stat.st_mtime_ns, stat.st_size, texts))
-        settings = (cfg.source, cfg.images, cfg.val_images, cfg.seed, files)
+            folder = self.folder("train", 1)
+            for file, texts in folder.pictures:
+                _, nbytes = folder.tree.version(file)
+                files.append((file.relative_to(folder.path).as_posix(), nbytes, texts))
+        kind = "shapes" if cfg.source == "shapes" else "folder"
+        settings = (kind, cfg.images, cfg.val_images, cfg.seed, files)
         return hashlib.sha256(repr(settings).encode()).hexdigest()
+
+
+def folder_digest(path):
+    """Return a text that depends on the names and sizes of the files in a folder, not on its place.
+
+    Raises FileNotFoundError if there is no such folder.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise FileNotFoundError(f"no such folder: {path}")
+    files = sorted((file.relative_to(path).as_posix(), file.stat().st_size)
+                   for file in path.rglob("*") if file.is_file())
+    return hashlib.sha256(repr(files).encode()).hexdigest()

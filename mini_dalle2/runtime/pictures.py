@@ -10,6 +10,21 @@ from pathlib import Path
 from PIL import Image
 
 
+def scale_transparency(image):
+    """Bring the transparent value of a PNG, still unread, to the 8 bits that its pixels get.
+
+    Pillow scales pixels of 2, 4 and 16 bits, but not this value.
+    """
+    value = image.info.get("transparency")
+    if image.format != "PNG" or value is None or not image.tile:
+        return
+    bits = image.tile[0][3]
+    if bits in ("L;2", "L;4"):
+        image.info["transparency"] = value * {"L;2": 85, "L;4": 17}[bits]
+    elif bits == "RGB;16B":
+        image.info["transparency"] = tuple(v >> 8 for v in value)
+
+
 def open_picture(path):
     """Read a picture from a file: PIL image, all of its pixels in memory.
 
@@ -19,6 +34,7 @@ def open_picture(path):
         raise FileNotFoundError(f"there is no picture {path}")
     try:
         with Image.open(path) as image:
+            scale_transparency(image)
             image.load()
             return image
     except Exception as error:

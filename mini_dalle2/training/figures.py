@@ -62,10 +62,10 @@ def loss_curve(folder, name):
     save_figure(figure, Path(folder) / f"{name}_loss.png")
 
 
-def similarity(folder, name, z_img, z_txt, captions, shown=12):
+def similarity(folder, name, z_img, z_txt, captions, kind, shown=12):
     """Plot the cosines of the first different captions and their pictures; z_img, z_txt (N, D).
 
-    Returns the accuracy of finding the right caption, over all N.
+    kind: what the pictures are, "unseen" or "training". Returns the accuracy of finding the right caption, over all N.
     """
     accuracy = retrieval_accuracy(z_img, z_txt, captions)
     rows = sorted({caption: i for i, caption in enumerate(captions)}.values())[:shown]
@@ -81,16 +81,16 @@ def similarity(folder, name, z_img, z_txt, captions, shown=12):
     axes.set_yticks(range(len(rows)), names)
     axes.set_xticks(range(len(rows)), [f"picture {j + 1}" for j in range(len(rows))], rotation=45)
     axes.set_title(f"{name}: cosine of caption and picture; right caption found for "
-                   f"{accuracy:.1%} of {len(captions)} unseen pictures")
+                   f"{accuracy:.1%} of {len(captions)} {kind} pictures")
     figure.colorbar(shade, shrink=0.7)
     save_figure(figure, Path(folder) / f"{name}.png")
     return accuracy
 
 
-def closeness(folder, name, embeddings, captions):
+def closeness(folder, name, embeddings, captions, kind):
     """Plot a prior's histograms: cos(sampled z_img, true z_img) and cos(z_txt, true z_img).
 
-    embeddings: (sampled, z_img, z_txt), each (N, D) of unit norm.
+    embeddings: (sampled, z_img, z_txt), each (N, D) of unit norm. kind: as in `similarity`.
     Returns (mean cosine of the samples, mean cosine of z_txt, share of the samples whose nearest
     caption is their own).
     """
@@ -105,7 +105,7 @@ def closeness(folder, name, embeddings, captions):
         axes.hist(cosine.numpy(), bins=80, range=(-1, 1), alpha=0.7, color=colour,
                   label=f"{label}: mean {cosine.mean():.3f}")
     axes.set(xlabel="cosine with the true z_img", ylabel="captions",
-             title=f"{name}: of {len(captions)} unseen captions, {found:.1%} of samples "
+             title=f"{name}: of {len(captions)} {kind} captions, {found:.1%} of samples "
                    f"are nearest to their own caption")
     axes.legend()
     save_figure(figure, Path(folder) / f"{name}.png")

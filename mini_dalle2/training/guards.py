@@ -12,11 +12,12 @@ Read next: run.py, which calls them.
 import os
 import shutil
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import torch
 
 from .. import configs
-from ..data.tables import is_large
+from ..data.tables import folder_digest, is_large
 from ..runtime.device import machine_memory
 from ..runtime.files import load_checkpoint, read_json
 from ..runtime.processes import world
@@ -124,6 +125,7 @@ def check_unchanged(args, config, saved, there):
 
     Habits, such as dropout, may change only while a model is trained on. Raises ValueError.
     """
+    other_data = is_other_data(args.run, config.data.source, saved.data.source)
     for stage in there if args.origin is None else configs.STAGES:
         if stage == "tokenizer":
             resized = config.tokenizer != saved.tokenizer
@@ -136,7 +138,7 @@ def check_unchanged(args, config, saved, there):
         if args.origin is not None and resized:
             raise ValueError(f"{args.origin} holds a {stage} of other sizes: "
                              f"with --from they cannot be changed")
-        if args.origin is None and (resized or config.data.source != saved.data.source):
+        if args.origin is None and (resized or other_data):
             raise ValueError(f"{args.run} already holds a {stage} of other sizes or from other "
                              f"data: choose another folder with --out")
         if other and not learns_on(args, config, stage):
@@ -146,6 +148,30 @@ def check_unchanged(args, config, saved, there):
             raise ValueError(f"{args.origin or args.run} holds a {stage} with another "
                              f"{' and '.join(habits)}, which can only change while it is trained: "
                              f"let this call train it, with --{stage}.steps={steps} say")
+
+
+def is_other_data(run_folder, now, then):
+    """Whether a run that began with the pictures of `then` is given others by `now`.
+
+    now, then: "shapes" or a folder. A folder is known by what it holds, wherever it lies now.
+    Raises FileNotFoundError if `now` is no folder.
+    """
+    if "shapes" in (now, then):
+        return now != then
+    if Path(now).resolve() == Path(then).resolve():
+        return False
+    return recorded_digest(run_folder) != folder_digest(now)
+
+
+def recorded_digest(run_folder):
+    """Return the digest of the folder of pictures that a run has learned from.
+
+    None for runs of older versions, and for a damaged record.
+    """
+    try:
+        return read_json(run_folder / "pictures.json")["digest"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
 
 
 def learns_on(args, config, stage):

@@ -18,7 +18,7 @@ import torch
 from .. import configs
 from ..data import words
 from ..data.pixels import to_float
-from ..data.tables import Pictures
+from ..data.tables import Pictures, folder_digest
 from ..pipeline import load_model
 from ..runtime.files import (
     atomic_open, load_checkpoint, read_json, save_checkpoint, signature, write_json)
@@ -71,6 +71,7 @@ class Run:
                     copy_origin(run, args.origin)
             run.done = guards.check_files(run)
         run.keep_config()
+        run.note_pictures()
         return run
 
     def is_done(self, name):
@@ -87,6 +88,16 @@ class Run:
         """Write the configuration into the run folder."""
         if is_main():
             write_json(overrides.to_dict(self.config), self.folder / "config.json")
+
+    def note_pictures(self):
+        """Write down which pictures the run knows. Say so when they are others than last time."""
+        if self.config.data.source == "shapes" or not is_main():
+            return
+        now = folder_digest(self.config.data.source)
+        if guards.recorded_digest(self.folder) not in (None, now):
+            print(f"note: {self.config.data.source} has changed since this run began: "
+                  f"the stages from here on learn from what it holds now")
+        write_json({"digest": now}, self.folder / "pictures.json")
 
     def adopt_tokenizer(self):
         """Give the models the vocabulary that the tokenizer came out with."""

@@ -228,9 +228,10 @@ class ClipStage(TrainingStage):
     def picture(self, model):
         pictures, captions = self.run.table("val", self.model_config.image_size)
         z_img, z_txt = self.run.clip_embeddings(pictures, captions, model)
-        accuracy = figures.similarity(self.run.folder, self.name, z_img, z_txt, captions)
+        kind = self.run.pictures.val_kind
+        accuracy = figures.similarity(self.run.folder, self.name, z_img, z_txt, captions, kind)
         print(f"{self.name}: finds the right caption for {accuracy:.1%} "
-              f"of {len(captions)} unseen pictures")
+              f"of {len(captions)} {kind} pictures")
 
 
 class PriorStage(TrainingStage):
@@ -256,7 +257,8 @@ class PriorStage(TrainingStage):
         generator = torch.Generator().manual_seed(0)
         sampled = model.sample(self.run.tokens(captions), z_txt, generator=generator)
         of_prior, of_text, found = figures.closeness(
-            self.run.folder, self.name, (sampled, z_img, z_txt), captions)
+            self.run.folder, self.name, (sampled, z_img, z_txt), captions,
+            self.run.pictures.val_kind)
         print(f"{self.name}: cosine with the true z_img {of_prior:.3f} (z_txt: {of_text:.3f}); "
               f"{found:.1%} of samples nearest to their caption")
 
@@ -298,7 +300,7 @@ class SketchStage(TrainingStage):
 
     @torch.no_grad()
     def picture(self, model):
-        """Show true pictures beside their sketches; print the error on seen and unseen ones."""
+        """Show true pictures beside their sketches; print the error on both splits."""
         error = {}
         for split in ("train", "val"):
             true, captions = self.run.table(split, self.model_config.image_size)
@@ -306,8 +308,9 @@ class SketchStage(TrainingStage):
             z_img = self.true_embeddings(split, 500)[0]
             error[split] = model.loss(true, z_img).item()
         mean = (true - true.mean(0)).square().mean().item()
-        print(f"{self.name}: squared error {error['train']:.4f} of pictures it has seen, "
-              f"{error['val']:.4f} of others (their mean has {mean:.4f})")
+        print(f"{self.name}: squared error {error['train']:.4f} of training pictures, "
+              f"{error['val']:.4f} of {self.run.pictures.val_kind} pictures "
+              f"(their mean has {mean:.4f})")
         sketches = model(z_img[:16]).clamp(-1, 1)
         figures.side_by_side(self.run.folder, self.name, true[:16], sketches, captions[:16])
 

@@ -31,24 +31,34 @@ class Whitening(nn.Module):
 
     # f: directions far narrower than the average are mostly noise.
     FLOOR = 0.1
+    # Embeddings of copies of one picture differ by less than this. Then nothing can be measured.
+    ROUNDING = 1e-5
 
     def __init__(self, dim, scale=None):
         super().__init__()
-        scale = math.sqrt(dim) if scale is None else scale
+        self.scale = math.sqrt(dim) if scale is None else scale
         self.register_buffer("mean", torch.zeros(dim))
         # U diag(1 / d).
-        self.register_buffer("matrix", scale * torch.eye(dim))             # (D, D)
+        self.register_buffer("matrix", self.scale * torch.eye(dim))        # (D, D)
         # Standard deviation of each coordinate of w.
         self.register_buffer("spread", torch.ones(dim))                    # (D,)
 
     @torch.no_grad()
     def fit(self, z):
-        """Measure the embeddings z (N, D), N > 1. The buffers keep the result in checkpoints."""
+        """Measure the embeddings z (N, D). The buffers keep the result in checkpoints.
+
+        If all z are equal, w = scale · (z − mean).
+        """
         z = z.double()
         mean = z.mean(0)
         covariance = (z - mean).T @ (z - mean) / len(z)                    # (D, D)
         variance, directions = torch.linalg.eigh(covariance)               # (D,), (D, D)
         std = variance.clamp(min=0).sqrt()
+        if std.norm() <= self.ROUNDING * z.norm(dim=1).max():
+            self.mean.copy_(mean)
+            self.matrix.copy_(self.scale * torch.eye(len(mean)))
+            self.spread.zero_()
+            return
         # What each direction is divided by.
         width = std + self.FLOOR * std.mean()
         # The floor makes w a little too narrow: back to unit variance.

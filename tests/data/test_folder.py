@@ -10,6 +10,7 @@ from PIL import Image
 
 from conftest import noisy
 from mini_dalle2.data import folder
+from mini_dalle2.data.captions import NOT_UNDERSTOOD
 from mini_dalle2.data.folder import CaptionedFolder
 from mini_dalle2.data.pixels import to_uint8
 from mini_dalle2.data.pixels import central_square
@@ -240,7 +241,8 @@ def test_the_report_names_everything_left_out(tmp_path):
         "no caption": {"silent.png", "blank.png"},
         "side-car text is not UTF-8": {"latin.png"},
         "file missing": {"gone.png"},
-        "line not understood": {f"metadata.jsonl line {i}" for i in (2, 3, 4, 5, 6)},
+        NOT_UNDERSTOOD: {f"metadata.jsonl line {i}" for i in (2, 3, 4, 5, 6)},
+        "neither picture nor caption": {"notes.md"},
     }
     assert dataset.report.startswith(
         f"1 captioned pictures in {tmp_path}, {len(dataset.skipped)} skipped\n"
@@ -248,7 +250,7 @@ def test_the_report_names_everything_left_out(tmp_path):
     assert (
         "2 × no caption: blank.png, silent.png" in dataset.report and "and 2 more" in dataset.report
     )
-    assert "1 × file missing: gone.png" in dataset.report and len(dataset.report.splitlines()) == 7
+    assert "1 × file missing: gone.png" in dataset.report and len(dataset.report.splitlines()) == 8
 
 
 def test_nothing_to_use(tmp_path):

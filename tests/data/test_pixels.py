@@ -1,6 +1,8 @@
 """Pixels: to a tensor and back without loss, and the central square of any picture."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -14,9 +16,11 @@ from mini_dalle2.data.pixels import (
     to_float,
     to_mask,
     to_pil,
+    to_rgb,
     to_uint8,
 )
 from mini_dalle2.data.shapes import CaptionedShapes, render
+from mini_dalle2.runtime.pictures import open_picture
 
 
 def test_float_and_back():
@@ -66,6 +70,43 @@ def test_resizing_is_antialiased_and_matches_resize_then_crop():
         image.resize((40, 32), Image.Resampling.BICUBIC).crop((4, 0, 36, 32)), dtype=float
     )
     assert np.abs(np.asarray(central_square(image, 32), dtype=float) - by_steps).max() <= 2
+
+
+def png(depth, colour, row, transparent):
+    """A PNG of one row, with a transparent value: bytes. Pillow itself writes 8 bits only."""
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    width = len(row) * 8 // (depth * {0: 1, 2: 3}[colour])
+    header = struct.pack(">IIBBBBB", width, 1, depth, colour, 0, 0, 0)
+    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"tRNS", transparent)
+            + chunk(b"IDAT", zlib.compress(b"\0" + row)) + chunk(b"IEND", b""))
+
+
+@pytest.mark.parametrize("depth, colour, row, transparent, expected", [
+    (1, 0, bytes([0b01000000]), struct.pack(">H", 1), [0, 255, 0, 0, 0, 0, 0, 0]),
+    (2, 0, bytes([0b00011011]), struct.pack(">H", 1), [0, 255, 170, 255]),
+    (4, 0, bytes([0x12, 0x3F]), struct.pack(">H", 1), [255, 34, 51, 255]),
+    (8, 0, bytes([10, 11, 200, 255]), struct.pack(">H", 10), [255, 11, 200, 255]),
+    (16, 0, struct.pack(">4H", 1000, 1001, 30000, 65535), struct.pack(">H", 1000), [255, 4, 117, 255]),
+    (8, 2, bytes([1, 2, 3, 4, 4, 4]), struct.pack(">3H", 1, 2, 3), [255, 4]),
+    (16, 2, struct.pack(">6H", 1000, 2000, 3000, 1024, 1024, 1024), struct.pack(">3H", 1000, 2000, 3000), [255, 4]),
+])
+def test_a_transparent_value_becomes_white_at_every_depth(depth, colour, row, transparent, expected):
+    """PNG's tRNS chunk names one value as transparent, in the depth of the file (PNG specification, 11.3.2.1)."""
+    image = to_rgb(Image.open(io.BytesIO(png(depth, colour, row, transparent))))
+    assert np.asarray(image)[0].tolist() == [[value] * 3 for value in expected]
+
+
+@pytest.mark.parametrize("values, expected", [
+    ([[0.0, 0.5, 1.0]], [0, 128, 255]),
+    ([[0.0, 0.5, np.nan]], [0, 128, 255]),
+    ([[0.0, 127.6, np.nan]], [0, 128, 255]),
+    ([[np.nan, np.nan, np.nan]], [255, 255, 255]),
+    ([[0.0, np.inf, -np.inf]], [0, 255, 0]),
+])
+def test_floats_that_are_no_numbers_are_white_and_change_no_others(tmp_path, values, expected):
+    Image.fromarray(np.array(values, dtype=np.float32)).save(tmp_path / "a.tiff")
+    assert np.asarray(to_rgb(Image.open(tmp_path / "a.tiff")))[0, :, 0].tolist() == expected
 
 
 # ------------------------------------------------------------------------------ masks
@@ -168,3 +209,19 @@ def test_tensors_that_are_no_pictures_are_refused():
     for wrong in (torch.zeros(3, 4, 4, dtype=torch.int64), torch.zeros(3, 4, 4, dtype=torch.bool)):
         with pytest.raises(ValueError, match="give it uint8, or float"):
             to_pil(wrong)
+
+
+@pytest.mark.parametrize("depth, colour, row, transparent, expected", [
+    (2, 0, bytes([0b00011011]), struct.pack(">H", 1), [0, 255, 0, 0]),
+    (4, 0, bytes([0x12, 0x3F]), struct.pack(">H", 1), [255, 0, 0, 0]),
+    (16, 0, struct.pack(">4H", 1000, 1001, 30000, 65535), struct.pack(">H", 1000), [255, 0, 0, 0]),
+    (16, 2, struct.pack(">6H", 1000, 2000, 3000, 1024, 1024, 1024),
+     struct.pack(">3H", 1000, 2000, 3000), [255, 0]),
+])  # fmt: skip
+def test_a_transparent_value_marks_at_every_depth(
+    tmp_path, depth, colour, row, transparent, expected
+):
+    """A file is read whole before it becomes a mask, and its transparent value must survive."""
+    (tmp_path / "a.png").write_bytes(png(depth, colour, row, transparent))
+    mask, mark = to_mask(open_picture(tmp_path / "a.png"))
+    assert np.asarray(mask)[0].tolist() == expected and mark == "transparent"

@@ -77,3 +77,15 @@ def test_prior_and_decoder_measure_the_embeddings_they_are_trained_on(run):
     for whitening, z in [(prior.whitening, saved["z_img"]), (prior.whitening_txt, saved["z_txt"]), (decoder.whitening, saved["z_img"])]:
         assert whitening(z).mean(0).abs().max() < 1e-3
         assert whitening(z).square().mean().item() == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("wobble", [0.0, 1e-7])
+def test_copies_of_one_embedding_are_centred_and_scaled(wobble):
+    """Nothing can be measured of copies: w is then √D·(z − mean), also where another whitening was before."""
+    z = embeddings(1).expand(5, -1) + wobble * torch.randn(5, 12, generator=torch.Generator().manual_seed(1))
+    whitening, others = Whitening(12), embeddings(20)
+    whitening.fit(others)
+    whitening.fit(z)
+    assert torch.allclose(whitening(others), 12 ** 0.5 * (others - z.mean(0)), atol=1e-5)
+    assert torch.allclose(whitening.inverse(whitening(others)), others, atol=1e-5)
+    assert not whitening.spread.any() and torch.allclose(whitening.add_noise(z, torch.ones(5, 12), torch.ones(5, 1)), z, atol=1e-6)
