@@ -169,7 +169,7 @@ def work(args, device):
 
 
 def main(argv=None):
-    """Run the command: 0, or 2 after a mistake (one sentence on standard error), 130 after Ctrl-C."""
+    """Run the command: 0, 2 after a mistake (a sentence on standard error), 130 after Ctrl-C."""
     less = "lower --n, or sample small pictures with --stage base"
     return run_command("sample.py", parse, work, argv, less=less)
 

@@ -116,7 +116,8 @@ class Lab:
         there = 2 * n if self.shapes else len(self.pictures.dataset("val", 1, 2 * n))
         if there < LEAST:
             raise ValueError(
-                f"{there} captions are too few to evaluate a run: at least {LEAST} are needed")
+                f"{there} captions are too few to evaluate a run: train a run on more pictures, "
+                f"with at least {LEAST} captions in their validation part")
         # The other half are the true pictures that generated ones are compared with.
         self.n = min(n, there // 2)
         self.cache = self.folder / f"cache-{self.cache_digits()}"
