@@ -1,7 +1,7 @@
 """Sample pictures from captions with a trained run, or change pictures that are there.
 
     python sample.py text "a red circle above a blue square"
-    python sample.py text "two cyan rings" "a small red circle" --n 6 --seed 3 --guidance 3
+    python sample.py text "two cyan rings" "a small red circle" --n 6 --seed 3
     python sample.py variations cat.png
     python sample.py interpolate cat.png dog.png
     python sample.py textdiff cat.png "a red circle" "a blue circle"
@@ -10,31 +10,29 @@
     python sample.py classify cat.png "a red circle" "two cyan rings"
     torchrun --nproc_per_node=4 -- sample.py text "two cyan rings" --n 64
 
-Each verb writes one labelled grid. --singles also writes each picture to a file of its own. The
-same caption and seed give the same picture. Picture j of a row has the seed --seed + j in text,
-variations and inpaint; with --rerank the best pictures come first. torchrun shares the pictures
-among several GPUs, or among several processes on a CPU. Read next: mini_dalle2/pipeline.py, which
-does the work.
+Each verb writes one labelled grid into the folder samples, under a new name, or to --out. --singles
+also writes each picture to a file of its own. The same caption and seed give the same picture.
+Picture j of a row has the seed --seed + j in text, variations and inpaint; with --rerank the best
+pictures come first. torchrun shares the pictures among several GPUs, or among several processes on
+a CPU. Read next: mini_dalle2/pipeline.py, which does the work.
 """
 
 import sys
 import time
 from pathlib import Path
 
-import torch
-
 from mini_dalle2 import DALLE2
 from mini_dalle2.data.grid import caption_grid
-from mini_dalle2.data.pixels import central_square
+from mini_dalle2.data.pixels import central_square, mask_square, to_mask, to_pil
+from mini_dalle2.data.words import shapes_grammar, strange_note
 from mini_dalle2.pipeline import default_run, results_folder
 from mini_dalle2.pretrained.karlo import load_karlo
 from mini_dalle2.runtime.commands import run_command
 from mini_dalle2.runtime.files import atomic_open
-from mini_dalle2.runtime.pictures import check_out, open_picture, single_file
+from mini_dalle2.runtime.pictures import check_out, open_picture, samples_file, single_file
 from mini_dalle2.runtime.processes import is_main
-from mini_dalle2.runtime.sample_options import check_numbers, sample_parser
-
-DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
+from mini_dalle2.runtime.sample_options import (
+    DTYPES, captions_of, check_numbers, check_verb, quotes_note, sample_parser)
 
 
 def given(path, size=None):
@@ -86,11 +84,14 @@ def textdiff(model, args, size, options):
 
 def inpaint(model, args, size, options):
     image, shown, name = given(args.image, size)
-    mask = open_picture(args.mask)
+    mask, mark = to_mask(open_picture(args.mask))
+    print(f"{args.mask}: something new where it is {mark}")
     found = model.inpaint(image, mask, args.caption, args.n, args.seed, args.prior, args.guidance,
                           **options)
     labels = [f"{args.caption}, seed {args.seed + j}" for j in range(args.n)]
-    return [[shown, central_square(mask, size), *found]], [[name, "mask", *labels]], [found]
+    used = to_pil(2 * mask_square(mask, size)[0].expand(3, -1, -1) - 1)
+    label = f"mask: new where white (in the file: {mark})"
+    return [[shown, used, *found]], [[name, label, *labels]], [found]
 
 
 def reconstruct(model, args, size, options):
@@ -120,18 +121,20 @@ VERBS = {
 
 def parse(argv):
     """Turn the command line into a namespace. Raises ValueError for what cannot be done."""
-    parser = sample_parser(__doc__, DTYPES, DALLE2.PRIORS, DALLE2.SKETCHES)
+    check_verb(sys.argv[1:] if argv is None else argv, VERBS)
+    parser = sample_parser(__doc__, DALLE2.PRIORS, DALLE2.SKETCHES, shapes_grammar())
     args = parser.parse_args(argv)
     check_numbers(args)
     if args.run and args.weights:
         raise ValueError(f"--run {args.run} and --weights {args.weights}: use one of the two")
-    folder = Path(".") if args.weights else results_folder(args.run or default_run())
-    # A missing run folder is reported by DALLE2.load.
-    if args.out or folder.is_dir():
-        name = "sample.png" if args.verb == "text" else f"{args.verb}.png"
-        args.out = args.out or folder / name
+    args.model = args.weights or args.run or default_run()
+    args.folder = Path(".") if args.weights else results_folder(args.model)
+    if args.out:
         inputs = [getattr(args, key) for key in ("image", "other", "mask") if hasattr(args, key)]
         check_out(args.out, inputs, getattr(args, "singles", False))
+    elif args.folder.is_dir():
+        # Fail now, not after sampling. A missing run folder is reported by DALLE2.load.
+        samples_file(args.folder, args.verb)
     return args
 
 
@@ -139,17 +142,22 @@ def work(args, device):
     """Sample the pictures, write the grid, and print where it is."""
     began = time.perf_counter()
     load = load_karlo if args.weights else DALLE2.load
-    model = load(args.weights or args.run, device, dtype=DTYPES[args.dtype], offload=args.offload)
+    model = load(args.model, device, dtype=DTYPES[args.dtype], offload=args.offload)
     options = {} if args.verb == "classify" else {"steps": args.steps, "stage": args.stage}
     size = model.sizes.get(options.get("stage"), model.size)
     rows, labels, found = VERBS[args.verb](model, args, size, options)
     if not is_main():
         return
-    files = {args.out: caption_grid(rows, labels)}
+    captions = captions_of(args)
+    for note in filter(None, (quotes_note(captions), strange_note(captions, args.model))):
+        print(f"note: {note}", file=sys.stderr)
+    out = args.out or samples_file(args.folder, args.verb)
+    out.parent.mkdir(exist_ok=True)
+    files = {out: caption_grid(rows, labels)}
     if getattr(args, "singles", False):
         for i, row in enumerate(found, start=1):
             for j, picture in enumerate(row, start=1):
-                files[single_file(args.out, i, j)] = picture
+                files[single_file(out, i, j)] = picture
     for path, picture in files.items():
         with atomic_open(path) as file:
             picture.save(file, format="PNG")
@@ -161,10 +169,7 @@ def work(args, device):
 
 
 def main(argv=None):
-    """Run the command. Returns 0, or 2 after a mistake, or 130 after Ctrl-C.
-
-    A mistake is one sentence on standard error.
-    """
+    """Run the command: 0, 2 after a mistake (a sentence on standard error), 130 after Ctrl-C."""
     less = "lower --n, or sample small pictures with --stage base"
     return run_command("sample.py", parse, work, argv, less=less)
 

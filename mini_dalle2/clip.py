@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .runtime.checks import check_above_zero, check_captions, check_divisible, check_positive
+from .runtime.checks import (
+    check_above_zero, check_captions, check_divisible, check_images, check_positive)
 from .runtime.device import in_float32
 from .transformer import QuickGELU, Transformer, eot_position
 
@@ -128,6 +129,8 @@ class CLIP(nn.Module):
     """Both towers and the temperature τ."""
 
     MAX_LOG_SCALE = math.log(100)
+    # Noise may go beyond [-1, 1], but not so far.
+    MAX_PIXEL = 8
 
     def __init__(self, cfg):
         super().__init__()
@@ -157,7 +160,11 @@ class CLIP(nn.Module):
         nn.init.normal_(self.text.projection.weight, std=text_std)
 
     def encode_image(self, images):
-        """Embed images (B, 3, S, S) in [-1, 1] as z_img (B, D) of unit norm."""
+        """Embed images (B, 3, S, S) in [-1, 1] as z_img (B, D) of unit norm.
+
+        Raises ValueError for another type or side, and for pixels from 0 to 255.
+        """
+        check_images(images, self.cfg.image_size, self.MAX_PIXEL)
         return F.normalize(self.visual(images), dim=-1)
 
     def encode_text(self, tokens):
@@ -165,7 +172,11 @@ class CLIP(nn.Module):
         return F.normalize(self.text(tokens), dim=-1)
 
     def forward(self, images, tokens):
-        """Return logits (B, K): how well image i of B and caption j of K fit."""
+        """Return logits (B, K): how well image i of B and caption j of K fit.
+
+        Raises ValueError for other images than `encode_image` takes.
+        """
+        check_images(images, self.cfg.image_size, self.MAX_PIXEL)
         return self.logits(*self.unit(images, tokens))
 
     def unit(self, images, tokens):

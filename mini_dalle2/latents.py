@@ -18,13 +18,13 @@ Read next: sample.py at the top level, which calls all of this.
 
 import functools
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 
-from .data.pixels import central_square, from_pil, to_float, to_rgb
+from .data.pixels import central_square, from_pil, mask_square, to_float, to_mask, to_rgb
 from .diffusion import ModelOutput
+from .runtime.checks import check_images
 from .runtime.noise import seeded
 from .sampling import flow_edit, slerp, strided_timesteps
 
@@ -39,9 +39,8 @@ class Latents:
     def encode_image(self, images):
         """Embed images: z_img (B, D), of unit norm unless CLIP's `unit_norm` is off.
 
-        images: a PIL image, a list of them (any mode and size), or a tensor (B, 3, S, S) in [-1,
-        1].
-        Raises ValueError when CLIP has no image encoder.
+        images: a PIL image, a list of them (any mode and size), or a tensor; see `pixels`.
+        Raises ValueError when CLIP has no image encoder, and for anything but such images.
         """
         self.require_image_encoder()
         with self.at_work(self.clip):
@@ -50,13 +49,17 @@ class Latents:
     def pixels(self, images, size):
         """Turn images into a tensor (B, 3, size, size) in [-1, 1] on the device.
 
-        images: a PIL image, a list of them (any mode and size), or such a tensor.
+        images: a PIL image, a list of them (any mode and size), or a tensor (B, 3, size, size) of
+        uint8 or of floats in [-1, 1]. Raises ValueError for anything else.
         """
-        if not torch.is_tensor(images):
-            images = [images] if isinstance(images, Image.Image) else images
-            squares = [central_square(image, size) for image in images]
-            images = torch.stack([to_float(from_pil(square)) for square in squares])
-        return images.to(self.device)
+        if torch.is_tensor(images):
+            images = to_float(images) if images.dtype == torch.uint8 else images
+            check_images(images, size)
+            return images.to(self.device, torch.float32)
+        images = [images] if isinstance(images, Image.Image) else images
+        check_pictures(images)
+        squares = [central_square(image, size) for image in images]
+        return torch.stack([to_float(from_pil(square)) for square in squares]).to(self.device)
 
     def require_image_encoder(self):
         """Raise ValueError when CLIP has only its text encoder.
@@ -139,8 +142,9 @@ class Latents:
         Raises ValueError for a run without an AR prior.
         """
         if self.ar_prior is None:
-            raise ValueError("the principal components belong to the autoregressive prior: "
-                             "train it with --stage ar_prior")
+            raise ValueError("these weights have no autoregressive prior, which knows the principal "
+                             "components: reconstruct without components, or give a run of "
+                             "train.py one with --stage ar_prior")
         with self.at_work(self.ar_prior):
             return torch.cat([self.ar_prior.codes.project(z_img, count) for count in counts])
 
@@ -265,28 +269,28 @@ class Latents:
 
         Returns a list of PIL images.
         image: a PIL image of any mode. Its central square is taken at the size of the result.
-        mask: a PIL image of the same size, light where something new is wanted. Transparent pixels
-        count as dark. caption: describes the whole picture.
-        Raises ValueError for a mask of another size, for a dark mask, and for an empty caption.
+        mask: a PIL image of the same size, white or transparent where something new is wanted; see
+        `to_mask`. caption: describes the whole picture.
+        Raises ValueError for a mask of another size or without a mark, and for an empty caption.
         """
         self.check(n=n, stage=stage, guidance=guidance, steps=steps, prior=prior)
         # Turn both upright before their sizes are compared.
         image = to_rgb(image)
-        light = to_mask(mask)
-        if light.size != image.size:
+        mask, _ = to_mask(mask)
+        if mask.size != image.size:
             raise ValueError(
-                f"the mask has {light.width} x {light.height} pixels, the image {image.width} x "
+                f"the mask has {mask.width} x {mask.height} pixels, the image {image.width} x "
                 f"{image.height}: they must be of the same size")
 
         @functools.cache
         def known(side):
             """Return the picture (1, 3, side, side) and the mask (1, 1, side, side)."""
-            return self.pixels(image, side), shrunk_mask(light, side).to(self.device)
+            return self.pixels(image, side), mask_square(mask, side).to(self.device)
 
         given = known(self.decoder.cfg.image_size)
         if not given[1].any():
-            raise ValueError("nothing in the mask's central square is white: "
-                             "paint white where something new is wanted")
+            raise ValueError("nothing in the mask's central square is marked: paint white, or "
+                             "erase, where something new is wanted")
         seeds = [seed + j for j in range(n)]
         tokens = self.tokens([caption]).expand(n, -1)                      # (n, L)
         # "z_txt" and "caption" have no second z_img to choose from.
@@ -319,25 +323,9 @@ class Latents:
         return torch.stack(chosen)
 
 
-def to_mask(mask):
-    """Turn any PIL image into an upright one of mode "L": 255 where light and opaque, else 0."""
-    mask = ImageOps.exif_transpose(mask)
-    if "A" in mask.getbands() or "transparency" in mask.info:
-        mask = mask.convert("RGBA")
-        mask = Image.alpha_composite(Image.new("RGBA", mask.size, "black"), mask)
-    return mask.convert("L").point(lambda value: 255 * (value > 127))
-
-
-def shrunk_mask(light, side):
-    """Shrink the central square of a black and white PIL image: (1, 1, side, side).
-
-    A pixel of the result is 1 if any pixel in its place is white, else 0.
-    """
-    square = min(light.size)
-    left = (light.width - square) // 2
-    top = (light.height - square) // 2
-    crop = light.crop((left, top, left + square, top + square))
-    full = torch.from_numpy(np.array(crop))[None, None].float() / 255      # (1, 1, square, square)
-    if square >= side:
-        return F.adaptive_max_pool2d(full, side)
-    return F.interpolate(full, (side, side), mode="nearest")
+def check_pictures(images):
+    """Raise ValueError unless these are PIL images, at least one."""
+    kinds = {type(image).__name__ for image in images if not isinstance(image, Image.Image)}
+    if kinds or len(images) == 0:
+        raise ValueError(f"images are {', '.join(sorted(kinds)) or 'none'}: give PIL images, or "
+                         "one tensor (B, 3, S, S)")

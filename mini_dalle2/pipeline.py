@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from .configs import VARIANTS, build, load_weights, model_config, parameters
 from .data.pixels import to_pil
 from .latents import Latents
+from .runtime.commands import how_to_begin, how_to_finish, how_to_train_again, train_command
 from .runtime.device import pick_device, shorten
 from .runtime.files import load_checkpoint
 from .runtime.noise import seeded
@@ -77,7 +78,8 @@ def load_model(path, stage=None):
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{path} does not fit this version's models: {reason}") from None
     if not {"step", "steps"} <= checkpoint.keys():
-        raise ValueError(f"{path} has no step count: train this stage again")
+        again = how_to_train_again(Path(path).parent, checkpoint["stage"])
+        raise ValueError(f"{path} has no step count: {again}")
     return model.eval().requires_grad_(False), checkpoint
 
 
@@ -90,7 +92,7 @@ def check_clip(run, signatures):
         if stage in signatures and signatures[stage] != signatures["clip"]:
             raise ValueError(
                 f"{run}/{stage}.pt was trained on the embeddings of another CLIP than "
-                f"{run}/clip.pt: train it again")
+                f"{run}/clip.pt: {how_to_train_again(run, stage)}")
 
 
 def check_sides(run, models):
@@ -103,7 +105,7 @@ def check_sides(run, models):
         if cfg.low_size != side:
             raise ValueError(
                 f"{run}/{stage}.pt expects {cfg.low_size} px input, but the previous stage outputs "
-                f"{side} px: train this upsampler again")
+                f"{side} px: {how_to_train_again(run, stage)}")
         side = cfg.high_size
 
 
@@ -116,14 +118,13 @@ def load_run(run):
         if not file.is_file():
             if stage in OPTIONAL:
                 continue
-            raise FileNotFoundError(
-                f"{run} has no {stage}.pt: train it with "
-                f"`python train.py --stage {stage} --out {run}`")
+            raise FileNotFoundError(f"{run} has no {stage}.pt: {how_to_finish(run)}")
         models[stage], checkpoint = load_model(file, stage)
         signatures[stage] = checkpoint.get("clip_signature")
         step, steps = checkpoint["step"], checkpoint["steps"]
         if step < steps:
-            warnings.warn(f"{file} is not finished: {step} of {steps} steps", stacklevel=3)
+            warnings.warn(f"{file} is not finished: {step} of {steps} steps; go on with "
+                          f"{train_command(run, resume=True)}", stacklevel=3)
         if stage == "clip":
             try:
                 tokenizer = BPETokenizer.from_state_dict(checkpoint.get("tokenizer"))
@@ -204,8 +205,7 @@ class DALLE2(Latents):
         """
         run = Path(path or default_run())
         if not run.is_dir():
-            raise FileNotFoundError(
-                f"there is no run folder {run}: train one with `python train.py --out {run}`")
+            raise FileNotFoundError(f"there is no run folder {run}: {how_to_begin(run)}")
         tokenizer, models = load_run(run)
         return cls(tokenizer, models, pick_device(device or "auto"), dtype, offload)
 
@@ -315,8 +315,8 @@ class DALLE2(Latents):
         if prior not in self.PRIORS:
             raise ValueError(f"unknown prior '{prior}': it is one of {', '.join(self.PRIORS)}")
         if prior == "ar" and self.ar_prior is None:
-            raise ValueError(
-                "this run has no autoregressive prior: train it with --stage ar_prior")
+            raise ValueError("these weights have no autoregressive prior: choose another prior, or "
+                             "give a run of train.py one with --stage ar_prior")
         if sketches < 1:
             raise ValueError(f"{sketches} sketches to choose from: ask for at least one")
         if not 0 <= eta <= 1:

@@ -382,12 +382,19 @@ class BPETokenizer:
             ids = self.encode(caption)
             if len(ids) + 2 > context_length and not truncate:
                 raise ValueError(
-                    f"caption {caption[:60]!r} takes {len(ids) + 2} ids with SOT and EOT, "
-                    f"context_length is {context_length}: use a shorter caption")
+                    f"caption {caption[:60]!r} is too long: it takes {len(ids) + 2} tokens with "
+                    f"start and end, and the model reads {context_length}: use a shorter caption"
+                    + self._hint(caption))
             row = [self.sot_id, *ids[:context_length - 2], self.eot_id]
             rows[caption] = row + [0] * (context_length - len(row))
         found = torch.tensor([rows[caption] for caption in captions], dtype=torch.long)
         return found.view(-1, context_length)  # (B, L)
+
+    def _hint(self, caption):
+        """Name the words of a caption that are cut into four tokens or more; "" without them."""
+        words = {word: len(self._encode_word(word)) for word in split_words(caption)}
+        long = [f"{word[:20]!r} {n}" for word, n in words.items() if n >= 4]
+        return f"; unknown and rare words take many tokens: {', '.join(long[:4])}" if long else ""
 
     def explain(self, text):
         """Show how a caption becomes ids, word by word and merge by merge: Explanation."""

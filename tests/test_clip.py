@@ -85,6 +85,17 @@ def test_embeddings_have_unit_norm():
         torch.testing.assert_close(z.norm(dim=1), torch.ones(4))
 
 
+@pytest.mark.parametrize("take", ["encode_image", "zero_shot", "forward"])
+def test_pictures_of_another_kind_are_refused(take):
+    model, images = tiny(), torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+    rest = [] if take == "encode_image" else [captions(2)]
+    getattr(model, take)(images / 127.5 - 1, *rest)
+    for wrong, said in ((images, "images are torch.uint8"), (images.float(), "give floats in"), (images / 127.5 - torch.nan, "up to nan"),
+                        (torch.zeros(2, 3, 8, 8), "takes .B, 3, 16, 16."), (torch.zeros(3, 16, 16), "takes")):
+        with pytest.raises(ValueError, match=said):
+            getattr(model, take)(wrong, *rest)
+
+
 def test_text_states_never_see_later_tokens():
     model, tokens, states = tiny(), captions(1, longest=5), []
     tokens[0, 7] = EOT                                                     # so that there is one left whichever token is changed

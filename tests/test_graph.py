@@ -43,7 +43,8 @@ WINGS = {
     "pipeline": {"runtime", "components", "tricks", "configs", "latents", "data.pixels"},
     "__init__": {"pipeline"},
     "training": {"runtime", "components", "tricks", "configs", "pipeline", "data", "metrics"},
-    "pretrained": {"runtime", "components", "tricks", "configs", "pipeline", "training", "metrics"},
+    "pretrained": {"runtime", "components", "tricks", "configs", "pipeline", "training", "metrics",
+                   "data"},
     "evaluate": {"runtime", "components", "tricks", "configs", "latents", "pipeline", "data",
                  "metrics", "training", "pretrained"},
 }
@@ -72,6 +73,7 @@ NO_MODULE = {
     "test_measure": "tests/measure.py",
     "test_notebooks": "notebooks",
     "test_readme": "README.md and the long pages",
+    "runtime.test_mac": "--device mps, on the stand-in tests/mac.py",
     "data.test_layouts": "folders as people have them, read by datasets and here",
     "training.test_precision": "bf16 in the loop and in the models",
 }

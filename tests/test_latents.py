@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from mini_dalle2 import DALLE2, latents
-from mini_dalle2.latents import to_mask
+from mini_dalle2.data.pixels import from_pil, to_float, to_pil
 from pictures import CAPTIONS, QUIET, half_mask, nearly, pixels, val_picture
 
 
@@ -250,19 +250,6 @@ def test_inpainting_takes_the_z_img_that_goes_with_what_is_known(model, monkeypa
     )
 
 
-@pytest.mark.parametrize("paint", ["RGBA", "LA", "1", "P"])
-def test_masks_of_any_mode(model, picture, paint):
-    grey = half_mask()
-    # White paint on a transparent sheet.
-    mask = {
-        "RGBA": lambda: Image.merge("RGBA", [Image.new("L", (64, 64), 255)] * 3 + [grey]),
-        "LA": lambda: Image.merge("LA", [grey, Image.new("L", (64, 64), 255)]),
-        "1": lambda: grey.convert("1"),
-        "P": lambda: grey.convert("P"),
-    }[paint]()
-    assert np.array_equal(pixels(to_mask(mask)), pixels(grey))
-
-
 def test_masks_are_turned_upright_with_the_picture(model):
     sideways = Image.new("RGB", (90, 60), "grey")
     # A telephone held upright: 60 x 90.
@@ -315,3 +302,79 @@ def test_classification_gives_probabilities_by_clip(model, picture):
 def test_mistakes_with_pictures_are_value_errors(model, picture, call, said):
     with pytest.raises(ValueError, match=said):
         call(model, picture)
+
+
+# ------------------------------------------------------------------------------ tensors and masks
+
+# {what takes pictures: how it is called with one}; `small` has the side of CLIP and of the decoder.
+ENTRANCES = {
+    "encode_image": lambda model, image: model.encode_image(image),
+    "classify": lambda model, image: model.classify(image, CAPTIONS),
+    "invert": lambda model, image: model.invert(image)[0],
+    "variations": lambda model, image: model.variations(image, n=1, **QUIET),
+    "reconstruct": lambda model, image: model.reconstruct(image, **QUIET),
+    "components": lambda model, image: model.reconstruct(image, [1], **QUIET),
+    "interpolate": lambda model, image: model.interpolate(image, image, n=2, **QUIET),
+    "fixed noise": lambda model, image: model.interpolate(
+        image, image, n=2, fixed_noise=True, **QUIET),
+    "textdiff": lambda model, image: model.textdiff(image, *CAPTIONS[:2], [0.3], **QUIET),
+}  # fmt: skip
+
+
+def small_tensor(model, picture):
+    """The picture as uint8 (1, 3, S, S), S the side that CLIP takes."""
+    return from_pil(picture.resize((model.clip.cfg.image_size,) * 2))[None]
+
+
+@pytest.mark.parametrize("entrance", ENTRANCES)
+def test_tensors_mean_the_same_pictures_wherever_they_enter(model, picture, entrance):
+    bytes_ = small_tensor(model, picture)
+    assert model.clip.cfg.image_size == model.decoder.cfg.image_size, "as in every preset for shapes"
+    take = ENTRANCES[entrance]
+    expected = take(model, to_pil(bytes_[0]))
+    for image in (bytes_, to_float(bytes_), to_float(bytes_).double()):
+        found = take(model, image)
+        if torch.is_tensor(found):
+            assert torch.allclose(found, expected, atol=1e-5)
+        else:
+            assert all(map(nearly, found, expected))
+
+
+@pytest.mark.parametrize("entrance", ENTRANCES)
+def test_tensors_that_are_no_pictures_are_refused_wherever_they_enter(model, picture, entrance):
+    bytes_ = small_tensor(model, picture)
+    nan = to_float(bytes_)
+    nan[0, 0, 0, 0] = float("nan")
+    for image, said in (
+        (bytes_.float(), r"values up to 2\d\d: give floats in \[-1, 1\]"),
+        (bytes_.long(), "images are torch.int64"),
+        (nan, "values up to nan"),
+        (bytes_[0], r"shape \(3, 16, 16\): this model takes \(B, 3, 16, 16\)"),
+        (bytes_[..., :8], "this model takes"),
+        (bytes_[:, :1], "this model takes"),
+        (bytes_.numpy(), "give PIL images"),
+        ([to_float(bytes_[0])], "images are Tensor: give PIL images, or one tensor"),
+        (["a.png"], "images are str"),
+        ([], "images are none"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            ENTRANCES[entrance](model, image)
+
+
+def test_a_tensor_a_little_beyond_white_passes(model, picture):
+    """Resizing overshoots at edges."""
+    image = to_float(small_tensor(model, picture))
+    assert torch.allclose(
+        model.encode_image(1.1 * image), model.clip.encode_image(1.1 * image), atol=1e-6
+    )
+
+
+def test_an_erased_part_is_painted_as_a_white_part_is(model, picture):
+    """OpenAI's image API takes the picture itself, with a part erased."""
+    erased = picture.copy()
+    erased.putalpha(half_mask().point(lambda value: 255 - value))
+    (found,) = model.inpaint(picture, erased, CAPTIONS[0], progress=False)
+    (expected,) = model.inpaint(picture, half_mask(), CAPTIONS[0], progress=False)
+    assert np.array_equal(pixels(found), pixels(expected))
+    assert np.array_equal(pixels(found)[:, 32:], pixels(picture)[:, 32:])
+    assert not np.array_equal(pixels(found)[:, :32], pixels(picture)[:, :32])

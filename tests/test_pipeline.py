@@ -292,7 +292,7 @@ def test_embeddings_are_unit_vectors_of_the_clip(model):
         (dict(captions=[""]), "empty"),
         (dict(captions=["  "]), "empty"),
         (dict(captions=[]), "no caption"),
-        (dict(captions=["a red circle " * 40]), "context_length"),
+        (dict(captions=["a red circle " * 40]), "too long"),
         (dict(n=0), "at least one"),
         (dict(prior="none such"), "unknown prior"),
         (dict(stage="huge"), "unknown stage"),

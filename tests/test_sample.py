@@ -1,14 +1,22 @@
 """sample.py: each verb writes its grid, and each mistake is one sentence."""
 
+import shlex
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-# The script at the top level.
+# The scripts at the top level.
 import sample
+import train
 from mini_dalle2 import DALLE2
+from mini_dalle2.data.tables import Pictures
+from mini_dalle2.data.words import read_words, words_in
 from mini_dalle2.prior import DiffusionPrior
+from mini_dalle2.runtime.files import load_checkpoint, read_json, save_checkpoint
+from mini_dalle2.training import overrides
 from pictures import CAPTIONS, half_mask, pixels, val_picture
 
 
@@ -263,3 +271,145 @@ def test_other_failures_are_not_hidden(run, tmp_path, monkeypatch):
 def test_no_run_is_one_sentence_too(tmp_path, capsys):
     code, errors = command(capsys, "text", "a circle", "--run", tmp_path / "nowhere")
     assert code == 2 and len(errors) == 1 and "train.py" in errors[0]
+
+
+# ------------------------------------------------------------------------------ sheets and notes
+
+
+def test_sheets_go_into_a_folder_and_never_over_one_another(run, folder, monkeypatch):
+    monkeypatch.setattr(sample, "default_run", lambda: run)
+    monkeypatch.setattr(sample, "results_folder", lambda _: folder)
+    for arguments in (["text", "a red circle"], ["text", "two cyan rings", "--singles"]):
+        assert sample.main([*arguments, "--n=1", "--stage=base"]) == 0
+    assert sample.main(["variations", "a.png", "--n=1", "--stage=base"]) == 0
+    assert sorted(path.name for path in (folder / "samples").iterdir()) == (
+        ["text-001.png", "text-002-1-1.png", "text-002.png", "variations-001.png"]
+    )
+
+
+def test_the_sheet_of_a_run_lies_in_the_run(run, tmp_path, capsys):
+    folder = shutil.copytree(run, tmp_path / "run")
+    assert sample.main(["text", "a red circle", "--n=1", "--stage=base", f"--run={folder}"]) == 0
+    assert str(folder / "samples" / "text-001.png") in capsys.readouterr().out
+    (folder / "samples" / "text-001.png").unlink()
+    (folder / "samples").rmdir()
+    (folder / "samples").touch()
+    code, errors = command(capsys, "text", "a red circle", "--run", folder)
+    assert code == 2 and "samples is not a folder: name another file with --out" in errors[0]
+
+
+def cell(path, column, side=128):
+    """A picture of a sheet of small pictures, which are enlarged to 128 pixels."""
+    left = 8 + column * (side + 8)
+    return np.asarray(Image.open(path).convert("RGB"))[8 : 8 + side, left : left + side]
+
+
+@pytest.mark.parametrize("mark", ["white", "transparent"])
+@pytest.mark.parametrize("stage, side", [("base", 16), ("full", 64)])
+def test_the_mask_on_the_sheet_is_the_one_that_was_used(
+    run, folder, capsys, monkeypatch, mark, stage, side
+):
+    used = {}
+
+    def spy(model, *args, known=None, upsample=DALLE2.upsample, **rest):
+        """What the result keeps at each size: the models see the same masks."""
+        images = upsample(model, *args, known=known, **rest)
+        used.update({batch.shape[-1]: known(batch.shape[-1])[1] for batch in images.values()})
+        return images
+
+    monkeypatch.setattr(DALLE2, "upsample", lambda model, base, seeds, stage, progress, known: (
+        spy(model, base, seeds, stage, progress, known=known)))
+    mask = Image.new("L", (64, 64))
+    # An edge that lies on no coarse grid.
+    mask.paste(255, (0, 0, 29, 64))
+    if mark == "transparent":
+        given = val_picture(1).convert("RGBA")
+        given.putalpha(mask.point(lambda value: 255 - value))
+        mask = given
+    mask.save("hole.png")
+    arguments = ["inpaint", "a.png", "hole.png", "two cyan rings", "--n=1", f"--stage={stage}"]
+    assert sample.main([*arguments, "--run", str(run), "--out", "grid.png"]) == 0
+    assert f"hole.png: something new where it is {mark}" in capsys.readouterr().out
+    factor = 128 // side
+    shown = cell("grid.png", 1)[::factor, ::factor] / 255
+    assert np.array_equal(shown, used[side][0].expand(3, -1, -1).permute(1, 2, 0))
+    # Outside the mask, the result is the given picture.
+    given, result = (cell("grid.png", i)[::factor, ::factor] for i in (0, 2))
+    assert np.array_equal(given[shown == 0], result[shown == 0])
+    assert not np.array_equal(given[shown == 1], result[shown == 1])
+
+
+def notes(capsys, *arguments):
+    """What sample.py notes on standard error, with exit code 0."""
+    capsys.readouterr()
+    assert sample.main([*map(str, arguments), "--stage=base", "--out=grid.png"]) == 0
+    lines = capsys.readouterr().err.replace("\r", "\n").splitlines()
+    return [line for line in lines if line.startswith("note: ")]
+
+
+def test_words_that_the_captions_did_not_have_are_named(run, folder, capsys):
+    own = shutil.copytree(run, folder / "run")
+    (own / "words.txt").write_text("a\nred\ncircle\n")
+    (note,) = notes(capsys, "text", "a red cat", "--n=1", "--run=run")
+    assert 'did not have "cat"' in note and note.endswith("the words they had: a, circle, red")
+    (note,) = notes(capsys, "textdiff", "a.png", "a circle", "a dog", "--theta=0", "--run=run")
+    assert '"dog"' in note
+    assert notes(capsys, "text", "a red circle", "--n=1", "--run=run") == []
+    # A run from before there was such a file.
+    (own / "words.txt").unlink()
+    assert notes(capsys, "text", "a red cat", "--n=1", "--run=run") == []
+    (note,) = notes(capsys, "text", "a", "red", "cat", "--n=1", "--run=run")
+    assert 'stands in quotes, as in "a red cat"' in note
+
+
+def test_a_run_keeps_the_words_of_its_own_captions(run):
+    config = overrides.from_dict(read_json(run / "config.json"))
+    captions = Pictures(config.data, torch.device("cpu"), run).captions()
+    assert read_words(run) == {word for caption in captions for word in words_in(caption)}
+
+
+def test_a_caption_that_is_too_long_says_so_and_names_the_words(capsys, tmp_path):
+    code, errors = command(capsys, "text", "a magenta pentagon", "--out", tmp_path / "x.png")
+    assert code == 2 and not list(tmp_path.iterdir())
+    assert errors == [
+        "sample.py: caption 'a magenta pentagon' is too long: it takes 18 tokens with start and "
+        "end, and the model reads 16: use a shorter caption; unknown and rare words take many "
+        "tokens: 'magenta' 7, 'pentagon' 8"
+    ]
+
+
+# ------------------------------------------------------------------------------ what to do next
+
+
+def test_after_an_interruption_the_command_that_is_named_works(run, tmp_path, capsys):
+    folder = shutil.copytree(run, tmp_path / "my run")
+    for name in ("decoder", "upsampler1", "upsampler2", "prior"):
+        (folder / f"{name}.pt").unlink()
+        (folder / f"{name}.resume.pt").unlink()
+        code, errors = command(capsys, "text", "a red circle", "--run", folder)
+        assert code == 2 and len(errors) == 1 and " has no " in errors[0]
+        words = shlex.split(errors[0].split("`")[1])
+        assert words == ["python", "train.py", "--out", str(folder), "--resume"]
+    # The same command trains whatever is missing. The upsamplers would only take longer.
+    for name in ("upsampler1", "upsampler2"):
+        shutil.copy(run / f"{name}.pt", folder)
+    assert train.main([*words[2:], "--device=cpu"]) == 0
+    assert sample.main(["text", "a red circle", "--n=1", "--stage=base", f"--run={folder}"]) == 0
+
+
+def test_weights_without_their_run_are_copied_again(run, tmp_path, capsys):
+    for name in ("clip.pt", "decoder.pt"):
+        shutil.copy(run / name, tmp_path / name)
+    code, errors = command(capsys, "text", "a red circle", "--run", tmp_path)
+    assert code == 2 and "has no prior.pt: copy this file once more" in errors[0]
+    assert "train.py" not in errors[0]
+
+
+def test_a_stage_of_another_clip_is_trained_again_as_it_is_said(run, tmp_path, capsys):
+    folder = shutil.copytree(run, tmp_path / "run")
+    prior = load_checkpoint(folder / "prior.pt")
+    save_checkpoint(prior | {"clip_signature": "0" * 16}, folder / "prior.pt")
+    code, errors = command(capsys, "text", "a red circle", "--run", folder)
+    assert code == 2 and "another CLIP" in errors[0]
+    assert f"delete prior.pt, prior.resume.pt in {folder}, and go on with `python" in errors[0]
+    # test_after_an_interruption follows the rest of this advice.

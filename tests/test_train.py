@@ -63,7 +63,7 @@ def test_run_folder(run):
     stages = set(configs.MODELS)
     assert {f"{stage}{end}" for stage in stages for end in (".pt", ".resume.pt", ".png", "_loss.png")} <= names
     assert names - {f"{stage}{end}" for stage in stages for end in (".pt", ".resume.pt", ".png", "_loss.png")} == {
-        "config.json", "tokenizer.json", "embeddings.pt", "metrics.jsonl", "commands.txt"}
+        "config.json", "tokenizer.json", "embeddings.pt", "metrics.jsonl", "commands.txt", "words.txt"}
     assert (run / "commands.txt").read_text() == f"python train.py {shlex.join([*SMALL, f'--out={run}'])}\n"
     assert {line["stage"] for line in read_metrics(run)} == stages
     for name in names:

@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 GAP = 8
 LEAST_SIDE = 128
 LEAST_FONT = 12
+FRAME = "silver"
 
 
 def break_lines(text, width, font):
@@ -62,13 +63,18 @@ def check_rows(rows, captions):
 def paste_centred(sheet, image, corner, side):
     """Paste a picture into the middle of a square cell of the sheet, enlarged if it is small.
 
-    corner: (left, top) of the cell. The factor is a whole number, so that pixels stay visible.
+    corner: (left, top) of the cell. The factor is a whole number, so that pixels stay visible. A
+    thin frame around the picture shows where a white picture ends.
     """
     left, top = corner
     factor = max(1, side // max(image.size))
     larger = (image.width * factor, image.height * factor)
     big = image.convert("RGB").resize(larger, Image.Resampling.NEAREST)
-    sheet.paste(big, (left + (side - big.width) // 2, top + (side - big.height) // 2))
+    left += (side - big.width) // 2
+    top += (side - big.height) // 2
+    frame = (left - 1, top - 1, left + big.width, top + big.height)
+    ImageDraw.Draw(sheet).rectangle(frame, outline=FRAME)
+    sheet.paste(big, (left, top))
 
 
 def caption_grid(rows, captions, path=None):

@@ -5,13 +5,17 @@ come in many kinds: transparent, rotated, 16-bit, grey. `to_rgb` brings all of t
 upright RGB on white.
 
 Shapes: S side of a square picture in pixels, H and W height and width. A picture is (3, H, W).
-Reference: CLIP's preprocessing (bicubic, the shorter side, the centre).
+References: CLIP's preprocessing (bicubic, the shorter side, the centre); OpenAI's image API, whose
+masks are transparent where something new is wanted.
 Read next: folder.py, which reads your pictures with these functions.
 """
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageOps
+
+from ..runtime.pictures import scale_transparency
 
 
 def to_float(image):
@@ -36,28 +40,27 @@ def from_pil(image):
 def to_pil(image):
     """Convert a tensor (3, H, W) to an RGB PIL image.
 
-    image: uint8, or float in [-1, 1], which is clamped. Raises ValueError for another shape.
+    image: uint8, or float in [-1, 1], which is clamped. Raises ValueError for another shape or
+    type.
     """
     if image.ndim != 3 or image.shape[0] != 3:
         raise ValueError(f"to_pil got shape {tuple(image.shape)}: give it one image (3, H, W)")
+    if image.dtype != torch.uint8 and not image.is_floating_point():
+        raise ValueError(f"to_pil got {image.dtype}: give it uint8, or float in [-1, 1]")
     if image.dtype != torch.uint8:
         image = to_uint8(image.detach())
     return Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
 
 
-def scale_transparency(image):
-    """Bring the transparent value of a PNG, still unread, to the 8 bits that its pixels get.
-
-    Pillow scales pixels of 2, 4 and 16 bits, but not this value.
-    """
-    value = image.info.get("transparency")
-    if image.format != "PNG" or value is None or not image.tile:
-        return
-    bits = image.tile[0][3]
-    if bits in ("L;2", "L;4"):
-        image.info["transparency"] = value * {"L;2": 85, "L;4": 17}[bits]
-    elif bits == "RGB;16B":
-        image.info["transparency"] = tuple(v >> 8 for v in value)
+def upright(image):
+    """Read a PIL image to its last pixel, and turn it as its EXIF orientation says."""
+    scale_transparency(image)
+    image.load()
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        # A broken EXIF block does not damage the pixels: keep the picture as it is.
+        return image
 
 
 def to_rgb(image):
@@ -67,13 +70,7 @@ def to_rgb(image):
     16 bits or of floats are scaled to 8 bits. Floats in [0, 1] become 0 to 255.
     Raises whatever Pillow raises for a damaged file.
     """
-    scale_transparency(image)
-    image.load()
-    try:
-        image = ImageOps.exif_transpose(image)
-    except Exception:
-        # A broken EXIF block does not damage the pixels: keep the picture as it is.
-        pass
+    image = upright(image)
     if image.mode.startswith("I"):
         # 16-bit grey. Pillow's `convert` would clip all values above 255 to white.
         values = np.asarray(image, dtype=np.float64)
@@ -93,6 +90,53 @@ def to_rgb(image):
         return image.convert("RGB")
     grey = values.round().clip(0, 255).astype(np.uint8)
     return Image.fromarray(grey).convert("RGB")
+
+
+def opacity(image):
+    """Return how opaque each pixel of a PIL image is: uint8 (H, W), 0 for transparent."""
+    clear = image.info.get("transparency")
+    if image.mode.startswith("I"):
+        # Pillow leaves the transparent value of 16-bit grey to us.
+        return np.where(np.asarray(image) == clear, 0, 255).astype(np.uint8)
+    if clear is None and "A" not in image.getbands():
+        return np.full((image.height, image.width), 255, np.uint8)
+    return np.asarray(image.convert("RGBA").getchannel("A"))
+
+
+def to_mask(picture):
+    """Turn any PIL image into a mask: (mask, mark).
+
+    mask: an upright image of mode "L", 255 where something new is wanted, else 0.
+    mark: "white" or "transparent", which of the two marks that place. Transparent parts mark it,
+    as in OpenAI's image API. But white strokes alone on a transparent sheet are the mark.
+    """
+    picture = upright(picture)
+    opaque = opacity(picture)                                           # (H, W)
+    has_alpha = "A" in picture.getbands() or picture.mode == "P"
+    grey = to_rgb(picture.convert("RGBA").convert("RGB") if has_alpha else picture).convert("L")
+    grey = np.asarray(grey, dtype=np.float64)                           # (H, W)
+    # Some programs make masks whose most opaque pixels are almost transparent.
+    clear = opaque < opaque.max() / 2
+    strokes = grey[opaque == opaque.max()].min() > 250
+    if clear.any() and not strokes:
+        return Image.fromarray(np.where(clear, 255, 0).astype(np.uint8)), "transparent"
+    white = (grey * opaque / 255).round() > 127
+    return Image.fromarray(np.where(white, 255, 0).astype(np.uint8)), "white"
+
+
+def mask_square(mask, size):
+    """Cut the central square out of a mask of `to_mask`: float (1, 1, size, size), 0 or 1.
+
+    A pixel of the result is 1 if any pixel in its place is marked.
+    """
+    square = min(mask.size)
+    left = (mask.width - square) // 2
+    top = (mask.height - square) // 2
+    crop = mask.crop((left, top, left + square, top + square))
+    full = torch.from_numpy(np.array(crop))[None, None].float() / 255   # (1, 1, square, square)
+    if square >= size:
+        return F.adaptive_max_pool2d(full, size)
+    return F.interpolate(full, (size, size), mode="nearest")
 
 
 def central_square(image, size):

@@ -26,11 +26,11 @@ from ..data.pixels import from_pil, to_float, to_pil
 from ..data.shapes import CaptionedShapes, render
 from ..data.tables import Pictures, load_table
 from ..pipeline import DALLE2, load_model
-from ..runtime.commands import sentence
+from ..runtime.commands import how_to_delete, is_run, sentence, train_command
 from ..runtime.files import atomic_open, load_checkpoint, read_json, signature
 from ..runtime.processes import agreed, is_main
 from ..training import overrides
-from ..training.guards import what_is_learned
+from ..training.guards import is_made, what_is_learned
 from ..training.variants import variant
 from .captions import EDITS, choose_scenes
 from .seen import Seen, few_colours
@@ -70,9 +70,19 @@ def load_finished(run, device):
         try:
             return DALLE2.load(run, device)
         except UserWarning as unfinished:
-            raise ValueError(
-                f"{unfinished}: go on with `python train.py --out {run} --resume`, "
-                "and evaluate it then") from None
+            raise ValueError(f"{unfinished}, and evaluate it then") from None
+
+
+def check_is_run(run):
+    """Raise ValueError for weights without the run that made them, as those in the box."""
+    if not (run / "clip.pt").is_file() or is_run(run):
+        return
+    # The box has a name of its own in runs; so has each further attempt.
+    folders = (Path("runs", f"box{i}") for i in ("", *range(2, 1000)))
+    out = next(folder for folder in folders if not folder.exists())
+    begin = train_command(out, "--from", str(run), "--stage", "evaluation")
+    raise ValueError(f"{run} holds weights alone, and an evaluation also needs models to compare "
+                     f"with: {begin} trains these; evaluate {out} then")
 
 
 def load_config(run, model):
@@ -96,6 +106,7 @@ class Lab:
     def __init__(self, run, n, device=None):
         self.run = Path(run)
         self.folder = self.run / "evaluate"
+        check_is_run(self.run)
         self.model = load_finished(self.run, device)
         self.config = load_config(self.run, self.model)
         self.shapes = self.config.data.source == "shapes"
@@ -105,7 +116,8 @@ class Lab:
         there = 2 * n if self.shapes else len(self.pictures.dataset("val", 1, 2 * n))
         if there < LEAST:
             raise ValueError(
-                f"{there} captions are too few to evaluate a run: at least {LEAST} are needed")
+                f"{there} captions are too few to evaluate a run: train a run on more pictures, "
+                f"with at least {LEAST} captions in their validation part")
         # The other half are the true pictures that generated ones are compared with.
         self.n = min(n, there // 2)
         self.cache = self.folder / f"cache-{self.cache_digits()}"
@@ -162,11 +174,13 @@ class Lab:
         if (self.folder / "judge.pt").is_file():
             found += f" ({self.folder}/judge.pt, of an older version, cannot be used)"
         stage = list(lacking)[0] if len(lacking) == 1 else "evaluation"
+        asked = VARIANTS if stage == "evaluation" else lacking
         # --resume keeps what is usable and goes on with what is begun, but keeps what is stale too.
-        asked = reasons.values() if stage == "evaluation" else lacking.values()
-        resume = " --resume" if set(asked) <= {None, *UNMADE} and set(asked) != {MISSING} else ""
-        raise ValueError(
-            f"{found}: run `python train.py --stage {stage} --out {self.run}{resume}` first")
+        stale = [name for name in asked if reasons[name] not in (None, *UNMADE)]
+        begun = [name for name in asked if name not in stale and is_made(self.run, name)]
+        command = train_command(self.run, "--stage", stage, resume=bool(begun))
+        first = f"{how_to_delete(self.run, stale)}, then " if stale else ""
+        raise ValueError(f"{found}: {first}run {command} first")
 
     def signature_of(self, name):
         """Return the signature of a variant's weights; None if it is not usable."""

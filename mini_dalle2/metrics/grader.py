@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..data.pixels import to_pil
+from ..data.pixels import to_pil, to_rgb
 from ..data.shapes import (
     BACKGROUND, COLOURS, RELATIONS, SHAPES, SIZES, coverage, parse_caption)
+from ..runtime.checks import check_images
 
 # Larger pictures are averaged down to this side; smaller ones are read as they are.
 GRID = 128
@@ -46,14 +47,18 @@ NEIGHBOURS = ((0, 1), (1, 0), (0, -1), (-1, 0))
 # ---------------------------------------------------------------- pixels
 
 def to_array(image):
-    """Turn a PIL image or a tensor (3, S, S) in [-1, 1] into float64 (s, s, 3), 0 to 255.
+    """Turn a PIL image or a tensor (3, S, S) into float64 (s, s, 3), 0 to 255.
 
-    s = min(S, GRID). Raises ValueError unless the image is square and S ≥ 24.
+    A tensor is uint8, or float in [-1, 1]. s = min(S, GRID). Raises ValueError unless the image is
+    square and S ≥ 24.
     """
     if isinstance(image, Image.Image):
-        image = image.convert("RGB")
+        image = to_rgb(image)
     else:
-        image = to_pil(torch.as_tensor(image))
+        image = torch.as_tensor(image)
+        if image.is_floating_point() and image.ndim == 3:
+            check_images(image[None], image.shape[-1])
+        image = to_pil(image)
     if image.width != image.height or image.width < 24:
         raise ValueError("grade needs a square picture of at least 24 pixels, got "
                          f"{image.width} x {image.height}")
@@ -292,7 +297,8 @@ def related(first, second, word):
 def grade(image, caption):
     """Judge one picture of captioned shapes.
 
-    image: PIL image or tensor (3, S, S) in [-1, 1], S ≥ 24. caption: one of the data set's.
+    image: PIL image or tensor (3, S, S), uint8 or float in [-1, 1], S ≥ 24.
+    caption: one of the data set's.
     Return {"colours", "shapes", "layout", "all": bool, "objects": list, "clutter": float}.
     colours, shapes: each object has what the caption gives it. layout: there are as many objects as
     asked, and their size or relation is right. all: everything, and no clutter besides. The two

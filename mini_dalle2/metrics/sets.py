@@ -76,8 +76,11 @@ def distances(a, b):
 def covered(points, centres, k=3):
     """Which points (N, D) lie in the ball of at least one centre (M, D): (N,) bool.
 
-    A centre's ball reaches to its k-th nearest other centre.
+    A centre's ball reaches to its k-th nearest other centre. Raises ValueError for k centres or
+    fewer, different widths or values that are not finite.
     """
+    points, centres = features(points, "points"), features(centres, "centres", k + 1)
+    same_width(points, centres)
     # The nearest of all centres is the centre itself.
     radii = torch.cat([
         distances(part, centres).topk(k + 1, largest=False).values[:, -1]

@@ -24,7 +24,7 @@ from torch import nn
 from ..clip import CLIP, CLIPConfig
 from ..decoder import Decoder, DecoderConfig
 from ..prior import DiffusionPrior, PriorConfig
-from ..runtime.checks import check_positive, check_range
+from ..runtime.checks import check_images, check_positive, check_range
 from ..sampling import ddpm_step
 from ..transformer import eot_position
 from ..tricks.whitening import Whitening
@@ -89,6 +89,7 @@ class KarloCLIP(CLIP):
 
     def encode_image(self, images):
         """Embed images (B, 3, S, S) in [-1, 1] as z_img (B, D), not normalised."""
+        check_images(images, self.cfg.image_size, self.MAX_PIXEL)
         return self.visual(images)
 
     def encode_text(self, tokens):

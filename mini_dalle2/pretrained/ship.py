@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 from ..configs import MODELS, parameters
+from ..data import words
 from ..metrics.grader import ASPECTS
 from ..pipeline import OPTIONAL, WEIGHTS, load_model
 from ..runtime.commands import Parser, sentence
@@ -135,6 +136,9 @@ def ship(run, out, commit):
     out.mkdir(parents=True, exist_ok=True)
     for stage, checkpoint in small.items():
         save_checkpoint(checkpoint, out / f"{stage}.pt")
+    if (run / words.FILE).is_file():
+        with atomic_open(out / words.FILE) as file:
+            file.write((run / words.FILE).read_bytes())
     card = CARD.format(commit=commit, seed=config.data.seed, commands="\n".join(commands),
                        stages="\n".join(lines), figures=figures)
     with atomic_open(out / "README.md") as file:

@@ -1,4 +1,4 @@
-"""Checks of configuration values. Each fails with one plain sentence.
+"""Checks of configuration values and of tensors. Each fails with one plain sentence.
 
 A configuration is checked where it is made, in its `__post_init__`. So
 `python train.py --decoder.objective=foo` stops at once, and not after hours, when the decoder's
@@ -58,3 +58,23 @@ def check_divisible(cfg, key, divisor):
     if getattr(cfg, key) % getattr(cfg, divisor):
         raise ValueError(f"{key} {getattr(cfg, key)} is not divisible by "
                          f"{divisor} {getattr(cfg, divisor)}")
+
+
+def check_images(images, side, most=1.25):
+    """Raise ValueError unless a tensor holds pictures: float (B, 3, side, side) in [-1, 1].
+
+    most: the greatest value without its sign. Resizing may go a little beyond 1.
+    """
+    if images.ndim != 4 or tuple(images.shape[1:]) != (3, side, side):
+        raise ValueError(f"images have shape {tuple(images.shape)}: this model takes "
+                         f"(B, 3, {side}, {side})")
+    if not images.is_floating_point():
+        raise ValueError(f"images are {images.dtype}: give floats in [-1, 1], pixel / 127.5 - 1")
+    # A tensor on the device "meta" has shapes and no values.
+    if images.numel() == 0 or images.is_meta:
+        return
+    largest = images.abs().max().item()
+    # NaN fails this comparison too.
+    if not largest <= most:
+        raise ValueError(f"images have values up to {largest:.4g}: give floats in [-1, 1], "
+                         "pixel / 127.5 - 1")

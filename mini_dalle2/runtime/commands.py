@@ -10,8 +10,11 @@ Read next: train.py and sample.py at the top level.
 """
 
 import argparse
+import difflib
 import os
+import shlex
 import sys
+from pathlib import Path
 
 from .device import out_of_memory, pick_device
 from .processes import left_alone, processes
@@ -59,9 +62,69 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         raise ValueError(message)
 
+    def parse_args(self, args=None, namespace=None):
+        """Read the command line. Names the closest option for a misspelled one."""
+        found, left = self.parse_known_args(args, namespace)
+        flags = [word.partition("=")[0] for word in left if word.startswith("-")]
+        if flags:
+            options = self.options_of(found)
+            closest = difflib.get_close_matches(flags[0], options, n=1, cutoff=0.5)
+            hint = f"the closest is {closest[0]}" if closest else "--help shows all options"
+            self.error(f"there is no option {flags[0]}; {hint}")
+        if left:
+            self.error(f'"{left[0]}" is one word too many: words that belong together stand in '
+                       'quotes, as in "two cyan rings"')
+        return found
+
+    def options_of(self, found):
+        """List the options of a command line, which are those of its verb if it has one."""
+        parser = self
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                parser = action.choices[getattr(found, action.dest)]
+        return [name for action in parser._actions for name in action.option_strings]
+
 
 def sentence(error):
     """The message of an exception on one line. An OSError says which file it is about, and why."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return " ".join(str(error).split())
+
+
+def how_to_begin(run):
+    """Say what to do where a run folder is expected and there is none."""
+    if Path(run).exists():
+        return "this is a file, so name the folder of a run"
+    return f"train one with {train_command(run)}"
+
+
+def how_to_finish(run):
+    """Say how a run folder gets a file that it lacks."""
+    if is_run(run):
+        return f"go on with {train_command(run, resume=True)}"
+    return "copy this file once more from where the others are from"
+
+
+def how_to_train_again(run, *stages):
+    """Say what to do about stages whose files cannot be used."""
+    if not is_run(run):
+        return "copy this file once more from where the others are from"
+    return f"{how_to_delete(run, stages)}, and go on with {train_command(run, resume=True)}"
+
+
+def how_to_delete(run, stages):
+    """Say which files of these stages are in the way."""
+    files = [f"{stage}{end}" for stage in stages for end in (".pt", ".resume.pt")]
+    return f"delete {', '.join(files)} in {run}"
+
+
+def is_run(run):
+    """Whether train.py can go on with this folder."""
+    return (Path(run) / "config.json").is_file()
+
+
+def train_command(run, *words, resume=False):
+    """Write a command of train.py for a run folder, for messages."""
+    end = ["--resume"] if resume else []
+    return f"`python train.py {shlex.join([*words, '--out', str(run), *end])}`"

@@ -3,10 +3,26 @@
 Read next: commands.py.
 """
 
+import os
 import re
 from pathlib import Path
 
 from PIL import Image
+
+
+def scale_transparency(image):
+    """Bring the transparent value of a PNG, still unread, to the 8 bits that its pixels get.
+
+    Pillow scales pixels of 2, 4 and 16 bits, but not this value.
+    """
+    value = image.info.get("transparency")
+    if image.format != "PNG" or value is None or not image.tile:
+        return
+    bits = image.tile[0][3]
+    if bits in ("L;2", "L;4"):
+        image.info["transparency"] = value * {"L;2": 85, "L;4": 17}[bits]
+    elif bits == "RGB;16B":
+        image.info["transparency"] = tuple(v >> 8 for v in value)
 
 
 def open_picture(path):
@@ -18,12 +34,28 @@ def open_picture(path):
         raise FileNotFoundError(f"there is no picture {path}")
     try:
         with Image.open(path) as image:
+            scale_transparency(image)
             image.load()
             return image
     except Exception as error:
         # Pillow raises half a dozen types for a damaged file.
         raise ValueError(
             f"{path} cannot be read as a picture ({type(error).__name__})") from None
+
+
+def samples_file(folder, verb):
+    """Return the first of FOLDER/samples/VERB-001.png, VERB-002.png, … that is not there yet.
+
+    Raises ValueError if no file can be written there.
+    """
+    samples = Path(folder) / "samples"
+    if samples.exists() and not samples.is_dir():
+        raise ValueError(f"{samples} is not a folder: name another file with --out")
+    if not os.access(samples if samples.is_dir() else folder, os.W_OK):
+        raise ValueError(f"{samples} cannot be written: name a file elsewhere with --out")
+    found = [re.fullmatch(rf"{verb}-(\d+)(-\d+-\d+)?", path.stem) for path in samples.glob("*.png")]
+    last = max((int(match[1]) for match in found if match), default=0)
+    return samples / f"{verb}-{last + 1:03}.png"
 
 
 def single_file(path, row, column):

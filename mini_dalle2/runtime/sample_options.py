@@ -6,24 +6,30 @@ Read next: sample.py at the top level, which does what is asked for.
 """
 
 import argparse
+import difflib
+import shlex
 from pathlib import Path
+
+import torch
 
 from .commands import Parser
 from .device import DEVICES
 
+DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
-def sample_parser(description, dtypes, priors, sketches):
+
+def sample_parser(description, priors, sketches, grammar):
     """Return the parser of sample.py.
 
-    description: what --help shows first. dtypes, priors: names to choose from. sketches: the
-    default of --sketches.
+    description: what --help shows first. priors: names to choose from. sketches: the
+    default of --sketches. grammar: what captions can say to the weights in the box.
     """
-    shared = shared_options(dtypes)
+    shared = shared_options()
     sampling = sampling_options(shared)
     parser = Parser(prog="sample.py", description=description,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(dest="verb", required=True, parser_class=Parser)
-    add_text(verbs, sampling, priors, sketches)
+    add_text(verbs, sampling, priors, sketches, grammar)
     add_inpaint(verbs, sampling, priors)
     add_variations(verbs, sampling)
     add_interpolate(verbs, sampling)
@@ -31,6 +37,44 @@ def sample_parser(description, dtypes, priors, sketches):
     add_reconstruct(verbs, sampling)
     add_classify(verbs, shared)
     return parser
+
+
+def check_verb(argv, verbs):
+    """Raise ValueError, with the command that was meant, unless a command line begins with a verb.
+
+    verbs: their names.
+    """
+    example = 'python sample.py text "a red circle"'
+    if not argv:
+        raise ValueError(f"say what to do: {', '.join(verbs)}; for example: {example}")
+    first = argv[0]
+    if first in (*verbs, "-h", "--help"):
+        return
+    if first.startswith("-"):
+        raise ValueError(f"{first} stands before the verb: the verb comes first, as in: {example}")
+    closest = difflib.get_close_matches(first, verbs, n=1)
+    if closest:
+        raise ValueError(f'there is no verb "{first}"; the closest is {closest[0]}')
+    flags = [i for i, word in enumerate(argv) if word.startswith("-")]
+    end = flags[0] if flags else len(argv)
+    # Somebody may have forgotten the quotes, too.
+    words = ["variations", first] if Path(first).is_file() else ["text", " ".join(argv[:end])]
+    meant = shlex.join([*words, *argv[end:]])
+    raise ValueError(f'"{first}" is no verb: perhaps this was meant: python sample.py {meant}')
+
+
+def captions_of(args):
+    """List all captions of a command line."""
+    alone = [getattr(args, key, None) for key in ("caption", "source", "target")]
+    return getattr(args, "captions", []) + [caption for caption in alone if caption]
+
+
+def quotes_note(captions):
+    """Say that several captions of one word each may be one caption; None for other captions."""
+    if len(captions) > 1 and not any(" " in caption.strip() for caption in captions):
+        return (f'these are {len(captions)} captions of one word each: a caption of several words '
+                f'stands in quotes, as in "{" ".join(captions)}"')
+    return None
 
 
 def check_numbers(args):
@@ -47,14 +91,14 @@ def check_numbers(args):
 
 # ------------------------------------------------------------------ options of several verbs
 
-def shared_options(dtypes):
+def shared_options():
     """Return the options of all verbs."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--run", help="run folder of train.py (default: the weights in the box, "
                                       "or runs/tiny where there are none)")
     parser.add_argument("--weights", metavar="FOLDER",
                         help="Karlo's public weights instead of a run (see the README)")
-    parser.add_argument("--dtype", choices=dtypes, default="fp32",
+    parser.add_argument("--dtype", choices=DTYPES, default="fp32",
                         help="precision of the matrices: fp16 for GPUs, bf16 also for CPUs with "
                              "AMX (default: fp32)")
     parser.add_argument("--offload", action="store_true",
@@ -62,8 +106,8 @@ def shared_options(dtypes):
                              "GPUs")
     parser.add_argument("--seed", type=int, default=0, help="of all random numbers (default: 0)")
     parser.add_argument("--out", type=Path, metavar="FILE.png",
-                        help="file of the grid (default: VERB.png, for text sample.png, in the "
-                             "folder of --run, or in the current folder without --run)")
+                        help="file of the grid (default: samples/VERB-001.png, then -002 and so "
+                             "on, in the folder of --run, or in the current one without --run)")
     parser.add_argument("--device", default="auto", choices=DEVICES,
                         help="where the models run (default: the GPU if there is one)")
     return parser
@@ -73,7 +117,8 @@ def sampling_options(shared):
     """Return the options of the verbs that sample pictures."""
     parser = argparse.ArgumentParser(add_help=False, parents=[shared])
     parser.add_argument("--steps", type=int,
-                        help="sampling steps of the decoder (default: the run's own)")
+                        help="sampling steps of the decoder (default: the run's own; more of them "
+                             "take longer, and hardly look better)")
     parser.add_argument("--stage", choices=["full", "base", "up1"], default="full",
                         help="base: the small pictures of the decoder; up1: the pictures of the "
                              "first upsampler; full: the largest (default: full)")
@@ -92,7 +137,8 @@ def add_guidance(parser, default=None):
     """Add --guidance."""
     shown = "the run's own" if default is None else f"{default:g}"
     parser.add_argument("--guidance", type=float, default=default,
-                        help=f"guidance scale of the decoder; 1 is none (default: {shown})")
+                        help=f"guidance scale of the decoder; 1 is none, and a large one makes "
+                             f"edges rough (default: {shown})")
 
 
 def add_prior(parser, priors):
@@ -105,9 +151,13 @@ def add_prior(parser, priors):
 
 # ------------------------------------------------------------------ the verbs
 
-def add_text(verbs, sampling, priors, sketches):
+def add_text(verbs, sampling, priors, sketches, grammar):
     """Add the verb text."""
-    parser = verbs.add_parser("text", help="sample pictures of captions", parents=[sampling])
+    parser = verbs.add_parser(
+        "text", parents=[sampling], help="sample pictures of captions",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"The weights in the box know only the words of the captioned shapes:\n{grammar}\n"
+               "A run of train.py knows the words of its own captions, in RUN/words.txt.")
     parser.add_argument("captions", nargs="+", metavar="CAPTION")
     add_number(parser)
     add_guidance(parser)
@@ -125,7 +175,8 @@ def add_inpaint(verbs, sampling, priors):
     """Add the verb inpaint."""
     parser = verbs.add_parser(
         "inpaint", parents=[sampling],
-        help="change a picture where the mask is white; the caption describes the whole picture")
+        help="change a picture where the mask is white, or transparent; the caption describes the "
+             "whole picture")
     parser.add_argument("image", metavar="IMAGE")
     parser.add_argument("mask", metavar="MASK")
     parser.add_argument("caption", metavar="CAPTION")

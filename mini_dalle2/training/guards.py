@@ -66,10 +66,9 @@ def check_flags(args):
         return
     if args.resume and is_begun(args.run):
         raise ValueError(f"{args.run} has taken over the weights already: leave out --from")
-    if args.resume or args.preset or args.stage == "tokenizer" or is_of_variants(args):
+    if args.resume or args.preset or args.stage == "tokenizer":
         raise ValueError("--from begins a run with the sizes and the tokenizer of another: "
-                         "leave out --resume, --preset, --stage tokenizer and "
-                         "the stages of an evaluation")
+                         "leave out --resume, --preset and --stage tokenizer")
 
 
 def is_made(folder, stage):

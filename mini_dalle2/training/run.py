@@ -3,7 +3,8 @@
     Run.open(args, device)     decides once: what is there, what is finished, what may change
 
 A run folder holds config.json, tokenizer.json, one checkpoint STAGE.pt for each stage, the
-embeddings of all training pictures, metrics.jsonl and commands.txt.
+embeddings of all training pictures, metrics.jsonl, commands.txt and words.txt, the words of the
+training captions.
 
 Shapes: N pictures or captions, L context length, D = clip_dim, S side of a picture.
 Read next: guards.py for the checks, stages.py for what each model learns.
@@ -15,6 +16,7 @@ import shlex
 import torch
 
 from .. import configs
+from ..data import words
 from ..data.pixels import to_float
 from ..data.tables import Pictures, folder_digest
 from ..pipeline import load_model
@@ -118,6 +120,8 @@ class Run:
         values = {"clip.vocab_size": tokenizer.vocab_size, "clip.eot_id": tokenizer.eot_id}
         self.config = configs.changed(self.config, values)
         self.keep_config()
+        if is_main() and not (self.folder / words.FILE).is_file():
+            words.write_words(self.pictures.captions(), self.folder)
 
     def note_command(self, words):
         """Add a command line to commands.txt, which says how the run was made."""

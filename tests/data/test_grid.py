@@ -38,3 +38,11 @@ def test_lines_break_between_words():
     assert len(lines) > 4 and "" in lines and all(font.getlength(line) <= 90 for line in lines)
     assert break_lines("unbreakable " * 2, 10, font) == ["unbreakable"] * 2
     assert break_lines("", 10, font) == [""]
+
+
+def test_a_white_picture_has_an_edge():
+    sheet = np.asarray(caption_grid([[Image.new("RGB", (64, 64), "white")] * 2], ["white"]))
+    # The corners of the first cell, one pixel outside the picture.
+    for y, x in ((7, 7), (7, 136), (136, 7), (136, 136), (70, 7), (7, 70)):
+        assert sheet[y, x].max() < 200
+    assert (sheet[8:136, 8:136] == 255).all() and (sheet[6, :] == 255).all()

@@ -10,8 +10,17 @@ import torch
 from PIL import Image
 
 from conftest import noisy
-from mini_dalle2.data.pixels import central_square, to_float, to_pil, to_rgb, to_uint8
+from mini_dalle2.data.pixels import (
+    central_square,
+    mask_square,
+    to_float,
+    to_mask,
+    to_pil,
+    to_rgb,
+    to_uint8,
+)
 from mini_dalle2.data.shapes import CaptionedShapes, render
+from mini_dalle2.runtime.pictures import open_picture
 
 
 def test_float_and_back():
@@ -98,3 +107,121 @@ def test_a_transparent_value_becomes_white_at_every_depth(depth, colour, row, tr
 def test_floats_that_are_no_numbers_are_white_and_change_no_others(tmp_path, values, expected):
     Image.fromarray(np.array(values, dtype=np.float32)).save(tmp_path / "a.tiff")
     assert np.asarray(to_rgb(Image.open(tmp_path / "a.tiff")))[0, :, 0].tolist() == expected
+
+
+# ------------------------------------------------------------------------------ masks
+
+MARKED = Image.new("L", (8, 8))
+MARKED.paste(255, (0, 0, 4, 8))
+KEPT = MARKED.point(lambda value: 255 - value)
+WHITE, BLACK = Image.new("L", (8, 8), 255), Image.new("L", (8, 8))
+
+
+def saved(image, kind="PNG", **options):
+    """The picture as it comes back from a file."""
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    file.seek(0)
+    image = Image.open(file)
+    image.load()
+    return image
+
+
+def erased():
+    """A picture whose left half is erased, as OpenAI's image API takes it."""
+    image = noisy((8, 8))
+    image.putalpha(KEPT)
+    return image
+
+
+def palette():
+    """A picture of two colours: the left half is red, the right half is blue."""
+    image = Image.new("P", (8, 8))
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.paste(1, (4, 0, 8, 8))
+    return image
+
+
+def deep(image):
+    """The same greys with 16 bits."""
+    return Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
+
+
+# {what the mask is: (the mask, how it marks)}. All mark the left half.
+MASKS = {
+    "grey": (MARKED, "white"),
+    "one bit": (MARKED.convert("1"), "white"),
+    "a palette": (MARKED.convert("P"), "white"),
+    "colours": (MARKED.convert("RGB"), "white"),
+    "CMYK": (MARKED.convert("RGB").convert("CMYK"), "white"),
+    "16 bits": (deep(MARKED), "white"),
+    "floats": (Image.fromarray(np.asarray(MARKED, dtype=np.float32) / 255), "white"),
+    "opaque, with an alpha channel": (Image.merge("LA", [MARKED, WHITE]), "white"),
+    "white strokes on a transparent sheet": (Image.merge("RGBA", [WHITE] * 3 + [MARKED]), "white"),
+    "a layer whose black is transparent": (saved(MARKED, transparency=0), "white"),
+    "one bit, black is transparent": (saved(MARKED.convert("1"), transparency=0), "white"),
+    "16 bits, black is transparent": (saved(deep(MARKED), transparency=0), "white"),
+    "a picture with a part erased": (erased(), "transparent"),
+    "the same as WebP": (saved(erased(), "WEBP"), "transparent"),
+    "black with a hole": (Image.merge("LA", [BLACK, KEPT]), "transparent"),
+    "white is transparent": (
+        saved(MARKED.convert("RGB"), transparency=(255,) * 3), "transparent"),
+    "16 bits, white is transparent": (
+        saved(deep(MARKED), transparency=65535), "transparent"),
+    "a palette with a transparent colour": (saved(palette(), transparency=0), "transparent"),
+    "the same as GIF": (saved(palette(), "GIF", transparency=0), "transparent"),
+    "an alpha of 1, called opaque": (
+        Image.merge("RGBA", [BLACK] * 3 + [KEPT.point(bool)]), "transparent"),
+    "half erased edges": (
+        Image.merge("LA", [BLACK, Image.blend(KEPT, WHITE, 0.2)]), "transparent"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_masks_of_all_kinds_mark_the_same_half(name):
+    mask, mark = to_mask(MASKS[name][0])
+    assert mask.mode == "L" and np.array_equal(np.asarray(mask), np.asarray(MARKED))
+    assert mark == MASKS[name][1]
+
+
+def test_a_mask_is_turned_upright_once():
+    sideways = MARKED.convert("RGB").rotate(90)
+    sideways.getexif()[0x0112] = 6
+    mask, _ = to_mask(sideways)
+    assert np.array_equal(np.asarray(mask), np.asarray(MARKED))
+    again, mark = to_mask(mask)
+    assert np.array_equal(np.asarray(again), np.asarray(mask)) and mark == "white"
+
+
+def test_nothing_is_marked_by_black_or_by_glass():
+    for empty in (BLACK, Image.new("RGBA", (8, 8)), Image.new("RGBA", (8, 8), (255, 255, 255, 0))):
+        assert np.asarray(to_mask(empty)[0]).max() == 0
+
+
+def test_a_coarse_mask_marks_all_that_a_fine_one_touches():
+    wide = Image.new("L", (12, 8))
+    wide.paste(255, (0, 0, 7, 8))
+    assert mask_square(wide, 4)[0, 0].tolist() == [[1, 1, 1, 0]] * 4
+    assert mask_square(wide, 16)[0, 0].tolist() == [[1] * 10 + [0] * 6] * 16
+
+
+def test_tensors_that_are_no_pictures_are_refused():
+    for wrong in (torch.zeros(3, 4, 4, dtype=torch.int64), torch.zeros(3, 4, 4, dtype=torch.bool)):
+        with pytest.raises(ValueError, match="give it uint8, or float"):
+            to_pil(wrong)
+
+
+@pytest.mark.parametrize("depth, colour, row, transparent, expected", [
+    (2, 0, bytes([0b00011011]), struct.pack(">H", 1), [0, 255, 0, 0]),
+    (4, 0, bytes([0x12, 0x3F]), struct.pack(">H", 1), [255, 0, 0, 0]),
+    (16, 0, struct.pack(">4H", 1000, 1001, 30000, 65535), struct.pack(">H", 1000), [255, 0, 0, 0]),
+    (16, 2, struct.pack(">6H", 1000, 2000, 3000, 1024, 1024, 1024),
+     struct.pack(">3H", 1000, 2000, 3000), [255, 0]),
+])  # fmt: skip
+def test_a_transparent_value_marks_at_every_depth(
+    tmp_path, depth, colour, row, transparent, expected
+):
+    """A file is read whole before it becomes a mask, and its transparent value must survive."""
+    (tmp_path / "a.png").write_bytes(png(depth, colour, row, transparent))
+    mask, mark = to_mask(open_picture(tmp_path / "a.png"))
+    assert np.asarray(mask)[0].tolist() == expected and mark == "transparent"

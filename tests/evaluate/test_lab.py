@@ -1,12 +1,14 @@
 """A run's judge and baseline: what they are, and what is said when they cannot be used."""
 
 import json
+import shlex
 import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 
+import train
 from mini_dalle2.configs import VARIANTS
 from mini_dalle2.decoder import Decoder
 from mini_dalle2.evaluate.command import main
@@ -81,7 +83,10 @@ def test_settings_of_the_run_make_a_judge_stale(copied, capsys):
     assert lab.signature_of("judge") is None and lab.signature_of("glide") is not None
     assert main([f"--run={copied}", "--n=16", "--device=cpu", "--only", "fig8"]) == 2
     error = capsys.readouterr().err
-    assert "judge.pt was made with other settings: run `python train.py --stage judge" in error
+    assert (
+        f"judge.pt was made with other settings: delete judge.pt, judge.resume.pt in {copied}, "
+        f"then run `python train.py --stage judge --out {copied}` first" in error
+    )
 
 
 def test_without_a_judge_it_names_the_command(run, judged, tmp_path, capsys):
@@ -126,10 +131,9 @@ def test_a_baseline_that_is_not_this_run_s(copied, capsys, changes, reason):
     assert main([f"--run={copied}", "--n=16", "--device=cpu", "--only", "priors"]) == 2
     error = capsys.readouterr().err
     resume = " --resume" if reason == "is not finished" else ""
-    assert (
-        f"glide.pt {reason}: run `python train.py --stage glide --out {copied}{resume}` first"
-        in error
-    )
+    delete = "" if resume else f"delete glide.pt, glide.resume.pt in {copied}, then "
+    command = f"train.py --stage glide --out {copied}{resume}"
+    assert f"glide.pt {reason}: {delete}run `python {command}` first" in error
     assert main([f"--run={copied}", "--n=16", "--device=cpu", "--only", "components"]) == 0
 
 
@@ -139,3 +143,35 @@ def test_the_judge_of_an_older_version_is_not_used(run, tmp_path, capsys):
     shutil.copy(run / "clip.pt", folder / "evaluate" / "judge.pt")
     assert main([f"--run={folder}", "--n=16", "--device=cpu", "--only", "components"]) == 2
     assert "evaluate/judge.pt, of an older version, cannot be used" in capsys.readouterr().err
+
+
+def test_weights_without_a_run_are_evaluated_by_the_command_that_is_named(
+    run, tmp_path, monkeypatch, capsys
+):
+    """The box has neither config.json nor the models to compare with."""
+    monkeypatch.chdir(tmp_path)
+    for stage in ("clip", "prior", "ar_prior", "decoder", "upsampler1", "upsampler2"):
+        (tmp_path / "box").mkdir(exist_ok=True)
+        shutil.copy(run / f"{stage}.pt", tmp_path / "box" / f"{stage}.pt")
+    # The first name is taken.
+    (tmp_path / "runs" / "box").mkdir(parents=True)
+    before = {path: path.read_bytes() for path in (tmp_path / "box").iterdir()}
+    assert main(["--run=box", "--n=16", "--device=cpu"]) == 2
+    error = capsys.readouterr().err
+    words = shlex.split(error.split("`")[1])
+    assert words == shlex.split("python train.py --from box --stage evaluation --out runs/box2")
+    assert train.main([*words[2:], "--device=cpu"]) == 0
+    assert "next: python -m mini_dalle2.evaluate --run runs/box2" in capsys.readouterr().out
+    assert main(["--run=runs/box2", "--n=16", "--device=cpu", "--only", "components"]) == 0
+    assert {path: path.read_bytes() for path in (tmp_path / "box").iterdir()} == before
+
+
+def test_a_stale_judge_is_replaced_as_it_is_said(copied, capsys):
+    amended(copied / "judge.pt", tokenizer={})
+    assert main([f"--run={copied}", "--n=16", "--device=cpu", "--only", "components"]) == 2
+    error = capsys.readouterr().err
+    assert f"delete judge.pt, judge.resume.pt in {copied}, then run `python train.py" in error
+    for name in ("judge.pt", "judge.resume.pt"):
+        (copied / name).unlink()
+    assert train.main([*shlex.split(error.split("`")[1])[2:], "--device=cpu"]) == 0
+    assert Lab(copied, 16, "cpu").why_unusable("judge") is None

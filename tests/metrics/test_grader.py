@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 
+from mini_dalle2.data.pixels import from_pil, to_float
 from mini_dalle2.metrics import grader as metrics
 from mini_dalle2.data.shapes import (
     COLOURS,
@@ -253,3 +254,30 @@ def test_pictures_that_cannot_be_read():
     for image in (Image.new("RGB", (32, 33)), Image.new("RGB", (16, 16)), torch.zeros(1, 32, 32)):
         with pytest.raises(ValueError):
             grade(image, PAIR)
+
+
+def test_tensors_of_another_kind_are_refused():
+    """A picture of floats from 0 to 255 would be graded as a white one."""
+    image = from_pil(picture(RED, BLUE))
+    assert grade(image, PAIR)["all"] and grade(to_float(image), PAIR)["all"]
+    for wrong, said in (
+        (image.float(), r"values up to 2\d\d: give floats in \[-1, 1\]"),
+        (image.long(), "give it uint8, or float"),
+        (to_float(image) * torch.nan, "up to nan"),
+        (image[None], "give it one image"),
+        (image.permute(1, 2, 0), "give it one image"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            grade(wrong, PAIR)
+
+
+def test_transparent_and_deep_pictures_are_graded_as_they_look():
+    glass = picture(RED, BLUE).convert("RGBA")
+    hidden = Image.new("RGBA", glass.size, (0, 0, 0, 0))
+    hidden.paste(glass, (0, 0), Image.new("L", glass.size, 255))
+    assert grade(hidden, PAIR)["all"]
+    # What is transparent looks white, whatever colour lies under it.
+    alpha = Image.eval(glass.convert("L"), lambda value: 0 if value == 210 else 255)
+    hidden.putalpha(alpha)
+    black = Image.composite(hidden, Image.new("RGBA", glass.size, (0, 0, 0, 0)), alpha)
+    assert grade(black, PAIR)["colours"]

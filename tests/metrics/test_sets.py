@@ -9,6 +9,7 @@ import torch
 
 from mini_dalle2.metrics.sets import (
     clip_score,
+    covered,
     frechet_distance,
     precision_recall,
     retrieval_accuracy,
@@ -135,3 +136,15 @@ def test_bad_features():
         for arguments in wrong:
             with pytest.raises(ValueError):
                 function(*arguments)
+
+
+def test_coverage_checks_what_it_is_given():
+    points = torch.randn(8, 3)
+    assert covered(points, points, k=2).all()
+    for a, b, said in (
+        (points, points[:2], "N at least 3"),
+        (points[:, :2], points, "different widths"),
+        (points * torch.nan, points, "not finite"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            covered(a, b, k=2)

@@ -145,7 +145,7 @@ def test_the_command_draws_with_weights(diffusers_folder, tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pretrained.karlo, "preset", lambda name: small_karlo())
     assert sample.main(["text", "a corgi", "--n=1", "--weights", str(diffusers_folder[0])]) == 0
-    with Image.open("sample.png") as grid:
+    with Image.open("samples/text-001.png") as grid:
         assert grid.width >= 128
     assert sample.main(["text", "a corgi", "--weights", "nowhere"]) == 2
     assert "there is no folder nowhere" in capsys.readouterr().err

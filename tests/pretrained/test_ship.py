@@ -57,8 +57,12 @@ def test_they_draw_nearly_the_same(run, box, monkeypatch):
 def test_pictures_do_not_go_into_the_package(run, box, monkeypatch):
     monkeypatch.setattr(pipeline, "WEIGHTS", box)
     detour = box / ".." / box.name                                         # the same folder, written in another way
-    folders = [sample.parse(["text", "a circle", *named]).out.parent for named in ([], ["--run", str(box)], ["--run", str(detour)], ["--run", str(run)])]
+    folders = [sample.parse(["text", "a circle", *named]).folder for named in ([], ["--run", str(box)], ["--run", str(detour)], ["--run", str(run)])]
     assert folders == [Path("."), Path("."), Path("."), run]
+
+
+def test_they_keep_the_words_of_the_captions(run, box):
+    assert (box / "words.txt").read_bytes() == (run / "words.txt").read_bytes()
 
 
 def test_the_card_says_how_to_make_them(run, box):

@@ -53,6 +53,8 @@ def test_clip_is_that_of_transformers():
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in (pretrained.OPENAI_MEAN, pretrained.OPENAI_STD))
     out = theirs(input_ids=tokens, pixel_values=((images + 1) / 2 - mean) / std)
     assert close(ours.encode_image(images), out.image_embeds) and close(ours.encode_text(tokens), out.text_embeds)
+    with pytest.raises(ValueError, match="images are torch.uint8"):
+        ours.encode_image(images.to(torch.uint8))
     assert close(ours(images, tokens), out.logits_per_image)
     assert close(ours.text.states(tokens), out.text_model_output.last_hidden_state)
 
