@@ -140,7 +140,9 @@ class CaptionedFolder(Dataset):
             elif texts is not None:
                 self._skip(file, "no caption")
         stems = {file.with_suffix("") for file in pictures} | pictures
-        others += [file for (stem, _), file in sidecars.items() if stem not in stems]
+        alone = [file for (stem, _), file in sidecars.items() if stem not in stems]
+        for file in sorted(alone):
+            self._skip(file, "no picture of this name")
         for file in sorted(others):
             self._skip(file, "neither picture nor caption")
         for archive, why in self.tree.damaged.items():
