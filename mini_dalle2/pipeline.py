@@ -198,7 +198,7 @@ class DALLE2(Latents):
     def load(cls, path=None, device=None, dtype=None, offload=False):
         """Load a run folder of train.py. path None: the weights in the box, see `default_run`.
 
-        device: "cpu", "cuda", or None for the best there is. dtype, offload: see `__init__`.
+        device: "cpu", "cuda", "mps", or None for the best there is. dtype, offload: see `__init__`.
         A run without trained upsamplers samples base pictures. A run may also lack the AR prior.
         Raises FileNotFoundError when the folder, or the CLIP, prior or decoder in it, is missing.
         Raises ValueError for a damaged file, and for stages that do not belong together.

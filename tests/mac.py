@@ -3,14 +3,19 @@
     with mac(monkeypatch): train.main([..., "--device=mps"])
 
 It computes with real numbers. It refuses what MPS refuses: float64, kernels that MPS lacks, and
-mixing with tensors on the CPU. It cannot tell how MPS rounds, how fast it is, or what else it lacks.
+mixing with tensors or random streams of the CPU. Kernels writes down what is computed, to compare it
+with torch's own table of the kernels of MPS. Neither can tell how MPS rounds, or how fast it is.
 Source of the limits: torch's page "MPS backend", and the issues pytorch/pytorch 79019 and 141287.
 """
 
 import contextlib
+import re
+from pathlib import Path
 
 import torch
+import torchgen
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 MPS = torch.device("mps")
 # Kernels that some or all versions of torch lack on MPS.
@@ -43,9 +48,59 @@ class Mac(torch.Tensor):
                 result = function(*args, **kwargs)
                 return result.as_subclass(torch.Tensor) if isinstance(result, torch.Tensor) else result
         check(name, args, kwargs)
-        with torch._C.DisableTorchFunctionSubclass():
+        with torch._C.DisableTorchFunctionSubclass(), Kernels.on_mac():
             result = function(*args, **kwargs)
         return to_mac(result)
+
+
+class Kernels(TorchDispatchMode):
+    """Writes down the names of the kernels that tensors on the Mac are given to: `used`."""
+
+    depth = 0
+
+    def __init__(self):
+        super().__init__()
+        self.used = set()
+
+    @classmethod
+    @contextlib.contextmanager
+    def on_mac(cls):
+        """A context of kernels that run on the Mac, backward ones too; others run on the CPU."""
+        cls.depth += 1
+        try:
+            yield
+        finally:
+            cls.depth -= 1
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if Kernels.depth:
+            self.used.add(function.name().removeprefix("aten::"))
+        return function(*args, **(kwargs or {}))
+
+    def lacking(self):
+        """Those of the kernels that torch's table does not have for MPS."""
+        table = kernels_of_mps()
+        # Attention chooses its kernel by the device.
+        return {name for name in self.used if name not in table and "attention_for_cpu" not in name}
+
+
+def kernels_of_mps():
+    """The names of the kernels that torch has for MPS, by the table that comes with this torch."""
+    file = Path(torchgen.__file__).parent / "packaged/ATen/native/native_functions.yaml"
+    entries = {entry.split("(")[0]: entry for entry in re.split(r"^- func: ", file.read_text(), flags=re.M)[1:]}
+    return {name for name in entries if is_for_mps(name, entries)}
+
+
+def is_for_mps(name, entries):
+    """Whether an entry of the table names MPS, or is made of other kernels on every device."""
+    delegate = re.search(r"^  structured_delegate: (\S+)", entries[name], re.M)
+    if delegate:
+        return is_for_mps(delegate[1], entries)
+    dispatch = re.search(r"^  dispatch:\n((?:    .*\n?)+)", entries[name], re.M)
+    if not dispatch:
+        return True
+    keys = re.findall(r"\w+", " ".join(re.findall(r"^    ([\w, ]+):", dispatch[1], re.M)))
+    return any(key == "MPS" or key.startswith("Composite") for key in keys)
 
 
 def check(name, args, kwargs):
@@ -91,7 +146,11 @@ class Moves(TorchFunctionMode):
         name = getattr(function, "__name__", "")
         if name == "to":
             return move(*args, **kwargs)
-        if kwargs.get("device") is not None and torch.device(kwargs["device"]).type == "mps":
+        place = torch.device(kwargs.get("device") or "cpu")
+        stream = kwargs.get("generator")
+        if stream is not None and "device" in kwargs and stream.device.type != place.type:
+            raise RuntimeError(f"{name}: numbers on {place} from a stream on {stream.device}")
+        if place.type == "mps":
             kwargs["device"] = "cpu"
             return to_mac(function(*args, **kwargs))
         return function(*args, **kwargs)
@@ -118,10 +177,14 @@ def move(x, *rest, **options):
 
 
 class Generator(torch.Generator):
-    """A random stream on any device; here they all lie on the CPU."""
+    """A random stream that says on which device it is; here they all lie on the CPU."""
+
+    device = property(lambda self: self.place)
 
     def __new__(cls, device="cpu"):
-        return super().__new__(cls, "cpu")
+        stream = super().__new__(cls, "cpu")
+        stream.place = torch.device(device)
+        return stream
 
 
 @contextlib.contextmanager

@@ -410,7 +410,7 @@ def test_a_folder_of_pictures(folder, tmp_path, capsys):
     assert "1 captions have more than 32 tokens and lose their end" in out
     assert len(load_checkpoint(tmp_path / "run" / "embeddings.pt")["captions"]) == 12      # of so few, none is kept aside
     # So no figure is about unseen pictures.
-    assert "right caption for" in out and out.count("training pictures") == 3 and "unseen" not in out
+    assert "right caption for" in out and out.count("training pictures") == 2 and "unseen" not in out
     code, _, error = call(capsys, "--data=shapes", "--out", tmp_path / "run", "--resume")
     assert code == 2 and "from other data" in error
 
@@ -466,26 +466,50 @@ def test_a_run_knows_its_pictures_wherever_they_lie(folder, tmp_path, capsys, mo
     place.rename(tmp_path / "moved")
     code, _, error = call(capsys, "--out", run, "--resume")
     assert code == 2 and f"--resume --out {run} --data FOLDER" in error
+    # Files that are neither pictures nor captions do not count.
+    (tmp_path / "moved" / ".DS_Store").write_text("a Mac looked at this folder")
     assert call(capsys, "--out", run, "--resume", "--stage=clip", "--data", tmp_path / "moved")[0] == 0
     assert overrides.from_dict(read_json(run / "config.json")).data.source == str(tmp_path / "moved")
     # one picture more, in another place: other data; in the known place: said
     shutil.copytree(tmp_path / "moved", tmp_path / "more")
-    shutil.copy(folder / "00.png", tmp_path / "more" / "99.png")
+    for end in ("png", "txt"):
+        shutil.copy(folder / f"00.{end}", tmp_path / "more" / f"99.{end}")
     code, _, error = call(capsys, "--out", run, "--resume", "--data", tmp_path / "more")
     assert code == 2 and "from other data" in error
-    shutil.copy(folder / "00.png", tmp_path / "moved" / "99.png")
+    for end in ("png", "txt"):
+        shutil.copy(folder / f"00.{end}", tmp_path / "moved" / f"99.{end}")
     code, out, _ = call(capsys, "--out", run, "--resume", "--stage=clip")
     assert code == 0 and "moved has changed since this run began" in out
 
 
+def test_runs_of_older_versions_take_a_new_place_too(folder, tmp_path, capsys):
+    """They kept no record of their pictures: the old folder is one, where it is still there."""
+    run, place = tmp_path / "run", tmp_path / "pictures"
+    shutil.copytree(folder, place)
+    steps = [f"--{stage}.steps=1" for stage in configs.MODELS]
+    assert call(capsys, "--preset=micro", "--data", place, "--out", run, "--stage=tokenizer", *steps)[0] == 0
+    shutil.copytree(place, tmp_path / "copy")
+    shutil.copytree(place, tmp_path / "more")
+    for end in ("png", "txt"):
+        shutil.copy(folder / f"00.{end}", tmp_path / "more" / f"99.{end}")
+    begun = overrides.from_dict(read_json(run / "config.json")).data.source
+    (run / "pictures.json").unlink()
+    assert not guards.is_other_data(run, str(tmp_path / "copy"), begun) and guards.is_other_data(run, str(tmp_path / "more"), begun)
+    shutil.rmtree(place)
+    code, out, _ = call(capsys, "--out", run, "--resume", "--stage=tokenizer", "--data", tmp_path / "copy")
+    assert code == 0 and f"{place} is gone: those in {tmp_path / 'copy'} are taken for the same" in out
+    code, _, error = call(capsys, "--out", run, "--resume", "--stage=tokenizer", "--data", tmp_path / "more")
+    assert code == 2 and "from other data" in error
+
+
 def test_a_folder_that_is_split_already_stays_so(folder, tmp_path):
-    for split, names in (("train", range(0, 8)), ("val", range(8, 10)), ("held_out", range(10, 12))):
+    for part, names in (("train", range(0, 8)), ("val", range(8, 10)), ("held_out", range(10, 12))):
         for name in names:
             for end in ("png", "txt"):
-                (tmp_path / split).mkdir(exist_ok=True)
-                shutil.copy(folder / f"{name:02}.{end}", tmp_path / split)
+                (tmp_path / part).mkdir(exist_ok=True)
+                shutil.copy(folder / f"{name:02}.{end}", tmp_path / part)
     pictures = Pictures(configs.DataConfig(source=str(tmp_path), val_images=1), torch.device("cpu"))
-    texts = {split: {(folder / f"{name:02}.txt").read_text().strip() for name in names} for split, names in (("train", range(8)), ("val", (8, 9)))}
+    texts = {part: {(folder / f"{name:02}.txt").read_text().strip() for name in names} for part, names in (("train", range(8)), ("val", (8, 9)))}
     assert pictures.available == 8 and set(pictures.captions()) == texts["train"]
     assert len(pictures.table("val", 8, 100)[1]) == 2 and set(pictures.table("val", 8, 100)[1]) == texts["val"]
 

@@ -276,23 +276,25 @@ class Pictures:
         cfg = self.cfg
         files = []
         if cfg.source != "shapes":
-            folder = self.folder("train", 1)
-            for file, texts in folder.pictures:
-                _, nbytes = folder.tree.version(file)
-                files.append((file.relative_to(folder.path).as_posix(), nbytes, texts))
+            files = contents(self.folder("train", 1))
         kind = "shapes" if cfg.source == "shapes" else "folder"
         settings = (kind, cfg.images, cfg.val_images, cfg.seed, files)
         return hashlib.sha256(repr(settings).encode()).hexdigest()
 
 
-def folder_digest(path):
-    """Return a text that depends on the names and sizes of the files in a folder, not on its place.
+def contents(folder):
+    """List what a CaptionedFolder holds: [(name, bytes, captions)] of its pictures."""
+    found = []
+    for file, texts in folder.pictures:
+        _, nbytes = folder.tree.version(file)
+        found.append((file.relative_to(folder.path).as_posix(), nbytes, texts))
+    return found
 
-    Raises FileNotFoundError if there is no such folder.
+
+def folder_digest(path):
+    """Return a text that depends on a folder's captioned pictures, but not on its place.
+
+    Other files do not count: a Mac, for example, leaves a .DS_Store in each folder that is looked
+    at. Raises FileNotFoundError if there is no such folder, ValueError if it has no pictures.
     """
-    path = Path(path)
-    if not path.is_dir():
-        raise FileNotFoundError(f"no such folder: {path}")
-    files = sorted((file.relative_to(path).as_posix(), file.stat().st_size)
-                   for file in path.rglob("*") if file.is_file())
-    return hashlib.sha256(repr(files).encode()).hexdigest()
+    return hashlib.sha256(repr(contents(CaptionedFolder(path, 1))).encode()).hexdigest()

@@ -3,6 +3,7 @@
 Read next: processes.py.
 """
 
+import contextlib
 import ctypes
 import math
 import os
@@ -45,6 +46,18 @@ def off_mps(x):
     MPS has no float64, and not every kernel.
     """
     return x.cpu() if x.device.type == "mps" else x
+
+
+@contextlib.contextmanager
+def stream_kept(device):
+    """A context that leaves torch's own random streams, of the CPU and of the device, as before."""
+    on_mac = torch.mps.get_rng_state() if device.type == "mps" else None
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
+    finally:
+        if on_mac is not None:
+            torch.mps.set_rng_state(on_mac)
 
 
 def keep_memory():

@@ -65,7 +65,8 @@ def loss_curve(folder, name):
 def similarity(folder, name, z_img, z_txt, captions, kind, shown=12):
     """Plot the cosines of the first different captions and their pictures; z_img, z_txt (N, D).
 
-    kind: what the pictures are, "unseen" or "training". Returns the accuracy of finding the right caption, over all N.
+    kind: what the pictures are, "unseen" or "training". Returns the accuracy of finding the right
+    caption, over all N.
     """
     accuracy = retrieval_accuracy(z_img, z_txt, captions)
     rows = sorted({caption: i for i, caption in enumerate(captions)}.values())[:shown]

@@ -20,7 +20,7 @@ from .. import configs
 from ..data.tables import folder_digest, is_large
 from ..runtime.device import machine_memory
 from ..runtime.files import load_checkpoint, read_json
-from ..runtime.processes import world
+from ..runtime.processes import is_main, world
 from . import budget, hints, overrides
 from .origin import origin_config, sketch_in
 from .rehearsal import check_one_step
@@ -136,7 +136,8 @@ def check_unchanged(args, config, saved, there):
 
     Habits, such as dropout, may change only while a model is trained on. Raises ValueError.
     """
-    other_data = is_other_data(args.run, config.data.source, saved.data.source)
+    other_data = (args.origin is None
+                  and is_other_data(args.run, config.data.source, saved.data.source))
     for stage in there if args.origin is None else configs.STAGES:
         if stage == "tokenizer":
             resized = config.tokenizer != saved.tokenizer
@@ -166,13 +167,25 @@ def is_other_data(run_folder, now, then):
     """Whether a run that began with the pictures of `then` is given others by `now`.
 
     now, then: "shapes" or a folder. A folder is known by what it holds, wherever it lies now.
-    Raises FileNotFoundError if `now` is no folder.
+    Raises FileNotFoundError if `now` is no folder, ValueError if it has no pictures.
     """
     if "shapes" in (now, then):
         return now != then
     if Path(now).resolve() == Path(then).resolve():
         return False
-    return recorded_digest(run_folder) != folder_digest(now)
+    known = recorded_digest(run_folder) or digest_if_there(then)
+    if known is None and is_main():
+        print(f"note: {run_folder} does not say what its pictures were, and {then} is gone: "
+              f"those in {now} are taken for the same")
+    return known not in (None, folder_digest(now))
+
+
+def digest_if_there(folder):
+    """Return the digest of a folder of pictures; None if there is no such folder any more."""
+    try:
+        return folder_digest(folder)
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def recorded_digest(run_folder):

@@ -17,7 +17,7 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 from .. import configs
-from ..runtime.device import out_of_memory
+from ..runtime.device import out_of_memory, stream_kept
 from ..runtime.files import load_checkpoint
 from ..runtime.processes import agreed, world
 from . import hints
@@ -84,7 +84,7 @@ def seconds_of_a_step(run, name):
     may be faster with one thread than with several: a note says so.
     """
     stage = open_stage(run, name)
-    with torch.random.fork_rng([run.device] if run.device.type == "cuda" else []):
+    with stream_kept(run.device):
         step = trial(stage)
         n = examples(stage)
         some = min(FEW, n)

@@ -27,7 +27,7 @@ from ..data.near_misses import with_near_misses
 from ..data.pixels import to_float
 from ..data.tables import pictures_at
 from ..pipeline import load_model
-from ..runtime.device import on_device
+from ..runtime.device import on_device, stream_kept
 from ..runtime.files import load_checkpoint, save_checkpoint, signature, write_json
 from ..runtime.noise import randint, rows_of, seeded
 from ..runtime.processes import barrier, gather_rows, is_main, world
@@ -194,10 +194,9 @@ class TrainingStage(abc.ABC):
         The training does not notice: torch's own stream of random numbers stands as before.
         Returns the path.
         """
-        gpus = [self.run.device] if self.run.device.type == "cuda" else []
         self.drawn_as = f"{self.name}.preview"
         try:
-            with torch.random.fork_rng(gpus):
+            with stream_kept(self.run.device):
                 self.picture(self.load_trained())
         finally:
             self.drawn_as = self.name
@@ -346,8 +345,8 @@ class SketchStage(TrainingStage):
             z_img = self.true_embeddings(split, 500)[0]
             error[split] = model.loss(true, z_img).item()
         mean = (true - true.mean(0)).square().mean().item()
-        tqdm.write(f"{self.name}: squared error {error['train']:.4f} of training pictures, "
-                   f"{error['val']:.4f} of {self.run.pictures.val_kind} pictures "
+        unseen = f"{error['val']:.4f} of unseen pictures " if self.run.pictures.has_val else ""
+        tqdm.write(f"{self.name}: squared error {error['train']:.4f} of training pictures, {unseen}"
                    f"(their mean has {mean:.4f})")
         sketches = model(z_img[:16]).clamp(-1, 1)
         figures.side_by_side(self.run.folder, self.drawn_as, true[:16], sketches, captions[:16])

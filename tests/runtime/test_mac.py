@@ -6,10 +6,10 @@ from PIL import Image
 
 import train
 from conftest import SMALL
-from mac import Mac, mac
+from mac import Kernels, Mac, kernels_of_mps, mac
 from mini_dalle2 import DALLE2, configs
 from mini_dalle2.metrics import frechet_distance
-from mini_dalle2.runtime.device import pick_device
+from mini_dalle2.runtime.device import pick_device, stream_kept
 from mini_dalle2.runtime.files import load_checkpoint, read_metrics
 
 ONE_STEP = [*(word for word in SMALL if "steps=" not in word and not word.startswith(("--device", "--data.images"))), "--data.images=12",
@@ -19,13 +19,14 @@ ONE_STEP = [*(word for word in SMALL if "steps=" not in word and not word.starts
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """One step of each stage, on the CPU and on the stand-in: {device: run folder}."""
+    """One step of each stage, on the CPU and on the stand-in: {device: run folder}, and the kernels: "lacking"."""
     folders = {kind: tmp_path_factory.mktemp("runs") / kind for kind in ("cpu", "mps")}
     train.main([*ONE_STEP, "--device=cpu", f"--out={folders['cpu']}"])
-    with pytest.MonkeyPatch.context() as patch, mac(patch):
+    with pytest.MonkeyPatch.context() as patch, mac(patch), Kernels() as kernels:
         args = train.parse([*ONE_STEP, f"--out={folders['mps']}"])
         assert train.work(args, pick_device(args.device)) == 0
-    return folders
+    assert len(kernels.used) > 100 and "convolution_backward" in kernels.used
+    return {**folders, "lacking": kernels.lacking()}
 
 
 def test_auto_takes_cuda_then_mps_then_the_cpu(monkeypatch):
@@ -51,12 +52,14 @@ def test_the_stand_in_refuses_what_mps_refuses(monkeypatch):
             torch.linalg.eigh(x)
         with pytest.raises(RuntimeError, match="on the cpu"):
             x + torch.ones(3, 3)
+        with pytest.raises(RuntimeError, match="from a stream on cpu"):
+            torch.randn(3, generator=torch.Generator(), device="mps")
         assert x.cpu().double().dtype == torch.float64 and not isinstance(x.cpu(), Mac)
 
 
 def test_every_stage_trains_as_on_the_cpu(runs):
     """The stand-in computes on the CPU, so the losses are the same. Checkpoints can be read anywhere."""
-    losses = {kind: {line["stage"]: line["loss"] for line in read_metrics(folder)} for kind, folder in runs.items()}
+    losses = {kind: {line["stage"]: line["loss"] for line in read_metrics(folder)} for kind, folder in runs.items() if kind != "lacking"}
     assert losses["mps"].keys() == set(configs.MODELS)
     assert losses["mps"] == pytest.approx(losses["cpu"], rel=1e-4)
     for stage in configs.MODELS:
@@ -64,8 +67,31 @@ def test_every_stage_trains_as_on_the_cpu(runs):
         assert all(type(value) is torch.Tensor and value.dtype != torch.float64 for value in weights.values())
 
 
-def test_sampling_and_editing_work(runs, monkeypatch):
+def test_every_kernel_of_training_is_there_on_mps(runs, monkeypatch):
+    """By the table of this torch. It lacks others, so that the question has two answers."""
+    assert not runs["lacking"]
+    table = kernels_of_mps()
+    assert {"convolution_backward", "upsample_nearest2d", "add.Tensor", "reshape"} <= table
+    assert not table & {"cudnn_convolution", "geqrf"}
+    with mac(monkeypatch), Kernels() as kernels:
+        torch.geqrf(torch.ones(3, 3, device="mps") + 1)
+    assert kernels.lacking() == {"geqrf"}
+
+
+def test_previews_leave_the_stream_of_the_mac_as_it_was(monkeypatch):
+    """What is drawn on the way, and what is tried to measure steps, does not change the training after it."""
+    stream = [torch.arange(3)]
     with mac(monkeypatch):
+        monkeypatch.setattr(torch.mps, "get_rng_state", lambda: stream[-1])
+        monkeypatch.setattr(torch.mps, "set_rng_state", stream.append)
+        with pytest.raises(ZeroDivisionError), stream_kept(torch.device("mps")):
+            stream.append(torch.zeros(3))
+            raise ZeroDivisionError
+    assert stream[-1] is stream[0] and len(stream) == 3
+
+
+def test_sampling_and_editing_work(runs, monkeypatch):
+    with mac(monkeypatch), Kernels() as kernels:
         model = DALLE2.load(runs["mps"], device="mps")
         assert model.device.type == "mps"
         [[picture]] = model.text_to_image(["a red circle"], progress=False)
@@ -76,6 +102,7 @@ def test_sampling_and_editing_work(runs, monkeypatch):
         mask.paste(255, (0, 0, 64, 32))
         assert model.inpaint(picture, mask, "a red circle", stage="base", progress=False)
         z_img = model.encode_image([picture, other])
+        assert not kernels.lacking()
         assert z_img.shape[0] == 2 and frechet_distance(z_img, z_img.cpu()) < 1e-6
 
 
