@@ -369,8 +369,6 @@ def test_variants_follow_the_run(run, tmp_path, capsys):
     """Their settings are the run's: others are refused, and so is a model of another run."""
     code, _, error = call(capsys, "--out", tmp_path / "new", "--stage=judge")
     assert code == 2 and "holds no run that --stage judge could belong to" in error
-    code, _, error = call(capsys, "--from", run, "--out", tmp_path / "new", "--stage=judge")
-    assert code == 2 and "--from begins a run" in error and not (tmp_path / "new").exists()
     copy = copy_of(run, tmp_path / "copy")
     code, _, error = call(capsys, "--out", copy, "--stage=judge", "--clip.steps=9")
     assert code == 2 and "leave out --clip.steps=9" in error and not (copy / "judge.pt").exists()

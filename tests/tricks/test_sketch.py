@@ -111,7 +111,7 @@ def test_what_stands_in_for_it(run, tmp_path, capsys):
     checkpoint = load_checkpoint(run / "sketch.pt")
     torch.save(checkpoint | {"step": 1}, half / "sketch.pt")
     code, _, error = call(capsys, "--out", half, "--stage=decoder")
-    assert code == 2 and "sketch.pt has 1 of 3 steps: finish it" in error
+    assert code == 2 and f"sketch.pt has 1 of 3 steps: run `python train.py --stage sketch --out {half} --resume`" in error
     code, _, error = call(capsys, "--out", tmp_path / "new", "--stage=sketch", "--preset=micro", "--decoder.sketch=false")
     assert code == 2 and "--decoder.sketch=true" in error
     assert "sketch" not in configs.stages(configs.preset("paper")) and "sketch" in configs.stages(configs.preset("tiny"))
