@@ -238,8 +238,8 @@ def stages_to_train(args, config):
     if args.stage == "all":
         return stages
     if args.stage in configs.STAGES and args.stage not in stages:
-        raise ValueError(f"there is no {args.stage} to train: only a new run can have one, "
-                         f"with the preset tiny or micro")
+        raise ValueError(f"there is no {args.stage} to train: a new run of the preset tiny or "
+                         f"micro has one, unless --decoder.sketch=true is changed")
     return asked(args)
 
 
