@@ -52,9 +52,9 @@ def read_metadata(name, content):
     bad = []
     columns = {}
     try:
-        for place, row in READERS[name](content):
+        for place, row in READERS[name.lower()](content):
             if isinstance(row, Exception) or not isinstance(row, dict):
-                bad.append((f"{name} {place}", NOT_UNDERSTOOD, str(row)[:60]))
+                bad.append((f"{name} {place}", NOT_UNDERSTOOD, str(row)[:80]))
                 continue
             columns |= dict.fromkeys(row)
             try:
@@ -118,7 +118,10 @@ def rows_of_csv(content):
     table = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
     for row in table:
         # More cells than headings are under None, and missing cells are None.
-        row.pop(None, None)
+        more = row.pop(None, [])
+        if any(cell.strip() for cell in more):
+            # Its caption would end at the first comma.
+            row = ValueError(f"more cells than headings: a caption with {delimiter!r} needs quotes")
         yield f"line {table.line_num}", row
 
 

@@ -109,7 +109,9 @@ class CaptionedFolder(Dataset):
         self.skipped = []
         self.pictures = self._readable(self._captioned())
         if not self.pictures:
-            reasons = [f"{n} × {reason}" for reason, n in self._reasons().items()]
+            first = {reason: f" ({file}: {detail})" if detail else ""
+                     for file, reason, detail in reversed(self.skipped)}
+            reasons = [f"{n} × {reason}{first[reason]}" for reason, n in self._reasons().items()]
             why = ", ".join(reasons) or "no image files"
             raise ValueError(
                 f"no usable captioned picture in {path} ({why}): "
@@ -128,7 +130,7 @@ class CaptionedFolder(Dataset):
                 pictures.add(file)
             elif suffix in SIDECARS:
                 sidecars[file.with_suffix(""), suffix] = file
-            elif file.name in METADATA:
+            elif file.name.lower() in METADATA:
                 self._read_metadata(file, captions)
             else:
                 others.append(file)

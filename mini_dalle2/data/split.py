@@ -3,14 +3,19 @@
     my_pictures/train/  my_pictures/val/  my_pictures/test/     the names of the folders say it
     my_pictures/                                                a hash of each name says it
 
+The folders may lie deeper (images/train/), and their names may have more words (train2017,
+train_images, train-00000.tar). Hugging Face's `datasets` reads the names in the same way.
+
 Validation pictures are never trained on, and test pictures are not used at all. A hash depends on
 one name only. So a picture that was trained on stays a training picture when others are added.
-Of fewer than a hundred pictures, all are trained on.
+Of fewer than a hundred pictures, all are trained on. When such a set grows past a hundred, its
+first validation pictures are new only to a new model.
 
 Read next: tables.py, which asks for a split.
 """
 
 import hashlib
+import re
 from pathlib import Path
 
 # What people call the folders of a data set, in lower case. "held_out" is the emoji's test set.
@@ -29,8 +34,8 @@ def splits(files, root, most, seed):
     """
     names = [Path(file).relative_to(root).as_posix() for file in files]
     chosen = [folder_split(name) for name in names]
-    if "train" not in chosen:
-        # "test" may be a subject here: without a folder for training, names say nothing.
+    if "train" not in chosen or not {"val", "test"} & set(chosen):
+        # "test" or "train" may be a subject here. A split has a folder for training and another.
         chosen = ["train"] * len(names)
     if "val" not in chosen:
         training = [name for name, split in zip(names, chosen) if split == "train"]
@@ -40,11 +45,16 @@ def splits(files, root, most, seed):
 
 
 def folder_split(name):
-    """Return the split that the first folder of a path names: "train", "val", "test" or ""."""
-    first = name.split("/")[0].lower()
-    for split, folders in (("train", TRAINING), ("val", VALIDATION), ("test", TEST)):
-        if first in folders and "/" in name:
-            return split
+    """Return the split that a folder of a path names: "train", "val", "test" or "".
+
+    name: the path with slashes. The outermost folder that names a split counts.
+    """
+    for folder in name.lower().split("/")[:-1]:
+        # The separators are those of `datasets`.
+        words = {folder, *re.split("[-._ 0-9]+", folder)}
+        for split, known in (("train", TRAINING), ("val", VALIDATION), ("test", TEST)):
+            if words & known:
+                return split
     return ""
 
 

@@ -33,7 +33,18 @@ def test_where_no_column_fits_the_columns_are_named(name, content, wanted):
 
 def test_a_missing_caption_is_no_mistake_of_the_file():
     assert read_metadata("metadata.jsonl", b'{"file_name": "a.png", "text": null}') == ([("a.png", [])], [])
-    assert read_metadata("metadata.csv", b"file_name,text\na.png,\nb.png,b,c\n") == ([("a.png", []), ("b.png", ["b"])], [])
+    assert read_metadata("metadata.csv", b"file_name,text\na.png,\nb.png,b,,\n") == ([("a.png", []), ("b.png", ["b"])], [])
+
+
+def test_a_caption_with_a_comma_and_no_quotes_is_not_cut_short():
+    entries, bad = read_metadata("metadata.csv", b"file_name,text\na.png,red, not blue\nb.png,b\n")
+    assert entries == [("b.png", ["b"])]
+    assert [(place, reason) for place, reason, _ in bad] == [("metadata.csv line 2", NOT_UNDERSTOOD)]
+    assert bad[0][2] == "more cells than headings: a caption with ',' needs quotes"
+
+
+def test_the_name_of_a_table_may_be_in_capitals():
+    assert read_metadata("METADATA.CSV", b"file_name,text\na.png,a\n") == ([("a.png", ["a"])], [])
 
 
 def test_parquet_without_pyarrow_names_the_install(monkeypatch):

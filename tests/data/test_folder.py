@@ -264,6 +264,14 @@ def test_nothing_to_use(tmp_path):
     with pytest.raises(ValueError, match="1 × no caption, 1 × not an image") as error:
         CaptionedFolder(tmp_path)
     assert "\n" not in str(error.value)
+    (tmp_path / "Metadata.csv").write_text("id,words\n1,a\n")
+    with pytest.raises(ValueError, match=r"no fitting column \(Metadata.csv: .*columns are id, words\)"):
+        CaptionedFolder(tmp_path)
+    (tmp_path / "Metadata.csv").unlink()
+    write(tmp_path / "metadata.jsonl", {"name": "a.png", "file_name": None}, {"text": "b"})
+    with pytest.raises(ValueError, match=r'like \{"file_name".*\(metadata.jsonl line 1: file_name'):
+        CaptionedFolder(tmp_path)
+    (tmp_path / "metadata.jsonl").unlink()
     save(tmp_path / "a.png", text="x")
     with pytest.raises(ValueError, match="at least 1"):
         CaptionedFolder(tmp_path, 0)

@@ -19,6 +19,20 @@ def test_folders_are_named_as_people_name_them(train, val, test):
     assert list(chosen(names).values()) == ["train", "train", "val", "test", "", ""]
 
 
+@pytest.mark.parametrize("train, val, test", [
+    ("images/train", "images/val", "images/test"), ("train2017", "val2017", "test2017"),
+    ("train_images", "my val", "test-images"), ("train.zip", "valid.zip", "test.zip"),
+    ("train-00000.tar", "dev-00000.tar", "eval-00000.tar"), ("cats/train", "cats/val", "dogs/test")])
+def test_folders_that_lie_deeper_or_are_named_with_more_words(train, val, test):
+    names = [f"{train}/a.png", f"{val}/b.png", f"{test}/c.png", "contest/d.png", "trained/test.png"]
+    assert list(chosen(names).values()) == ["train", "val", "test", "", ""]
+
+
+def test_a_subject_called_train_is_no_split():
+    names = [f"{subject}/{i}.png" for subject in ("train", "car", "boat") for i in range(3)]
+    assert set(chosen(names).values()) == {"train"}
+
+
 def test_without_a_validation_folder_training_pictures_are_lent_and_test_pictures_never():
     names = [f"{folder}/{i}.png" for folder in ("train", "test") for i in range(140)]
     found = chosen(names)
