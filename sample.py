@@ -24,7 +24,7 @@ from pathlib import Path
 from mini_dalle2 import DALLE2
 from mini_dalle2.data.grid import caption_grid
 from mini_dalle2.data.pixels import central_square, mask_square, to_mask, to_pil
-from mini_dalle2.data.words import shapes_grammar, strange_note
+from mini_dalle2.data.words import count_note, shapes_grammar, strange_note
 from mini_dalle2.pipeline import default_run, results_folder
 from mini_dalle2.pretrained.karlo import load_karlo
 from mini_dalle2.runtime.commands import run_command
@@ -149,7 +149,8 @@ def work(args, device):
     if not is_main():
         return
     captions = captions_of(args)
-    for note in filter(None, (quotes_note(captions), strange_note(captions, args.model))):
+    for note in filter(None, (quotes_note(captions), strange_note(captions, args.model),
+                               count_note(captions, args.model))):
         print(f"note: {note}", file=sys.stderr)
     out = args.out or samples_file(args.folder, args.verb)
     out.parent.mkdir(exist_ok=True)

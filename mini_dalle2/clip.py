@@ -168,7 +168,13 @@ class CLIP(nn.Module):
         return F.normalize(self.visual(images), dim=-1)
 
     def encode_text(self, tokens):
-        """Embed captions, tokens (B, L) with an end-of-text each, as z_txt (B, D) of unit norm."""
+        """Embed captions, tokens (B, L) with an end-of-text each, as z_txt (B, D) of unit norm.
+
+        Raises ValueError for anything else than a tensor with an end-of-text in each row.
+        """
+        if not isinstance(tokens, torch.Tensor):
+            raise ValueError(f"tokens are a {type(tokens).__name__}: give captions to a "
+                             f"BPETokenizer's `tokenize`, and its tensor to this model")
         return F.normalize(self.text(tokens), dim=-1)
 
     def forward(self, images, tokens):

@@ -74,6 +74,23 @@ def strange_note(captions, folder):
             f"this; the words they had: {had}")
 
 
+def count_note(captions, folder):
+    """Say that a count needs a colour; None if no caption lacks one.
+
+    "two stars" is none of the captions that captioned shapes teach: "two red stars" is.
+    folder: the run. None also where the run did not learn the captioned shapes.
+    """
+    known = read_words(folder) or set()
+    if not {*COUNTS, *COLOURS} <= known:
+        return None
+    for caption in captions:
+        words = words_in(caption)
+        if set(words) & set(COUNTS) and not set(words) & set(COLOURS):
+            return (f'the training captions have a colour after each count, as in "two red stars": '
+                    f'"{caption}" may give another number of objects')
+    return None
+
+
 def shapes_grammar():
     """Say what the captions of the captioned shapes can say, in a few lines."""
     return (
@@ -82,4 +99,5 @@ def shapes_grammar():
         f"  sizes      {', '.join(SIZES)}\n"
         f"  relations  {', '.join(RELATIONS)}\n"
         f"  counts     {', '.join(COUNTS)}\n"
-        '  captions   "a small red circle", "a red circle above a blue square", "two cyan rings"')
+        '  captions   "a small red circle", "a red circle above a blue square", "two cyan rings"\n'
+        "             a count needs a colour")

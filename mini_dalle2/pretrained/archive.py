@@ -89,6 +89,8 @@ def read_weights(path):
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there are no weights {path}")
+    if path.suffix == ".json":
+        raise ValueError(f"{path} is a configuration: name the weights beside it, or the folder")
     if path.suffix == ".safetensors" and not importlib.util.find_spec("safetensors"):
         raise ValueError(f"to read {path}, first: pip install safetensors")
     try:

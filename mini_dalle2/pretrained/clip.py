@@ -136,16 +136,20 @@ def told_config(cfg, folder, openai):
         eot_id=end_of_text(told.eot_id, cfg.vocab_size), image_mean=mean, image_std=std)
 
 
-def assumed(cfg, path, what):
-    """Assume an activation where nothing says it, and warn. Returns the configuration."""
+def assumed(cfg, path, what, given):
+    """Assume what no configuration says, and warn. Returns the configuration.
+
+    given: the activation that load_clip was given, or None.
+    """
     named = "/".join(path.absolute().parts[-4:]).lower().replace("-", "") if path else ""
     word = next((word for word in NAMED if word in named), None)
-    activation = NAMED.get(word, "quick_gelu")
+    activation = given or NAMED.get(word, "quick_gelu")
     reason = f'"{word}" is in its name' if word else "OpenAI's have it"
+    about = "" if given else f"the activation {activation} ({reason}), "
     warnings.warn(
-        f"no configuration is beside {what}: it is taken to have the activation {activation} "
-        f"({reason}) and {cfg.vision_heads} + {cfg.text_heads} heads. Copy its config.json or "
-        f"open_clip_config.json beside it, or give load_clip an activation", stacklevel=3)
+        f"no configuration is beside {what}: it is taken to have {about}{cfg.vision_heads} heads "
+        f"for pictures and {cfg.text_heads} for texts. If this is wrong, the embeddings are too: "
+        f"copy its config.json or open_clip_config.json beside it", stacklevel=3)
     return replace(cfg, activation=activation)
 
 
@@ -163,7 +167,8 @@ def load_clip(path_or_state_dict, activation=None):
 
     Takes a file or its state dict, in OpenAI's layout (open_clip's too) or Hugging Face's, or a
     folder with either. A configuration beside the file is read. activation: "quick_gelu" or "gelu",
-    where nothing says it. Warns of what it assumed. Raises FileNotFoundError, ValueError.
+    where nothing says it. Warns of what it assumed. The model takes pixels in [-1, 1], and applies
+    the CLIP's own mean and deviation. Raises FileNotFoundError, ValueError.
     """
     path = None
     if isinstance(path_or_state_dict, dict):
@@ -185,8 +190,8 @@ def load_clip(path_or_state_dict, activation=None):
     told = None
     if path and not is_openais_own:
         told = told_config(cfg, path if path.is_dir() else path.parent, is_openai(theirs))
-    if told is None and activation is None and not is_openais_own:
-        told = assumed(cfg, path, what)
+    if told is None and not is_openais_own:
+        told = assumed(cfg, path, what, activation)
     cfg = told or cfg
     if activation is not None:
         cfg = replace(cfg, activation=activation)

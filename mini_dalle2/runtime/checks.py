@@ -9,6 +9,8 @@ Read next: ../diffusion.py.
 
 import math
 
+import torch
+
 
 def check_choice(name, value, choices):
     """Raise ValueError unless `value` is one of the words `choices`; `name` says what it is for."""
@@ -65,6 +67,9 @@ def check_images(images, side, most=1.25):
 
     most: the greatest value without its sign. Resizing may go a little beyond 1.
     """
+    if not isinstance(images, torch.Tensor):
+        raise ValueError(f"images are a {type(images).__name__}: give a tensor "
+                         f"(B, 3, {side}, {side}), pixel / 127.5 - 1")
     if images.ndim != 4 or tuple(images.shape[1:]) != (3, side, side):
         raise ValueError(f"images have shape {tuple(images.shape)}: this model takes "
                          f"(B, 3, {side}, {side})")

@@ -7,6 +7,7 @@ Read next: sample.py at the top level, which does what is asked for.
 
 import argparse
 import difflib
+import re
 import shlex
 from pathlib import Path
 
@@ -57,10 +58,18 @@ def check_verb(argv, verbs):
         raise ValueError(f'there is no verb "{first}"; the closest is {closest[0]}')
     flags = [i for i, word in enumerate(argv) if word.startswith("-")]
     end = flags[0] if flags else len(argv)
+    pictures = [word for word in argv[:end] if Path(word).is_file()]
+    if pictures and not Path(first).is_file():
+        raise ValueError(f'"{first}" is none of {", ".join(verbs)}: to change a picture, say what '
+                         f'it shows and what it should show: python sample.py textdiff '
+                         f'{shlex.quote(pictures[0])} "a red circle" "a blue circle"')
     # Somebody may have forgotten the quotes, too.
-    words = ["variations", first] if Path(first).is_file() else ["text", " ".join(argv[:end])]
+    caption = re.sub(r"^(please )?(draw|paint|make|show)( me)? |^a picture of ", "",
+                     " ".join(argv[:end]))
+    words = ["variations", first] if Path(first).is_file() else ["text", caption]
     meant = shlex.join([*words, *argv[end:]])
-    raise ValueError(f'"{first}" is no verb: perhaps this was meant: python sample.py {meant}')
+    raise ValueError(f'"{first}" is none of {", ".join(verbs)}: perhaps this was meant: '
+                     f'python sample.py {meant}')
 
 
 def captions_of(args):
@@ -213,12 +222,13 @@ def add_textdiff(verbs, sampling):
         "textdiff", parents=[sampling],
         help='change a picture as the caption TARGET differs from SOURCE ("" for no source)')
     parser.add_argument("image", metavar="IMAGE")
-    parser.add_argument("source", metavar="SOURCE")
-    parser.add_argument("target", metavar="TARGET")
+    parser.add_argument("source", metavar="SOURCE", help="the caption of the picture as it is")
+    parser.add_argument("target", metavar="TARGET", help="the caption that it should have")
     # With guidance 1 the picture itself comes out at theta 0.
     add_guidance(parser, default=2.0)
     parser.add_argument("--theta", type=float, nargs="+", default=[0, 0.2, 0.3, 0.4, 0.5],
-                        help="how far to go, from 0 to 1 (default: 0 0.2 0.3 0.4 0.5)")
+                        help="how far to go, from 0 to 1 (default: 0 0.2 0.3 0.4 0.5); beyond "
+                             "0.6, shapes may break")
 
 
 def add_reconstruct(verbs, sampling):

@@ -5,6 +5,7 @@ from pathlib import Path
 from mini_dalle2.data.shapes import COLOURS, SHAPES, CaptionedShapes
 from mini_dalle2.data.words import (
     FEW,
+    count_note,
     read_words,
     shapes_grammar,
     strange_note,
@@ -62,6 +63,14 @@ def test_the_box_knows_exactly_the_words_of_its_training_captions():
     assert strange_note([held_out.scene(i).text for i in range(200)], WEIGHTS) is None
     for strange in ("a cat", "a magenta circle", "a red pentagon", "five red circles"):
         assert strange_note([strange], WEIGHTS)
+
+
+def test_a_count_needs_a_colour_where_the_training_captions_had_one(tmp_path):
+    for caption in ("two stars", "three big circles"):
+        assert f'"{caption}" may give another number' in count_note(["a star", caption], WEIGHTS)
+    assert count_note(["two red stars", "a star", "a red circle above a blue square"], WEIGHTS) is None
+    write_words(["two stars", "a red apple"], tmp_path)
+    assert count_note(["two stars"], tmp_path) is None and count_note(["two stars"], tmp_path / "none") is None
 
 
 def test_the_grammar_names_all_colours_and_shapes():

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -312,12 +313,23 @@ def test_where_nothing_says_the_activation_it_is_said_what_was_assumed(
 
 @torch.no_grad()
 def test_an_activation_that_is_given_is_used(models):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    # The heads are still assumed.
+    with pytest.warns(UserWarning, match=r"taken to have \d+ heads for pictures and \d+ for texts"):
         ours = load_clip(models.gelu.state_dict(), activation="gelu")
     same_embeddings(ours, models.gelu)
     with pytest.raises(ValueError, match="unknown activation 'relu'"):
         load_clip(models.gelu.state_dict(), activation="relu")
+
+
+def test_what_is_no_input_of_a_clip_is_said_in_one_sentence(models, tmp_path):
+    ours = load_clip(models.gelu.state_dict())
+    with pytest.raises(ValueError, match="images are a list: give a tensor"):
+        ours.encode_image([Image.new("RGB", (SIDE, SIDE))])
+    with pytest.raises(ValueError, match="tokens are a list: give captions to a BPETokenizer"):
+        ours.encode_text(["a cat"])
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="is a configuration: name the weights beside it"):
+        load_clip(tmp_path / "config.json")
 
 
 def test_the_heads_of_vit_h_are_known_without_a_configuration():
