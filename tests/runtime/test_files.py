@@ -115,7 +115,7 @@ def test_a_disk_that_fills_up_in_training(run, tmp_path, name):
 
 def test_killed_at_random_moments_a_stage_ends_with_the_same_weights():
     """Two kills of some stages of micro, one from outside and one in the middle of a write; the benchmark does twenty of each."""
-    stages = ["clip", "ar_prior", "decoder", "upsampler2"]
+    stages = ["clip", "decoder"]
     command = [sys.executable, "tests/benchmarks/kills.py", "--kills=2", "--stages", *stages]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert process.returncode == 0 and process.stdout.count("bit-identical") == len(stages), process.stdout + process.stderr
