@@ -115,7 +115,8 @@ class CaptionedFolder(Dataset):
             why = ", ".join(reasons) or "no image files"
             raise ValueError(
                 f"no usable captioned picture in {path} ({why}): "
-                f"add pictures with a metadata.jsonl or with .txt files of the same names")
+                f"add pictures with a metadata.jsonl, with a metadata.csv, or with .txt files of "
+                f"the same names")
 
     def _captioned(self):
         """Return [(file, captions)] of the pictures that have captions, and skip all else."""
