@@ -70,8 +70,8 @@ class Tree:
         archive, name = place
         try:
             return opened_zip(archive).read(name)
-        except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
-            # RuntimeError: the file has a password.
+        except (zipfile.BadZipFile, RuntimeError) as error:
+            # RuntimeError: the file has a password, or is packed in a way that Python lacks.
             raise OSError(f"{name} in {archive}: {error}") from error
 
     def version(self, path):

@@ -58,7 +58,7 @@ def read_metadata(name, content):
                 continue
             columns |= dict.fromkeys(row)
             try:
-                entries += entry(row)
+                entries.append(entry(row))
             except KeyError:
                 bad.append((f"{name} {place}", NOT_UNDERSTOOD, "no file_name"))
             except TypeError as error:
@@ -81,7 +81,7 @@ def column(row, known):
 
 
 def entry(row):
-    """Turn a row of a table into [(picture's name, captions)]; none if no picture is named.
+    """Turn a row of a table into (picture's name, captions).
 
     Raises KeyError without a column for the picture, TypeError for values of a wrong kind.
     """
@@ -91,7 +91,7 @@ def entry(row):
     if not isinstance(file, str):
         raise TypeError(f"file_name is no text: {file!r:.60}")
     texts = row.get(column(row, TEXT_COLUMNS))
-    return [(file, clean_texts([] if texts is None else texts))]
+    return file, clean_texts([] if texts is None else texts)
 
 
 def rows_of_jsonl(content):

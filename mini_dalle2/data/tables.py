@@ -15,7 +15,6 @@ Read next: ../training/stages.py, which takes its batches from here.
 import hashlib
 import math
 import os
-import shlex
 import tempfile
 import time
 from collections import Counter
@@ -29,6 +28,7 @@ import torch
 from torch.utils.data import Subset
 from tqdm import tqdm
 
+from ..runtime.commands import is_run, word
 from ..runtime.device import machine_memory, on_device
 from ..runtime.processes import is_main
 from .folder import CaptionedFolder
@@ -186,12 +186,15 @@ class Pictures:
         self.last_table = None
         # Whether there are pictures that are not trained on.
         self.has_val = True
+        # Of a folder of pictures: what `folder_digest` gives.
+        self.digest = None
         if cfg.source == "shapes":
             self.available = math.inf
         else:
             if not Path(cfg.source).is_dir():
                 raise FileNotFoundError(f"no such folder: {cfg.source}{self.where_to_look()}")
             whole = CaptionedFolder(cfg.source, 1)
+            self.digest = digest(whole)
             counts = Counter(self.splits(whole))
             self.available = counts["train"]
             if not self.available:
@@ -203,10 +206,10 @@ class Pictures:
 
     def where_to_look(self):
         """Say how a run learns that its pictures have moved: text for the end of a message."""
-        if self.scratch is None or not Path(self.scratch, "config.json").is_file():
+        if self.scratch is None or not is_run(self.scratch):
             return ""
         return (f": if the pictures have moved, say where they are: "
-                f"python train.py --resume --out {shlex.quote(str(self.scratch))} --data FOLDER")
+                f"python train.py --resume --out {word(self.scratch)} --data FOLDER")
 
     @property
     def val_kind(self):
@@ -291,10 +294,18 @@ def contents(folder):
     return found
 
 
-def folder_digest(path):
-    """Return a text that depends on a folder's captioned pictures, but not on its place.
+def digest(folder):
+    """Return a text that depends on the pictures of a CaptionedFolder, but not on its place.
 
     Other files do not count: a Mac, for example, leaves a .DS_Store in each folder that is looked
-    at. Raises FileNotFoundError if there is no such folder, ValueError if it has no pictures.
+    at.
     """
-    return hashlib.sha256(repr(contents(CaptionedFolder(path, 1))).encode()).hexdigest()
+    return hashlib.sha256(repr(contents(folder)).encode()).hexdigest()
+
+
+def folder_digest(path):
+    """Return the `digest` of the folder at a path.
+
+    Raises FileNotFoundError if there is no such folder, ValueError if it has no pictures.
+    """
+    return digest(CaptionedFolder(path, 1))

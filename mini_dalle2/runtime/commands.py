@@ -127,4 +127,10 @@ def is_run(run):
 def train_command(run, *words, resume=False):
     """Write a command of train.py for a run folder, for messages."""
     end = ["--resume"] if resume else []
-    return f"`python train.py {shlex.join([*words, '--out', str(run), *end])}`"
+    return f"`python train.py {' '.join([*map(shlex.quote, words), '--out', word(run), *end])}`"
+
+
+def word(path):
+    """Write a path as one word of a command line, which is not taken for an option."""
+    text = str(path)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)

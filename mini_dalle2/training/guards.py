@@ -18,6 +18,7 @@ import torch
 
 from .. import configs
 from ..data.tables import folder_digest, is_large
+from ..runtime.commands import is_run, word
 from ..runtime.device import machine_memory
 from ..runtime.files import load_checkpoint, read_json
 from ..runtime.processes import is_main, world
@@ -81,8 +82,7 @@ def is_made(folder, stage):
 
 def is_begun(folder):
     """Whether a run folder holds a run that can go on."""
-    return ((folder / "config.json").is_file()
-            and any(is_made(folder, stage) for stage in configs.STAGES))
+    return is_run(folder) and any(is_made(folder, stage) for stage in configs.STAGES)
 
 
 def is_of_variants(args):
@@ -216,7 +216,7 @@ def check_variants_can_follow(args, config, saved, changes):
     """
     if saved is None:
         raise FileNotFoundError(f"{args.run} holds no run that --stage {args.stage} could belong "
-                                f"to: run `python train.py --out {hints.word(args.run)}` first")
+                                f"to: run `python train.py --out {word(args.run)}` first")
     if config != saved:
         raise ValueError(f"--stage {args.stage} follows the settings in {args.run}/config.json: "
                          f"leave out {' '.join(changes).replace('--data.source=', '--data ')}")
@@ -326,7 +326,7 @@ def is_finished(run, name):
         raise ValueError(f"{path} is not finished ({step} of {steps} steps), and {name}.resume.pt, "
                          f"which is needed to go on, is not there: delete {name}.pt, and begin it anew")
     remedy = (f"delete it and {name}.resume.pt, then run python train.py --stage {name} "
-              f"--out {hints.word(run.folder)}")
+              f"--out {word(run.folder)}")
     if base in configs.ON_CLIP and checkpoint["clip_signature"] != run.frozen_clip()[1]:
         raise ValueError(f"{path} was trained on the embeddings of another CLIP: {remedy}")
     if base == "decoder" and not has_the_runs_sketch(run, checkpoint):
@@ -357,7 +357,7 @@ def check_variant(run, name, checkpoint, path):
     if not same:
         raise ValueError(f"{path} was trained with other settings or another tokenizer than the "
                          f"run has now: delete {name}.pt and {name}.resume.pt, and train it again "
-                         f"with --stage {name} --out {hints.word(run.folder)}")
+                         f"with --stage {name} --out {word(run.folder)}")
 
 
 def what_is_learned(config, name):

@@ -9,18 +9,13 @@ import torch
 
 from .. import configs
 from ..pipeline import check_captions
+from ..runtime.commands import word
 from ..runtime.device import pick_device
 from ..runtime.files import read_metrics
 from ..runtime.processes import launcher
 
 # Steps that take so many times as long as they should are worth a note.
 SLOW = 3
-
-
-def word(path):
-    """Write a path as one word of a command line, which is not taken for an option."""
-    text = str(path)
-    return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
 def go_on(folder, device, stage="all"):

@@ -25,6 +25,7 @@ DRAWING = 0.05
 # Without a terminal there is a line after each of so many parts of the steps.
 LINES = 20
 
+
 class Log:
     """The progress and the lines of metrics.jsonl for one stage. Enter it as a context.
 

@@ -18,8 +18,9 @@ import torch
 from .. import configs
 from ..data import words
 from ..data.pixels import to_float
-from ..data.tables import Pictures, folder_digest
+from ..data.tables import Pictures
 from ..pipeline import load_model
+from ..runtime.commands import word
 from ..runtime.files import (
     atomic_open, load_checkpoint, read_json, save_checkpoint, signature, write_json)
 from ..runtime.processes import barrier, is_main, launcher, main_first
@@ -108,7 +109,7 @@ class Run:
         """Write down which pictures the run knows. Say so when they are others than last time."""
         if self.config.data.source == "shapes" or not is_main():
             return
-        now = folder_digest(self.config.data.source)
+        now = self.pictures.digest
         if guards.recorded_digest(self.folder) not in (None, now):
             print(f"note: {self.config.data.source} has changed since this run began: "
                   f"the stages from here on learn from what it holds now")
@@ -163,7 +164,7 @@ class Run:
         command = hints.instead(self.words, stage)
         if any(guards.is_made(self.folder, other) for other in configs.STAGES):
             # The folder knows all settings.
-            command = f"python train.py --stage {stage} --out {hints.word(self.folder)}{more}"
+            command = f"python train.py --stage {stage} --out {word(self.folder)}{more}"
         return f"run `{command}` first"
 
     def frozen_clip(self):
