@@ -22,17 +22,16 @@ import time
 from pathlib import Path
 
 from mini_dalle2 import DALLE2
-from mini_dalle2.data.grid import caption_grid
+from mini_dalle2.data.grid import caption_grid, refuse_sheet
 from mini_dalle2.data.pixels import central_square, mask_square, to_mask, to_pil
-from mini_dalle2.data.words import count_note, shapes_grammar, strange_note
+from mini_dalle2.data.words import shapes_grammar, word_notes
 from mini_dalle2.pipeline import default_run, results_folder
 from mini_dalle2.pretrained.karlo import load_karlo
 from mini_dalle2.runtime.commands import run_command
-from mini_dalle2.runtime.files import atomic_open
-from mini_dalle2.runtime.pictures import check_out, open_picture, samples_file, single_file
+from mini_dalle2.runtime.pictures import check_out, open_picture, samples_file, save_singles
 from mini_dalle2.runtime.processes import is_main
 from mini_dalle2.runtime.sample_options import (
-    DTYPES, captions_of, check_numbers, check_verb, quotes_note, sample_parser)
+    DTYPES, captions_of, check_numbers, check_verb, quotes_notes, sample_parser)
 
 
 def given(path, size=None):
@@ -41,6 +40,7 @@ def given(path, size=None):
     size None: the side of the central square. Prints a note if the picture has another size.
     """
     image = open_picture(path)
+    refuse_sheet(image, path)
     size = size or min(image.size)
     if image.size != (size, size):
         print(f"note: {path} has {image.width} x {image.height} pixels; "
@@ -143,25 +143,22 @@ def work(args, device):
     began = time.perf_counter()
     load = load_karlo if args.weights else DALLE2.load
     model = load(args.model, device, dtype=DTYPES[args.dtype], offload=args.offload)
-    options = {} if args.verb == "classify" else {"steps": args.steps, "stage": args.stage}
+    options = {} if args.verb == "classify" else {
+        "steps": args.steps, "stage": args.stage, "progress": sys.stderr.isatty()}
     size = model.sizes.get(options.get("stage"), model.size)
+    if is_main():
+        captions = captions_of(args)
+        for note in quotes_notes(captions) + word_notes(captions, args.model):
+            print(f"note: {note}", file=sys.stderr)
     rows, labels, found = VERBS[args.verb](model, args, size, options)
     if not is_main():
         return
-    captions = captions_of(args)
-    for note in filter(None, (quotes_note(captions), strange_note(captions, args.model),
-                               count_note(captions, args.model))):
-        print(f"note: {note}", file=sys.stderr)
     out = args.out or samples_file(args.folder, args.verb)
     out.parent.mkdir(exist_ok=True)
-    files = {out: caption_grid(rows, labels)}
+    caption_grid(rows, labels, out)
+    files = [out]
     if getattr(args, "singles", False):
-        for i, row in enumerate(found, start=1):
-            for j, picture in enumerate(row, start=1):
-                files[single_file(out, i, j)] = picture
-    for path, picture in files.items():
-        with atomic_open(path) as file:
-            picture.save(file, format="PNG")
+        files += save_singles(found, out)
     n = sum(map(len, found))
     if n:
         seconds = time.perf_counter() - began

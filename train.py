@@ -14,7 +14,8 @@
 
 my_pictures holds pictures and metadata.jsonl, with one line for each picture:
     {"file_name": "cat.png", "text": "a grey cat"}
-or a text file beside each picture: cat.png and cat.txt. Thirty pictures take about four minutes,
+or metadata.csv with the columns file_name and text, or a text file beside each picture: cat.png
+and cat.txt. Thirty pictures take about four minutes,
 more take longer (training/budget.py); --preset tiny takes all the steps that the shapes get.
 
 Stages: tokenizer, clip, prior, ar_prior, sketch, decoder, upsampler1, upsampler2. A run folder
@@ -58,11 +59,12 @@ def parse(argv):
     stages = ["all", *configs.STAGES, "evaluation", *configs.VARIANTS]
     add = parser.add_argument
     add("--preset", choices=presets, help="sizes and budgets (default: tiny, or the run's own)")
-    add("--stage", default="all", choices=stages, help="train this stage only")
+    add("--stage", default="all", choices=stages, metavar="STAGE",
+        help=f"train this stage only: {', '.join(stages[1:])}")
     add("--data", metavar="shapes|FOLDER", help="captioned shapes (default), or your own pictures")
     add("--out", metavar="FOLDER", help="the run folder (default: runs/PRESET)")
     add("--from", dest="origin", metavar="FOLDER",
-        help="begin with the weights, sizes and tokenizer of another run, or of the box")
+        help="begin with the weights, sizes and tokenizer of another run, or with the bundled ones")
     add("--resume", action="store_true", help="go on with what is in the run folder")
     add("--device", default="auto", choices=DEVICES)
     add("--dtype", choices=["fp32", "bf16"], help="precision of the matrix products, all stages")

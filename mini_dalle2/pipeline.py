@@ -37,7 +37,7 @@ __all__ = [
     "DALLE2", "LOADED", "OPTIONAL", "WEIGHTS", "batched", "default_run", "load_model", "parameters",
     "results_folder", "seeded"]
 
-# The weights in the box.
+# The bundled weights.
 WEIGHTS = Path(__file__).parent / "weights"
 # The stages that DALLE2 loads. The sketch is stored in the decoder's file.
 LOADED = ("clip", "prior", "ar_prior", "decoder", "upsampler1", "upsampler2")
@@ -48,7 +48,7 @@ OPTIONAL = ("ar_prior", "upsampler1", "upsampler2")
 def default_run():
     """Return the folder that is loaded when no run is named.
 
-    This is the folder of the weights in the box; in a copy without these weights it is runs/tiny.
+    This is the folder of the bundled weights; in a copy without these weights it is runs/tiny.
     """
     return WEIGHTS if WEIGHTS.is_dir() else Path("runs/tiny")
 
@@ -56,7 +56,7 @@ def default_run():
 def results_folder(run):
     """Return the folder for the pictures that a run samples: the run's own folder.
 
-    For the weights in the box it is the current folder, because nobody looks into the package.
+    For the bundled weights it is the current folder, because nobody looks into the package.
     """
     return Path(".") if Path(run).resolve() == WEIGHTS.resolve() else Path(run)
 
@@ -196,7 +196,7 @@ class DALLE2(Latents):
 
     @classmethod
     def load(cls, path=None, device=None, dtype=None, offload=False):
-        """Load a run folder of train.py. path None: the weights in the box, see `default_run`.
+        """Load a run folder of train.py. path None: the bundled weights, see `default_run`.
 
         device: "cpu", "cuda", "mps", or None for the best there is. dtype, offload: see `__init__`.
         A run without trained upsamplers samples base pictures. A run may also lack the AR prior.

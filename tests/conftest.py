@@ -1,10 +1,16 @@
 """What several test files share: one small trained run, models, captions and pictures to try."""
 
+import os
 import re
 import shlex
 import shutil
 import sys
 from pathlib import Path
+
+# With `pytest --numprocesses=2` each process gets one thread, and so do the programs that it starts. This must
+# be known before torch is imported.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest

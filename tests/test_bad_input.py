@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import struct
 import zlib
@@ -352,6 +353,8 @@ def test_a_mistake_is_one_sentence_and_changes_nothing(box, capsys, script, argu
     capsys.readouterr()
     code = script.main(arguments)
     error = capsys.readouterr().err.split("\r")[-1]                         # bars that were drawn until then wipe themselves away
+    # Notes about the captions may stand before the mistake. Their further lines are indented.
+    error = re.sub(r"\A(note: .*\n( .*\n)*)*", "", error)
     name = script.__name__.split(".")[-1]
     assert code == 2 and said in error and error.startswith((f"{name}.py: ", f"{name}: ")) and error.count("\n") == 1, error
     assert len(error) < 1000 and "Traceback" not in error and "[Errno" not in error, error

@@ -285,7 +285,7 @@ def test_there_are_commands():
 def test_two_setup_commands_each_on_one_line():
     setups = [line for line in README.splitlines() if line.startswith("pip install")]
     assert len(setups) == 2 and all(line.startswith("pip install -r requirements.txt") for line in setups)
-    assert 'python sample.py text "' in setups[0] and setups[1].endswith("python -m pytest")
+    assert 'python sample.py text "' in setups[0] and setups[1].endswith("python -m pytest --numprocesses=2 --dist=loadfile")
 
 
 @pages

@@ -350,16 +350,49 @@ def notes(capsys, *arguments):
 def test_words_that_the_captions_did_not_have_are_named(run, folder, capsys):
     own = shutil.copytree(run, folder / "run")
     (own / "words.txt").write_text("a\nred\ncircle\n")
-    (note,) = notes(capsys, "text", "a red cat", "--n=1", "--run=run")
-    assert 'did not have "cat"' in note and note.endswith("the words they had: a, circle, red")
-    (note,) = notes(capsys, "textdiff", "a.png", "a circle", "a dog", "--theta=0", "--run=run")
-    assert '"dog"' in note
+    strange, known = notes(capsys, "text", "a red cat", "--n=1", "--run=run")
+    assert strange == ('note: "a red cat": no training caption had "cat", so the pictures cannot '
+                       'show this')
+    assert known == "note: the training captions had these words: a, circle, red"
+    strange, _ = notes(capsys, "textdiff", "a.png", "a circle", "a dog", "--theta=0", "--run=run")
+    assert '"dog"' in strange
     assert notes(capsys, "text", "a red circle", "--n=1", "--run=run") == []
     # A run from before there was such a file.
     (own / "words.txt").unlink()
     assert notes(capsys, "text", "a red cat", "--n=1", "--run=run") == []
     (note,) = notes(capsys, "text", "a", "red", "cat", "--n=1", "--run=run")
     assert 'stands in quotes, as in "a red cat"' in note
+
+
+def test_notes_come_before_the_pictures_and_bars_only_in_a_terminal(
+        run, folder, capsys, monkeypatch):
+    own = shutil.copytree(run, folder / "run")
+    (own / "words.txt").write_text("a\nred\ncircle\n")
+    seen = []
+
+    def spy(model, *args, progress, **rest):
+        seen.append((progress, capsys.readouterr().err))
+        raise ValueError("enough")
+
+    monkeypatch.setattr(DALLE2, "text_to_image", spy)
+    for is_terminal in (False, True):
+        monkeypatch.setattr("sys.stderr.isatty", lambda: is_terminal, raising=False)
+        assert sample.main(["text", "a red cat", "--run=run"]) == 2
+    assert [progress for progress, _ in seen] == [False, True]
+    assert all('"a red cat": no training caption had "cat"' in said for _, said in seen)
+
+
+def test_a_sheet_is_not_taken_for_one_picture(run, folder, capsys):
+    base = ["--n=2", "--stage=base", f"--run={run}"]
+    assert sample.main(["text", "a red circle", *base, "--singles", "--out=sheet.png"]) == 0
+    code, errors = command(capsys, "variations", "sheet.png", *base, "--out=out.png")
+    assert code == 2 and errors[-1] == (
+        "sample.py: sheet.png is a sheet of pictures with captions: give a single picture; "
+        "sample.py --singles writes each picture to a file of its own")
+    assert sample.main(["variations", "sheet-1-2.png", *base, "--out=out.png"]) == 0
+    # What training shows of a stage is a sheet, too.
+    code, errors = command(capsys, "variations", run / "decoder.png", *base, "--out=out2.png")
+    assert code == 2 and "is a sheet of pictures" in errors[-1]
 
 
 def test_a_run_keeps_the_words_of_its_own_captions(run):

@@ -148,7 +148,7 @@ def weights(path):
 
 
 def test_from_begins_with_what_another_run_has_learned(run, tmp_path, capsys):
-    """One step at a rate of next to nothing, from the weights in the box: one stage alone, then all of them, the first of them interrupted."""
+    """One step at a rate of next to nothing, from the bundled weights: one stage alone, then all of them, the first of them interrupted."""
     box, one, new = tmp_path / "box", tmp_path / "one", tmp_path / "new"
     ship(run, box, "1234abc")
     still = [f"--{stage}.{key}" for stage in configs.MODELS for key in ("steps=1", "lr=1e-9", "warmup=0")]

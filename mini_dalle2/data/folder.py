@@ -146,8 +146,11 @@ class CaptionedFolder(Dataset):
         alone = [file for (stem, _), file in sidecars.items() if stem not in stems]
         for file in sorted(alone):
             self._skip(file, "no picture of this name")
+        tables = {Path(name).suffix: name for name in METADATA}
         for file in sorted(others):
-            self._skip(file, "neither picture nor caption")
+            name = tables.get(file.suffix.lower())
+            self._skip(file, f"table of captions? then rename it to {name}" if name
+                       else "neither picture nor caption")
         for archive, why in self.tree.damaged.items():
             self._skip(archive, "archive cannot be read", why)
         return captioned

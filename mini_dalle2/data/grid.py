@@ -14,12 +14,17 @@ Read next: shapes.py, whose pictures most grids show.
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
+
+from ..runtime.files import atomic_open
 
 # All in pixels.
 GAP = 8
 LEAST_SIDE = 128
 LEAST_FONT = 12
 FRAME = "silver"
+# The file of a sheet has a text with this key, so that nobody takes the sheet for one picture.
+MARK = "mini_dalle2 sheet"
 
 
 def break_lines(text, width, font):
@@ -112,5 +117,23 @@ def caption_grid(rows, captions, path=None):
             pen.multiline_text(corner, "\n".join(each), fill="black", font=font, spacing=2)
         top += height
     if path is not None:
-        sheet.save(path)
+        save_sheet(sheet, path)
     return sheet
+
+
+def save_sheet(sheet, path, **options):
+    """Write a sheet as PNG, atomically, with a mark that `refuse_sheet` finds.
+
+    options: those of Pillow's save.
+    """
+    info = PngInfo()
+    info.add_text(MARK, "pictures with captions")
+    with atomic_open(path) as file:
+        sheet.save(file, format="PNG", pnginfo=info, **options)
+
+
+def refuse_sheet(image, path):
+    """Raise ValueError if a file that was asked for as one picture is a sheet of pictures."""
+    if MARK in image.info:
+        raise ValueError(f"{path} is a sheet of pictures with captions: give a single picture; "
+                         f"sample.py --singles writes each picture to a file of its own")

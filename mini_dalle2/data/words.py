@@ -18,7 +18,7 @@ from .shapes import COLOURS, COUNTS, RELATIONS, SHAPES, SIZES
 # A run of letters and digits.
 WORD = re.compile(r"[^\W_]+")
 FILE = "words.txt"
-# A note names so many words, and no more.
+# A note names so many words or characters, and no more.
 FEW = 40
 
 
@@ -44,51 +44,72 @@ def read_words(folder):
     return set(path.read_text("utf-8", errors="replace").split()) if path.is_file() else None
 
 
-def strange_words(captions, known):
-    """List the words of captions that are not known, in order, each with the closest known one.
+def strange_words(caption, known):
+    """List the words of a caption that are not known, in order, each with the closest known one.
 
     known: set of str. Returns list of (word, closest or None).
     """
-    words = dict.fromkeys(word for caption in captions for word in words_in(caption))
+    # Short words such as "an" look like too many others.
+    candidates = sorted(word for word in known if len(word) > 2)
     found = []
-    for word in words:
+    for word in dict.fromkeys(words_in(caption)):
         if word not in known:
-            closest = difflib.get_close_matches(word[:40], sorted(known), n=1, cutoff=0.75)
+            closest = difflib.get_close_matches(word[:40], candidates, n=1, cutoff=0.75)
             found.append((word[:40], closest[0] if closest else None))
     return found
 
 
-def strange_note(captions, folder):
-    """Say which words of captions a run's training captions did not have; None if there are none.
+def word_notes(captions, folder):
+    """Say what a run cannot know about captions: list of sentences, one or none for each caption.
 
-    folder: the run. None also where its words are not known.
+    If a caption has a strange word, the last sentence says which words the run knows.
+    folder: the run. The list is empty where its words are not known.
     """
     known = read_words(folder)
-    strange = strange_words(captions, known) if known is not None else []
-    if not strange:
-        return None
-    named = [f'"{word}"' + (f' (the closest is "{closest}")' if closest else "")
-             for word, closest in strange]
-    had = ", ".join(sorted(known)) if len(known) <= FEW else f"see {Path(folder) / FILE}"
-    return (f"the training captions did not have {', '.join(named)}, so the pictures cannot show "
-            f"this; the words they had: {had}")
+    if known is None:
+        return []
+    notes = []
+    for caption in captions:
+        strange = strange_words(caption, known)
+        named = [f'"{word}"' + (f' (the closest is "{closest}")' if closest else "")
+                 for word, closest in strange]
+        if named:
+            notes.append(f'"{shorter(caption)}": no training caption had {", ".join(named)}, so '
+                         f'the pictures cannot show this')
+    if notes:
+        notes.append(f"the training captions had these words: {known_words(known, folder)}")
+    return notes + count_notes(captions, known)
 
 
-def count_note(captions, folder):
-    """Say that a count needs a colour; None if no caption lacks one.
+def known_words(known, folder):
+    """Say which words a run knows: by kind for captioned shapes, else a list or its file."""
+    if knows_shapes(known):
+        return f"\n{shapes_grammar()}"
+    return ", ".join(sorted(known)) if len(known) <= FEW else f"see {Path(folder) / FILE}"
+
+
+def knows_shapes(known):
+    """Whether a run learned the captioned shapes."""
+    return {*COUNTS, *COLOURS, *SHAPES} <= known
+
+
+def count_notes(captions, known):
+    """Say that a count needs a colour, for each caption that lacks one: list of str.
 
     "two stars" is none of the captions that captioned shapes teach: "two red stars" is.
-    folder: the run. None also where the run did not learn the captioned shapes.
     """
-    known = read_words(folder) or set()
-    if not {*COUNTS, *COLOURS} <= known:
-        return None
-    for caption in captions:
-        words = words_in(caption)
-        if set(words) & set(COUNTS) and not set(words) & set(COLOURS):
-            return (f'the training captions have a colour after each count, as in "two red stars": '
-                    f'"{caption}" may give another number of objects')
-    return None
+    if not knows_shapes(known):
+        return []
+    counting = [caption for caption in captions
+                if set(words_in(caption)) & set(COUNTS)
+                and not set(words_in(caption)) & set(COLOURS)]
+    return [f'"{shorter(caption)}" may give another number of objects: the training captions have '
+            f'a colour after each count, as in "two red stars"' for caption in counting]
+
+
+def shorter(caption):
+    """A caption of at most FEW characters, for a note."""
+    return caption if len(caption) <= FEW else f"{caption[:FEW - 1]}…"
 
 
 def shapes_grammar():

@@ -7,7 +7,7 @@
     python -m mini_dalle2.evaluate --run runs/tiny --results    also into notebooks/results.md
     torchrun --nproc_per_node=2 -m -- mini_dalle2.evaluate --run runs/tiny      two processes
     python train.py --from mini_dalle2/weights --stage evaluation --out runs/box      first, for
-    python -m mini_dalle2.evaluate --run runs/box               the weights in the box
+    python -m mini_dalle2.evaluate --run runs/box               the bundled weights
 
 The command prints an estimate, then writes RUN/report.md and, into RUN/evaluate, what the report
 shows. Every result is cached. After Ctrl-C, the same command goes on where it was. Other weights,

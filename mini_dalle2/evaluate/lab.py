@@ -21,13 +21,13 @@ import torch
 
 from ..configs import VARIANTS
 from ..data.folder import CaptionedFolder
-from ..data.grid import caption_grid
+from ..data.grid import caption_grid, save_sheet
 from ..data.pixels import from_pil, to_float, to_pil
 from ..data.shapes import CaptionedShapes, render
 from ..data.tables import Pictures, load_table
 from ..pipeline import DALLE2, load_model
 from ..runtime.commands import how_to_delete, is_run, sentence, train_command
-from ..runtime.files import atomic_open, load_checkpoint, read_json, signature
+from ..runtime.files import load_checkpoint, read_json, signature
 from ..runtime.processes import agreed, is_main
 from ..training import overrides
 from ..training.guards import is_made, what_is_learned
@@ -74,7 +74,7 @@ def load_finished(run, device):
 
 
 def check_is_run(run):
-    """Raise ValueError for weights without the run that made them, as those in the box."""
+    """Raise ValueError for weights without the run that made them, as the bundled ones."""
     if not (run / "clip.pt").is_file() or is_run(run):
         return
     # The box has a name of its own in runs; so has each further attempt.
@@ -339,6 +339,6 @@ class Lab:
         """Write RUN/evaluate/NAME.png, rows of labelled PIL images; return the file's name."""
         if is_main():
             self.folder.mkdir(parents=True, exist_ok=True)
-            with atomic_open(self.folder / f"{name}.png") as file:
-                few_colours(caption_grid(rows, labels)).save(file, format="PNG", optimize=True)
+            sheet = few_colours(caption_grid(rows, labels))
+            save_sheet(sheet, self.folder / f"{name}.png", optimize=True)
         return f"{name}.png"

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from .files import atomic_open
+
 
 def scale_transparency(image):
     """Bring the transparent value of a PNG, still unread, to the 8 bits that its pixels get.
@@ -58,9 +60,15 @@ def samples_file(folder, verb):
     return samples / f"{verb}-{last + 1:03}.png"
 
 
-def single_file(path, row, column):
-    """Return the file of one picture of a grid: FILE-ROW-COLUMN.png beside FILE.png."""
-    return path.with_name(f"{path.stem}-{row}-{column}.png")
+def save_singles(rows, path):
+    """Write each picture of a grid as FILE-ROW-COLUMN.png beside FILE.png. Return their paths."""
+    paths = []
+    for i, row in enumerate(rows, start=1):
+        for j, picture in enumerate(row, start=1):
+            paths.append(path.with_name(f"{path.stem}-{i}-{j}.png"))
+            with atomic_open(paths[-1]) as file:
+                picture.save(file, format="PNG")
+    return paths
 
 
 def check_out(path, inputs, singles=False):

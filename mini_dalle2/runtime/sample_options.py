@@ -23,7 +23,7 @@ def sample_parser(description, priors, sketches, grammar):
     """Return the parser of sample.py.
 
     description: what --help shows first. priors: names to choose from. sketches: the
-    default of --sketches. grammar: what captions can say to the weights in the box.
+    default of --sketches. grammar: what captions can say to the bundled weights.
     """
     shared = shared_options()
     sampling = sampling_options(shared)
@@ -78,12 +78,12 @@ def captions_of(args):
     return getattr(args, "captions", []) + [caption for caption in alone if caption]
 
 
-def quotes_note(captions):
-    """Say that several captions of one word each may be one caption; None for other captions."""
+def quotes_notes(captions):
+    """Say that several captions of one word each may be one caption: list of one note or none."""
     if len(captions) > 1 and not any(" " in caption.strip() for caption in captions):
-        return (f'these are {len(captions)} captions of one word each: a caption of several words '
-                f'stands in quotes, as in "{" ".join(captions)}"')
-    return None
+        return [f'these are {len(captions)} captions of one word each: a caption of several words '
+                f'stands in quotes, as in "{" ".join(captions)}"']
+    return []
 
 
 def check_numbers(args):
@@ -103,7 +103,7 @@ def check_numbers(args):
 def shared_options():
     """Return the options of all verbs."""
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--run", help="run folder of train.py (default: the weights in the box, "
+    parser.add_argument("--run", help="run folder of train.py (default: the bundled weights, "
                                       "or runs/tiny where there are none)")
     parser.add_argument("--weights", metavar="FOLDER",
                         help="Karlo's public weights instead of a run (see the README)")
@@ -165,7 +165,7 @@ def add_text(verbs, sampling, priors, sketches, grammar):
     parser = verbs.add_parser(
         "text", parents=[sampling], help="sample pictures of captions",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"The weights in the box know only the words of the captioned shapes:\n{grammar}\n"
+        epilog=f"The bundled weights know only the words of the captioned shapes:\n{grammar}\n"
                "A run of train.py knows the words of its own captions, in RUN/words.txt.")
     parser.add_argument("captions", nargs="+", metavar="CAPTION")
     add_number(parser)

@@ -75,8 +75,9 @@ def for_pictures(config, data, origin):
         return config
     values = {f"{stage}.steps": count for stage, count in steps.items()}
     other = origin or f"the preset {config.preset}"
-    print(f"{pictures.available} pictures to learn: fewer steps than {other} has, because so few "
-          f"need no more; settings such as --decoder.steps={own['decoder']} win")
+    print(f"note: there are {pictures.available} pictures to learn, so each stage takes fewer steps "
+          f"than {other} has. To choose the steps yourself, add for example "
+          f"--decoder.steps={own['decoder']}")
     if origin is None:
         length = config.clip.model.context_length
         values["clip.context_length"] = max(length, min(LONGEST, longest(pictures, config)))

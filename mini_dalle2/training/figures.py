@@ -20,6 +20,7 @@ from ..data.grid import caption_grid
 from ..data.pixels import to_pil
 from ..metrics.sets import retrieval_accuracy
 from ..runtime.files import atomic_open, read_metrics
+from .log import RECENT, recent_loss
 
 
 def save_figure(figure, path):
@@ -28,35 +29,23 @@ def save_figure(figure, path):
         figure.savefig(file, format="png", dpi=120)
 
 
-def smoothed(values, decay=0.9):
-    """A moving average without the bias of its start, one number for each of the values."""
-    found = []
-    total = 0.0
-    weight = 0.0
-    for value in values:
-        total = decay * total + (1 - decay) * value
-        weight = decay * weight + (1 - decay)
-        found.append(total / weight)
-    return found
-
-
 def loss_curve(folder, name):
-    """Plot a stage's losses in metrics.jsonl over steps: each window's mean, and a smooth line."""
+    """Plot a stage's losses in metrics.jsonl over steps, and the mean of the last few lines."""
     lines = [line for line in read_metrics(folder) if line["stage"] == name]
     if not lines:
         return
     steps = [line["step"] for line in lines]
     values = [line["loss"] for line in lines]
-    smooth = smoothed(values)
+    recent = [recent_loss(values[:i + 1]) for i in range(len(values))]
     window = steps[-1] - steps[-2] if len(steps) > 1 else steps[-1]
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     axes.plot(steps, values, color="0.75", linewidth=1, label=f"mean of {window} steps")
-    axes.plot(steps, smooth, color="tab:blue", label="smoothed")
+    axes.plot(steps, recent, color="tab:blue", label=f"mean of {RECENT * window} steps")
     if min(values) > 0:
         axes.set_yscale("log")
     axes.set(xlabel="step", ylabel="loss",
-             title=f"{name}: {smooth[-1]:.4f} after {steps[-1]} steps")
+             title=f"{name}: {recent[-1]:.4f} after {steps[-1]} steps")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     save_figure(figure, Path(folder) / f"{name}_loss.png")
@@ -126,8 +115,7 @@ def side_by_side(folder, name, true, made, captions, columns=8):
         rows.append([to_pil(image) for image in made[part]])
         texts.append(["true"] * len(rows[-1]))
         texts.append(captions[part])
-    with atomic_open(Path(folder) / f"{name}.png") as file:
-        caption_grid(rows, texts).save(file, format="PNG")
+    caption_grid(rows, texts, Path(folder) / f"{name}.png")
 
 
 def enlargements(folder, name, low, high, true):
@@ -135,5 +123,4 @@ def enlargements(folder, name, low, high, true):
     rows = [[to_pil(image) for image in images] for images in zip(low, high, true)]
     texts = [f"given: {low.shape[-1]} px", f"enlarged: {high.shape[-1]} px",
              f"true: {high.shape[-1]} px"]
-    with atomic_open(Path(folder) / f"{name}.png") as file:
-        caption_grid(rows, [texts] * len(rows)).save(file, format="PNG")
+    caption_grid(rows, [texts] * len(rows), Path(folder) / f"{name}.png")

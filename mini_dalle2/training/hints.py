@@ -13,9 +13,12 @@ from ..runtime.commands import word
 from ..runtime.device import pick_device
 from ..runtime.files import read_metrics
 from ..runtime.processes import launcher
+from .log import recent_loss
 
 # Steps that take so many times as long as they should are worth a note.
 SLOW = 3
+# So many pictures show too few combinations of their words.
+FEW = 1000
 
 
 def go_on(folder, device, stage="all"):
@@ -88,14 +91,23 @@ def slow_note(run, name, seconds, usual):
 
 def summary(run, minutes):
     """Print a table of the stages trained, {stage: minutes}, and the command to run next."""
+    print_table(run.folder, minutes)
+    print(f"next: {next_step(run)}")
+    source = run.config.data.source
+    if source != "shapes" and run.pictures.available < FEW:
+        print(f"This run learned from {run.pictures.available} pictures. Captions like theirs work "
+              f"best; a new combination of their words may fail.")
+
+
+def print_table(folder, minutes):
+    """Print steps, minutes and loss of the stages trained, {stage: minutes}."""
     print(f"\n{'stage':<12}{'steps':>8}{'minutes':>10}{'loss':>10}")
     for name, spent in minutes.items():
-        lines = [line for line in read_metrics(run.folder) if line["stage"] == name][-5:]
+        lines = [line for line in read_metrics(folder) if line["stage"] == name]
         steps = lines[-1]["step"] if lines else ""
-        loss = f"{sum(line['loss'] for line in lines) / len(lines):.4f}" if lines else ""
+        loss = f"{recent_loss([line['loss'] for line in lines]):.4f}" if lines else ""
         print(f"{name:<12}{steps:>8}{spent:>10.1f}{loss:>10}")
     print(f"{'together':<12}{sum(minutes.values()):>18.1f}\n")
-    print(f"next: {next_step(run)}")
 
 
 def next_step(run):

@@ -24,6 +24,14 @@ PREVIEW = 120
 DRAWING = 0.05
 # Without a terminal there is a line after each of so many parts of the steps.
 LINES = 20
+# A single line of metrics.jsonl jumps, so people see the mean of the last few.
+RECENT = 5
+
+
+def recent_loss(losses):
+    """The loss that people see: the mean of the last lines of metrics.jsonl, at most RECENT."""
+    last = losses[-RECENT:]
+    return sum(last) / len(last)
 
 
 class Log:
@@ -44,7 +52,7 @@ class Log:
         self.begin = time.perf_counter()
         self.start = self.begin - seconds
         self.first = step
-        self.smooth = None
+        self.losses = []
         self.window = []
         # When the last step ended, and how long each step of the window took.
         self.last = self.begin
@@ -70,10 +78,11 @@ class Log:
     def take_back(self, step):
         """Remove the lines after `step`: the run broke off after its last checkpoint.
 
-        These steps are taken again.
+        These steps are taken again. The losses of the lines that stay are remembered.
         """
         kept = [entry for entry in read_metrics(self.path.parent)
                 if entry["stage"] != self.name or entry["step"] <= step]
+        self.losses = [entry["loss"] for entry in kept if entry["stage"] == self.name]
         with atomic_open(self.path) as file:
             file.write("".join(json.dumps(entry) + "\n" for entry in kept).encode())
 
@@ -112,8 +121,8 @@ class Log:
             return
         loss = sum(losses) / len(losses)
         norm = sum(norms) / len(norms)
-        self.smooth = loss if self.smooth is None else 0.8 * self.smooth + 0.2 * loss
-        self.bar.set_postfix_str(f"loss {self.smooth:.4f}", refresh=False)
+        self.losses.append(loss)
+        self.bar.set_postfix_str(f"loss {recent_loss(self.losses):.4f}", refresh=False)
         entry = {"stage": self.name, "step": steps[-1], "loss": loss, "lr": rates[-1],
                  "grad_norm": norm, "seconds": self.seconds()}
         with writing(self.path), open(self.path, "a") as file:
@@ -129,8 +138,8 @@ class Log:
         self.lines = lines
         spent = time.perf_counter() - self.begin
         left = spent / (step - self.first) * (self.cfg.steps - step) / 60
-        print(f"{self.stage.title}: step {step} of {self.cfg.steps}, loss {self.smooth:.4f}, "
-              f"{left:.1f} minutes left", flush=True)
+        print(f"{self.stage.title}: step {step} of {self.cfg.steps}, "
+              f"loss {recent_loss(self.losses):.4f}, {left:.1f} minutes left", flush=True)
 
     def warn(self, pace):
         """Say once if steps take several times the seconds that they took at the start."""

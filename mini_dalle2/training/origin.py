@@ -1,4 +1,4 @@
-"""train.py --from FOLDER: begin a run with the weights of another run, or of those in the box.
+"""train.py --from FOLDER: begin a run with the weights of another run, or with the bundled ones.
 
 Sizes and tokenizer are those of the other run. A stage that is to be trained stands at step 0.
 Read next: guards.py.

@@ -296,8 +296,9 @@ class PriorStage(TrainingStage):
         of_prior, of_text, found = figures.closeness(
             self.run.folder, self.drawn_as, (sampled, z_img, z_txt), captions,
             self.run.pictures.val_kind)
-        tqdm.write(f"{self.name}: cosine with the true z_img {of_prior:.3f} "
-                   f"(z_txt: {of_text:.3f}); {found:.1%} of samples nearest to their caption")
+        tqdm.write(f"{self.name}: the cosine of its samples with the true z_img is {of_prior:.3f} "
+                   f"(that of z_txt is {of_text:.3f}; one caption fits many z_img, so 1 is out of "
+                   f"reach); {found:.1%} of samples are nearest to their own caption")
 
 
 class DiffusionPriorStage(PriorStage):

@@ -12,7 +12,7 @@ each caption one picture is sampled in several ways, and metrics.grade reads it 
     true z_img         from the true z_img of a picture of that caption
 
 Every figure is a share of pictures. A grid of the first pictures, with what is wrong written below,
-goes into the run folder; for the weights in the box, `--run mini_dalle2/weights`, into the current
+goes into the run folder; for the bundled weights, `--run mini_dalle2/weights`, into the current
 folder. --guidance tries several scales at the base size instead. --rerank also samples so many
 pictures of each caption and grades the one that CLIP likes best.
 """

@@ -4,7 +4,7 @@
 
 The priors' cache and variances, inversion, inpainting, and a sticker (unCLIP §3, §4). All on unseen
 pictures (`val`) of the captioned shapes, judged by metrics.grade. Figures go to RUN/latents.json,
-pictures to RUN/latents_NAME.png; for the weights in the box, into the current folder. Both priors,
+pictures to RUN/latents_NAME.png; for the bundled weights, into the current folder. Both priors,
 variations, interpolations and text diffs: `python -m mini_dalle2.evaluate`.
 """
 

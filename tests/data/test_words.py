@@ -5,11 +5,10 @@ from pathlib import Path
 from mini_dalle2.data.shapes import COLOURS, SHAPES, CaptionedShapes
 from mini_dalle2.data.words import (
     FEW,
-    count_note,
     read_words,
     shapes_grammar,
-    strange_note,
     strange_words,
+    word_notes,
     words_in,
     write_words,
 )
@@ -25,27 +24,32 @@ def test_words_are_runs_of_letters_and_digits():
 
 
 def test_the_words_of_captions_come_back_from_the_folder(tmp_path):
-    assert read_words(tmp_path) is None and strange_note(["a cat"], tmp_path) is None
+    assert read_words(tmp_path) is None and word_notes(["a cat"], tmp_path) == []
     write_words(["two cats", "Two dogs", "two cats"], tmp_path)
     assert (tmp_path / "words.txt").read_text() == "cats\ndogs\ntwo\n"
     assert read_words(tmp_path) == {"cats", "dogs", "two"}
 
 
-def test_a_note_names_the_strange_words_and_the_closest_known_one(tmp_path):
-    write_words(["a red circle", "a blue square"], tmp_path)
-    assert strange_note(["a blue circle", "a red square"], tmp_path) is None
+def test_each_caption_has_its_note_with_the_closest_known_words(tmp_path):
+    write_words(["a red circle", "an ant and a blue square"], tmp_path)
+    assert word_notes(["a blue circle", "a red square"], tmp_path) == []
     known = read_words(tmp_path)
-    assert strange_words(["a crcle on a dog", "a dog"], known) == (
+    assert strange_words("a crcle on a dog, a dog", known) == (
         [("crcle", "circle"), ("on", None), ("dog", None)]
     )
-    note = strange_note(["a crcle", "a " + "x" * 10**6], tmp_path)
-    assert '"crcle" (the closest is "circle")' in note and len(note) < 300
-    assert note.endswith("the words they had: a, blue, circle, red, square")
+    # "an" is two letters of three, and means nothing here.
+    assert strange_words("ann", {"a", "an", "red"}) == [("ann", None)]
+    first, second, last = word_notes(["a crcle", "a ant", "a " + "x" * 10**6], tmp_path)
+    assert first == ('"a crcle": no training caption had "crcle" (the closest is "circle"), so the '
+                     'pictures cannot show this')
+    assert second.startswith('"a xxx') and len(second) < 200
+    assert last == ("the training captions had these words: a, an, and, ant, blue, circle, red, "
+                    "square")
 
 
 def test_many_words_are_left_in_their_file(tmp_path):
     write_words([f"word{i}" for i in range(FEW + 1)], tmp_path)
-    assert strange_note(["a cat"], tmp_path).endswith(f"see {tmp_path / 'words.txt'}")
+    assert word_notes(["a cat"], tmp_path)[-1].endswith(f"see {tmp_path / 'words.txt'}")
 
 
 def test_a_damaged_file_only_costs_the_note(tmp_path):
@@ -60,20 +64,22 @@ def test_the_box_knows_exactly_the_words_of_its_training_captions():
     }
     # Held-out pairs, too, are made of known words.
     held_out = CaptionedShapes("held_out", 32, 0, 200)
-    assert strange_note([held_out.scene(i).text for i in range(200)], WEIGHTS) is None
+    assert word_notes([held_out.scene(i).text for i in range(200)], WEIGHTS) == []
     for strange in ("a cat", "a magenta circle", "a red pentagon", "five red circles"):
-        assert strange_note([strange], WEIGHTS)
+        assert word_notes([strange], WEIGHTS)[-1].endswith(shapes_grammar())
 
 
 def test_a_count_needs_a_colour_where_the_training_captions_had_one(tmp_path):
-    for caption in ("two stars", "three big circles"):
-        assert f'"{caption}" may give another number' in count_note(["a star", caption], WEIGHTS)
-    assert count_note(["two red stars", "a star", "a red circle above a blue square"], WEIGHTS) is None
+    for caption in ("two stars", "three large circles"):
+        (note,) = word_notes(["a star", caption], WEIGHTS)
+        assert note.startswith(f'"{caption}" may give another number of objects')
+    right = ["two red stars", "a star", "a red circle above a blue square"]
+    assert word_notes(right, WEIGHTS) == []
     write_words(["two stars", "a red apple"], tmp_path)
-    assert count_note(["two stars"], tmp_path) is None and count_note(["two stars"], tmp_path / "none") is None
+    assert word_notes(["two stars"], tmp_path) == []
 
 
 def test_the_grammar_names_all_colours_and_shapes():
     assert set(COLOURS) | set(SHAPES) < set(words_in(shapes_grammar()))
-    assert strange_note([line.split("captions")[1] for line in shapes_grammar().splitlines()
-                         if "captions" in line], Path(WEIGHTS)) is None
+    (line,) = [line for line in shapes_grammar().splitlines() if "captions" in line]
+    assert word_notes([line.split("captions")[1]], Path(WEIGHTS)) == []

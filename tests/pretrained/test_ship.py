@@ -1,4 +1,4 @@
-"""The weights in the box: half as large, the same pictures, and a card that says how they were made."""
+"""The bundled weights: half as large, the same pictures, and a card that says how they were made."""
 
 import json
 import shlex
@@ -48,7 +48,7 @@ def test_half_the_size(run, box):
 def test_they_draw_nearly_the_same(run, box, monkeypatch):
     captions, options = ["a red circle above a blue square"], {"stage": "base", "progress": False}
     monkeypatch.setattr(pipeline, "WEIGHTS", box)
-    model = DALLE2.load()                                                  # nothing named: those in the box
+    model = DALLE2.load()                                                  # nothing named: the bundled ones
     assert all(p.dtype == torch.float32 for p in model.decoder.parameters())
     a, b = (np.asarray(m.text_to_image(captions, **options)[0][0]).astype(int) for m in (DALLE2.load(run), model))
     assert abs(a - b).mean() < 2

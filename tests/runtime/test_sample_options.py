@@ -6,7 +6,7 @@ import pytest
 
 import sample
 from mini_dalle2.data.shapes import COLOURS, SHAPES
-from mini_dalle2.runtime.sample_options import captions_of, check_verb, quotes_note
+from mini_dalle2.runtime.sample_options import captions_of, check_verb, quotes_notes
 
 
 @pytest.mark.parametrize(
@@ -72,9 +72,9 @@ def test_captions_without_quotes_are_noticed():
     def captions(line):
         return captions_of(sample.parse(shlex.split(line)))
 
-    assert '"a red circle"' in quotes_note(captions("text a red circle"))
-    assert quotes_note(captions('text "a red circle" "two rings"')) is None
-    assert quotes_note(captions("text circle")) is None
+    assert '"a red circle"' in quotes_notes(captions("text a red circle"))[0]
+    assert quotes_notes(captions('text "a red circle" "two rings"')) == []
+    assert quotes_notes(captions("text circle")) == []
     assert captions("inpaint a.png m.png cat") == ["cat"]
     assert captions('textdiff a.png "" cat') == ["cat"]
     assert captions("textdiff a.png dog cat") == ["dog", "cat"]

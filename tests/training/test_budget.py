@@ -62,7 +62,8 @@ def test_a_folder_gets_fewer_steps_and_says_so(folder, tmp_path, capsys):
     config = settled("--data", folder, "--out", tmp_path / "new")
     told = capsys.readouterr().out
     learned = Pictures(config.data, torch.device("cpu")).available
-    assert told.startswith(f"{learned} pictures to learn: fewer steps than the preset tiny has")
+    assert told.startswith(f"note: there are {learned} pictures to learn, so each stage takes fewer "
+                           f"steps than the preset tiny has.")
     assert told.count("\n") == 1
     assert steps_of(config) == budget.STEPS
     # Nothing else is another, but for the room for long captions.

@@ -8,7 +8,7 @@ import torch
 
 from conftest import ToyStage
 from mini_dalle2.runtime.settings import TrainConfig
-from mini_dalle2.training import log
+from mini_dalle2.training import figures, hints, log
 
 
 class Terminal(io.StringIO):
@@ -68,6 +68,30 @@ def test_a_resumed_stage_counts_its_own_seconds(tmp_path, capsys, clock):
             tick(progress, step, clock, 6.0)
     assert capsys.readouterr().out.splitlines() == [
         "toy (stage 3 of 8): step 55 of 100, loss 0.5000, 4.5 minutes left"]
+
+
+def test_one_loss_in_the_log_the_curve_and_the_table(tmp_path, capsys, monkeypatch):
+    """All three show the mean of the last five lines of metrics.jsonl, after a resume as well."""
+    values = [9.0, 8.0, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0]
+    for first, last in ((0, 4), (4, 8)):
+        stage = toy(steps=8)
+        with log.Log(stage, tmp_path, step=first) as progress:
+            for step in range(first + 1, last + 1):
+                progress.add(step, torch.tensor(values[step - 1]), torch.tensor(1.0), 0.1)
+    shown = [float(line.split("loss ")[1].split(",")[0])
+             for line in capsys.readouterr().out.splitlines()]
+    means = [9.0, 8.5, 17.5 / 3, 17.9 / 4, 18.2 / 5, 9.4 / 5, 1.5 / 5, 0.2]
+    assert shown == pytest.approx(means, abs=5e-5)
+
+    saved = []
+    monkeypatch.setattr(figures, "save_figure", lambda figure, path: saved.append(figure))
+    figures.loss_curve(tmp_path, "toy")
+    axes = saved[0].axes[0]
+    assert axes.get_title() == "toy: 0.2000 after 8 steps"
+    assert axes.lines[1].get_ydata() == pytest.approx(means)
+
+    hints.print_table(tmp_path, {"toy": 1.0})
+    assert "0.2000" in capsys.readouterr().out
 
 
 def test_a_bar_with_the_stage_in_a_terminal(tmp_path, capsys, monkeypatch):
