@@ -90,8 +90,9 @@ def entry(row):
     file = file.get("path") if isinstance(file, dict) else file
     if not isinstance(file, str):
         raise TypeError(f"file_name is no text: {file!r:.60}")
-    texts = row.get(column(row, TEXT_COLUMNS))
-    return file, clean_texts([] if texts is None else texts)
+    # A column may be empty in some rows.
+    filled = (row[name] for name in TEXT_COLUMNS if row.get(name) is not None)
+    return file, clean_texts(next(filled, []))
 
 
 def rows_of_jsonl(content):

@@ -33,6 +33,9 @@ def test_where_no_column_fits_the_columns_are_named(name, content, wanted):
 
 def test_a_missing_caption_is_no_mistake_of_the_file():
     assert read_metadata("metadata.jsonl", b'{"file_name": "a.png", "text": null}') == ([("a.png", [])], [])
+    # Another column may have what the first lacks.
+    both = b'{"file_name": "a.png", "text": null, "caption": "a cat"}'
+    assert read_metadata("metadata.jsonl", both) == ([("a.png", ["a cat"])], [])
     assert read_metadata("metadata.csv", b"file_name,text\na.png,\nb.png,b,,\n") == ([("a.png", []), ("b.png", ["b"])], [])
 
 
