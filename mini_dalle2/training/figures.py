@@ -20,7 +20,7 @@ from ..data.grid import caption_grid
 from ..data.pixels import to_pil
 from ..metrics.sets import retrieval_accuracy
 from ..runtime.files import atomic_open, read_metrics
-from .log import RECENT, recent_loss
+from .log import recent_loss
 
 
 def save_figure(figure, path):
@@ -30,18 +30,19 @@ def save_figure(figure, path):
 
 
 def loss_curve(folder, name):
-    """Plot a stage's losses in metrics.jsonl over steps, and the mean of the last few lines."""
+    """Plot a stage's losses in metrics.jsonl over steps, and the mean of the last tenth of them."""
     lines = [line for line in read_metrics(folder) if line["stage"] == name]
     if not lines:
         return
     steps = [line["step"] for line in lines]
     values = [line["loss"] for line in lines]
-    recent = [recent_loss(values[:i + 1]) for i in range(len(values))]
+    losses = list(zip(steps, values))
+    recent = [recent_loss(losses[:i + 1]) for i in range(len(losses))]
     window = steps[-1] - steps[-2] if len(steps) > 1 else steps[-1]
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     axes.plot(steps, values, color="0.75", linewidth=1, label=f"mean of {window} steps")
-    axes.plot(steps, recent, color="tab:blue", label=f"mean of {RECENT * window} steps")
+    axes.plot(steps, recent, color="tab:blue", label="mean of the last tenth of the steps")
     if min(values) > 0:
         axes.set_yscale("log")
     axes.set(xlabel="step", ylabel="loss",

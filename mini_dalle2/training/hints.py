@@ -105,7 +105,8 @@ def print_table(folder, minutes):
     for name, spent in minutes.items():
         lines = [line for line in read_metrics(folder) if line["stage"] == name]
         steps = lines[-1]["step"] if lines else ""
-        loss = f"{recent_loss([line['loss'] for line in lines]):.4f}" if lines else ""
+        losses = [(line["step"], line["loss"]) for line in lines]
+        loss = f"{recent_loss(losses):.4f}" if lines else ""
         print(f"{name:<12}{steps:>8}{spent:>10.1f}{loss:>10}")
     print(f"{'together':<12}{sum(minutes.values()):>18.1f}\n")
 

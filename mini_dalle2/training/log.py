@@ -24,13 +24,16 @@ PREVIEW = 120
 DRAWING = 0.05
 # Without a terminal there is a line after each of so many parts of the steps.
 LINES = 20
-# A single line of metrics.jsonl jumps, so people see the mean of the last few.
-RECENT = 5
 
 
-def recent_loss(losses):
-    """The loss that people see: the mean of the last lines of metrics.jsonl, at most RECENT."""
-    last = losses[-RECENT:]
+def recent_loss(lines):
+    """The loss that people see: the mean over the last tenth of the steps so far.
+
+    lines: [(step, loss)] of a stage in metrics.jsonl. The loss of one line is a mean already, but
+    jumps; a mean over more steps would still contain the beginning.
+    """
+    now = lines[-1][0]
+    last = [loss for step, loss in lines if step > 0.9 * now]
     return sum(last) / len(last)
 
 
@@ -52,6 +55,7 @@ class Log:
         self.begin = time.perf_counter()
         self.start = self.begin - seconds
         self.first = step
+        # (step, loss) of each line of metrics.jsonl.
         self.losses = []
         self.window = []
         # When the last step ended, and how long each step of the window took.
@@ -82,7 +86,8 @@ class Log:
         """
         kept = [entry for entry in read_metrics(self.path.parent)
                 if entry["stage"] != self.name or entry["step"] <= step]
-        self.losses = [entry["loss"] for entry in kept if entry["stage"] == self.name]
+        self.losses = [(entry["step"], entry["loss"])
+                       for entry in kept if entry["stage"] == self.name]
         with atomic_open(self.path) as file:
             file.write("".join(json.dumps(entry) + "\n" for entry in kept).encode())
 
@@ -121,7 +126,7 @@ class Log:
             return
         loss = sum(losses) / len(losses)
         norm = sum(norms) / len(norms)
-        self.losses.append(loss)
+        self.losses.append((steps[-1], loss))
         self.bar.set_postfix_str(f"loss {recent_loss(self.losses):.4f}", refresh=False)
         entry = {"stage": self.name, "step": steps[-1], "loss": loss, "lr": rates[-1],
                  "grad_norm": norm, "seconds": self.seconds()}

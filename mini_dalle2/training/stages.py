@@ -297,8 +297,8 @@ class PriorStage(TrainingStage):
             self.run.folder, self.drawn_as, (sampled, z_img, z_txt), captions,
             self.run.pictures.val_kind)
         tqdm.write(f"{self.name}: the cosine of its samples with the true z_img is {of_prior:.3f} "
-                   f"(that of z_txt is {of_text:.3f}; one caption fits many z_img, so 1 is out of "
-                   f"reach); {found:.1%} of samples are nearest to their own caption")
+                   f"(that of z_txt is {of_text:.3f}; 1 is out of reach where one caption fits "
+                   f"many pictures); {found:.1%} of samples are nearest to their own caption")
 
 
 class DiffusionPriorStage(PriorStage):

@@ -71,27 +71,29 @@ def test_a_resumed_stage_counts_its_own_seconds(tmp_path, capsys, clock):
 
 
 def test_one_loss_in_the_log_the_curve_and_the_table(tmp_path, capsys, monkeypatch):
-    """All three show the mean of the last five lines of metrics.jsonl, after a resume as well."""
-    values = [9.0, 8.0, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0]
-    for first, last in ((0, 4), (4, 8)):
-        stage = toy(steps=8)
+    """All three show the mean of the last tenth of the steps, after a resume as well."""
+    # The first steps are no part of it, however slowly lines come.
+    values = [9.0, *[0.01 * step for step in range(1, 20)]]
+    for first, last in ((0, 13), (13, 20)):
+        stage = toy(steps=20)
         with log.Log(stage, tmp_path, step=first) as progress:
             for step in range(first + 1, last + 1):
                 progress.add(step, torch.tensor(values[step - 1]), torch.tensor(1.0), 0.1)
     shown = [float(line.split("loss ")[1].split(",")[0])
              for line in capsys.readouterr().out.splitlines()]
-    means = [9.0, 8.5, 17.5 / 3, 17.9 / 4, 18.2 / 5, 9.4 / 5, 1.5 / 5, 0.2]
+    # Of 10 steps the last one is more than nine tenths, of 11 to 20 the last two.
+    means = [*values[:10], *[values[i] - 0.005 for i in range(10, 20)]]
     assert shown == pytest.approx(means, abs=5e-5)
 
     saved = []
     monkeypatch.setattr(figures, "save_figure", lambda figure, path: saved.append(figure))
     figures.loss_curve(tmp_path, "toy")
     axes = saved[0].axes[0]
-    assert axes.get_title() == "toy: 0.2000 after 8 steps"
+    assert axes.get_title() == "toy: 0.1850 after 20 steps"
     assert axes.lines[1].get_ydata() == pytest.approx(means)
 
     hints.print_table(tmp_path, {"toy": 1.0})
-    assert "0.2000" in capsys.readouterr().out
+    assert "0.1850" in capsys.readouterr().out
 
 
 def test_a_bar_with_the_stage_in_a_terminal(tmp_path, capsys, monkeypatch):
