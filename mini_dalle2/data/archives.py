@@ -57,6 +57,13 @@ class Tree:
         place = self.files.get(path)
         return path if place is None else io.BytesIO(self.read(path))
 
+    def start(self, path):
+        """Return the first bytes of a file. Raises OSError."""
+        if self.files.get(path) is not None:
+            return self.read(path)[:64]
+        with open(path, "rb") as file:
+            return file.read(64)
+
     def read(self, path):
         """Return the bytes of a file. Raises OSError."""
         place = self.files.get(path)

@@ -23,6 +23,7 @@ from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from ..runtime.files import is_pointer
 from .archives import Tree
 from .captions import METADATA, SIDECARS, read_metadata, read_sidecar
 from .pixels import central_square, from_pil, to_float
@@ -56,6 +57,8 @@ def load_picture(file, size):
         return central_square(image, size)
 
 
+UNREADABLE = "not an image that Pillow can read"
+LEFT_IN_LFS = "only stands for a picture, which git-lfs keeps elsewhere (run git lfs pull)"
 # What `why_unreadable` has found: (path, change time, bytes) -> reason. So a file is decoded
 # once, and not once more for each size.
 VERIFIED = {}
@@ -77,7 +80,8 @@ def why_unreadable(tree, path, size):
             load_picture(tree.open(path), size)
             VERIFIED[version] = None
         except UnidentifiedImageError:
-            VERIFIED[version] = "not an image that Pillow can read", ""
+            pointer = is_pointer(tree.start(path))
+            VERIFIED[version] = (LEFT_IN_LFS if pointer else UNREADABLE), ""
         except Exception as error:
             # OSError, SyntaxError, ValueError, struct.error: decoders raise many kinds.
             VERIFIED[version] = "corrupt or truncated", str(error) or type(error).__name__
@@ -198,7 +202,7 @@ class CaptionedFolder(Dataset):
             reasons = pool.map(lambda item: why_unreadable(self.tree, item[0], self.size),
                                captioned)
             pairs = tqdm(zip(captioned, reasons), total=len(captioned), desc="checking pictures",
-                         unit="", delay=2, leave=False)
+                         unit="", delay=2, leave=False, disable=None)
             for item, reason in pairs:
                 if reason:
                     self._skip(item[0], *reason)

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from ..runtime.device import out_of_memory
+from ..runtime.files import is_pointer
 
 # Entries of state dicts that are no weights, by the last part of their names.
 NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "position_ids", "attn_mask")
@@ -88,11 +89,16 @@ def read_weights(path):
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"there are no weights {path}")
+        raise FileNotFoundError(f"there are no weights {path}: nothing is downloaded, so name a file "
+                                f"or a folder of this machine")
     if path.suffix == ".json":
         raise ValueError(f"{path} is a configuration: name the weights beside it, or the folder")
     if path.suffix == ".safetensors" and not importlib.util.find_spec("safetensors"):
         raise ValueError(f"to read {path}, first: pip install safetensors")
+    with open(path, "rb") as file:
+        if is_pointer(file.read(64)):
+            raise ValueError(f"{path} only stands for the weights, which git-lfs keeps elsewhere: "
+                             f"run `git lfs pull` in its folder")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -103,8 +109,8 @@ def read_weights(path):
                     return Archive(archive).state_dict()
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        raise ValueError(f"{path} is damaged, or would run code when it is read: "
-                         f"it was not read") from None
+        raise ValueError(f"{path} is damaged, or a whole model that would run code when it is "
+                         f"read: it was not read; save its model.state_dict()") from None
     # A damaged file raises half a dozen types, all with long texts.
     except Exception as error:
         # These two are no fault of the file.

@@ -81,12 +81,17 @@ def checked_activation(path, name):
     return name
 
 
-def hugging_face(path, told):
-    """Understand a Hugging Face configuration, of a whole CLIP or of one tower: Told."""
-    kind = told.get("model_type", "clip")
+def check_kind(path, kind):
+    """Raise ValueError if a configuration is about something else than CLIP or one of its towers."""
     if kind not in ("clip", "clip_text_model", "clip_vision_model"):
         raise ValueError(f"{path} describes a model of the type {kind}, not clip: "
                          f"use the weights of a CLIP")
+
+
+def hugging_face(path, told):
+    """Understand a Hugging Face configuration, of a whole CLIP or of one tower: Told."""
+    kind = told.get("model_type", "clip")
+    check_kind(path, kind)
     # Older files have each tower twice, and the second is the one that counts.
     towers = {}
     for name in ("vision", "text"):
@@ -181,6 +186,15 @@ def end_of_text(told, vocab_size):
     if told in (None, OLD_EOT):
         return min(vocab_size - 1, CLIP_EOT)
     return told
+
+
+def check_is_clip(folder):
+    """Raise ValueError if the folder's config.json is about another model than a whole CLIP."""
+    path = folder / "config.json"
+    kind = read(path).get("model_type", "clip") if path.is_file() else "clip"
+    if kind in ("clip_text_model", "clip_vision_model"):
+        raise ValueError(f"{path} describes one tower, {kind}: use the weights of the whole CLIP")
+    check_kind(path, kind)
 
 
 def described(folder, openai, sizes):

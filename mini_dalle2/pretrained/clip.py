@@ -16,13 +16,15 @@ import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from ..clip import CLIP, CLIPConfig
 from ..runtime.checks import check_above_zero, check_choice
 from ..transformer import MLP, QuickGELU
 from .archive import unwrapped, without_buffers, without_prefixes
-from .beside import ACTIVATIONS, OPENAI_MEAN, OPENAI_STD, described, end_of_text, pixels
+from .beside import (
+    ACTIVATIONS, OPENAI_MEAN, OPENAI_STD, check_is_clip, described, end_of_text, pixels)
 from .pieces import from_file, part
 from .rows import fill
 from .tables import clip_hf, clip_openai
@@ -41,7 +43,9 @@ OPENAI_NAMES = {
     "tokens": "token_embedding.weight", "context": "positional_embedding",
     "projection": "text_projection",
     "vision_block": "visual.transformer.resblocks.{}.ln_1.weight",
-    "text_block": "transformer.resblocks.{}.ln_1.weight"}
+    "text_block": "transformer.resblocks.{}.ln_1.weight",
+    "vision_mlp": "visual.transformer.resblocks.0.mlp.c_fc.weight",
+    "text_mlp": "transformer.resblocks.0.mlp.c_fc.weight"}
 HF_NAMES = {
     "patches": "vision_model.embeddings.patch_embedding.weight",
     "places": "vision_model.embeddings.position_embedding.weight",
@@ -49,7 +53,9 @@ HF_NAMES = {
     "context": "text_model.embeddings.position_embedding.weight",
     "projection": "text_projection.weight",
     "vision_block": "vision_model.encoder.layers.{}.layer_norm1.weight",
-    "text_block": "text_model.encoder.layers.{}.layer_norm1.weight"}
+    "text_block": "text_model.encoder.layers.{}.layer_norm1.weight",
+    "vision_mlp": "vision_model.encoder.layers.0.mlp.fc1.weight",
+    "text_mlp": "text_model.encoder.layers.0.mlp.fc1.weight"}
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,23 @@ def heads(width):
     return max(1, width // HEAD_DIMS.get(width, HEAD_DIM))
 
 
+def check_whole(theirs, what):
+    """Raise ValueError if a state dict in either layout has one tower of a CLIP only."""
+    starts = {name.partition(".")[0] for name in theirs}
+    if len(starts & {"vision_model", "text_model"}) == 1 or starts <= {"visual"}:
+        missing = "image" if "text_model" in starts else "text"
+        raise ValueError(f"{what} is half of a CLIP: the {missing} tower is missing")
+
+
+def check_mlp(theirs, names, what):
+    """Raise ValueError if the MLP of a tower is not four times as wide as the tower, as ours is."""
+    for tower in ("vision", "text"):
+        wide, width = theirs.get(names[f"{tower}_mlp"], torch.empty(4, 1)).shape
+        if wide != 4 * width:
+            raise ValueError(f"{what}: the {tower} tower has an MLP of {wide / width:.4g} times its "
+                             f"width (mlp_ratio), and ours has 4: use other weights")
+
+
 def clip_config(theirs, what="these weights"):
     """Read the sizes of a CLIP off the shapes of its weights, in either layout.
 
@@ -111,6 +134,7 @@ def clip_config(theirs, what="these weights"):
     except KeyError as error:
         raise ValueError(f"{what} is no CLIP with a vision transformer: "
                          f"there is no {error.args[0]} in it") from None
+    check_mlp(theirs, names, what)
     # OpenAI's projection is (text W, D), Hugging Face's (D, text W).
     clip_dim = projection[1] if is_openai(theirs) else projection[0]
     patch_size = patches[-1]
@@ -186,10 +210,15 @@ def load_clip(path_or_state_dict, activation=None):
     theirs = plain_names(theirs)
     is_openais_own = is_openai(theirs) and bool(OPENAI_MARKS & theirs.keys())
     theirs = without_buffers(theirs)
-    cfg = clip_config(theirs, what)
-    told = None
+    # OpenAI's own files need no configuration, and one beside them is about other weights.
+    folder = None
     if path and not is_openais_own:
-        told = told_config(cfg, path if path.is_dir() else path.parent, is_openai(theirs))
+        folder = path if path.is_dir() else path.parent
+    if folder and not is_openai(theirs):
+        check_is_clip(folder)
+    check_whole(theirs, what)
+    cfg = clip_config(theirs, what)
+    told = told_config(cfg, folder, is_openai(theirs)) if folder else None
     if told is None and not is_openais_own:
         told = assumed(cfg, path, what, activation)
     cfg = told or cfg

@@ -21,6 +21,8 @@ from .archive import state_dict
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model", "open_clip_model",
          "open_clip_pytorch_model")
 VARIANTS = ("", ".fp16", ".bf16")
+# Endings of other files that may hold weights.
+WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".th"}
 PIECE = re.compile(r"-\d{5}-of-\d{5}\.")
 
 
@@ -53,8 +55,11 @@ def part(folder):
     if incomplete:
         raise FileNotFoundError(f"{incomplete} lists {missing_pieces(incomplete)[0]}, which is "
                                 f"not beside it: copy all pieces into one folder")
-    raise FileNotFoundError(f"{folder} has none of " + ", ".join(
-        f"{stem}{variant}{suffix}" for suffix, variant in kinds for stem in STEMS))
+    others = sorted(path.name for path in folder.glob("*") if path.suffix in WEIGHTS)
+    found = f"only {', '.join(others[:3])}" if others else "no weights"
+    remedy = "name the file itself" if others else "name a folder that holds the weights"
+    raise FileNotFoundError(f"{folder} has {found}, where model.safetensors or pytorch_model.bin "
+                            f"was looked for: {remedy}")
 
 
 def from_file(path):

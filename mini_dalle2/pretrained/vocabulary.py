@@ -36,7 +36,8 @@ def load_tokenizer(folder):
         tokens = read_vocabulary(added) if added else {}
     else:
         if not path.is_file():
-            raise FileNotFoundError(f"there is no tokenizer {path}")
+            raise FileNotFoundError(f"there is no tokenizer {path}: nothing is downloaded, so name "
+                                    f"a file or a folder of this machine")
         tokenizer, tokens = from_json(path)
     added = [token for token, i in tokens.items() if i >= tokenizer.vocab_size]
     if added:

@@ -71,6 +71,11 @@ def load_checkpoint(path, stage=None):
     return checkpoint
 
 
+def is_pointer(start):
+    """Whether a file begins as a git-lfs pointer, which only stands for a large file."""
+    return start.startswith(b"version https://git-lfs")
+
+
 def read_metrics(run):
     """The lines of metrics.jsonl in a run folder, as a list of dicts.
 

@@ -211,6 +211,7 @@ def test_the_report_names_everything_left_out(tmp_path):
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "page.jpg").write_text("<html>not found</html>")
     (tmp_path / "drawing.svg").write_text("<svg/>")
+    (tmp_path / "pointer.png").write_text("version https://git-lfs.github.com/spec/v1\nsize 9\n")
     damaged = [p.name for p in tmp_path.iterdir() if p.suffix != ".txt" and p.name != "good.png"]
     for name in damaged:
         write((tmp_path / name).with_suffix(".txt"), "x")
@@ -235,9 +236,11 @@ def test_the_report_names_everything_left_out(tmp_path):
     for name, reason, _ in dataset.skipped:
         reasons.setdefault(reason, set()).add(name)
     foreign = {"empty.png", "page.jpg", "drawing.svg"}
+    pointers = {"pointer.png"}
     assert reasons == {
-        "corrupt or truncated": set(damaged) - foreign,
+        "corrupt or truncated": set(damaged) - foreign - pointers,
         "not an image that Pillow can read": foreign,
+        folder.LEFT_IN_LFS: pointers,
         "no caption": {"silent.png", "blank.png"},
         "side-car text is not UTF-8": {"latin.png"},
         "file missing": {"gone.png"},
@@ -250,7 +253,7 @@ def test_the_report_names_everything_left_out(tmp_path):
     assert (
         "2 × no caption: blank.png, silent.png" in dataset.report and "and 2 more" in dataset.report
     )
-    assert "1 × file missing: gone.png" in dataset.report and len(dataset.report.splitlines()) == 8
+    assert "1 × file missing: gone.png" in dataset.report and len(dataset.report.splitlines()) == 9
 
 
 def test_nothing_to_use(tmp_path):

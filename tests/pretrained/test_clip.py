@@ -19,7 +19,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPConfig as TheirCLIPConfig
-from transformers import CLIPImageProcessor, CLIPModel
+from transformers import (
+    CLIPImageProcessor, CLIPModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection,
+    ViTConfig, ViTModel)
 
 from mini_dalle2.clip import CLIP
 from mini_dalle2.pretrained import OPENAI_MEAN, OPENAI_STD, load_clip
@@ -35,9 +37,9 @@ def hugging_face(seed=0, vocab=VOCAB, eos=EOT, **both):
     """A CLIPModel of transformers; `both` are settings of both towers."""
     text = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=1, intermediate_size=256,
                 vocab_size=vocab, projection_dim=DIM, max_position_embeddings=LENGTH,
-                eos_token_id=eos, bos_token_id=EOT - 1, pad_token_id=0, **both)
+                eos_token_id=eos, bos_token_id=EOT - 1, pad_token_id=0) | both
     vision = dict(hidden_size=128, num_hidden_layers=2, num_attention_heads=2,
-                  intermediate_size=512, image_size=SIDE, patch_size=8, projection_dim=DIM, **both)
+                  intermediate_size=512, image_size=SIDE, patch_size=8, projection_dim=DIM) | both
     config = TheirCLIPConfig(text_config=text, vision_config=vision, projection_dim=DIM)
     return random_weights(CLIPModel(config), seed)
 
@@ -408,6 +410,24 @@ def index_of_a_missing_piece(folder, m):
     return piece_missing(folder, m) / "model.safetensors.index.json"
 
 
+def pointer(path):
+    """Exchange a file for what a clone without git-lfs holds. Returns the path."""
+    path.write_text("version https://git-lfs.github.com/spec/v1\n"
+                    f"oid sha256:{'0' * 64}\nsize 605247071\n")
+    return path
+
+
+def tiny_vit():
+    return ViTModel(ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1,
+                              intermediate_size=8, image_size=SIDE, patch_size=8))
+
+
+def other_program(path):
+    """A TorchScript file that is no CLIP. Returns the path."""
+    torch.jit.script(nn.Linear(2, 2)).save(str(path))
+    return path
+
+
 REFUSED = [
     ("another GELU", told(both_towers(hidden_act="gelu_new")), "has the activation gelu_new"),
     ("towers that differ", told(lambda c: c["text_config"].update(hidden_act="gelu")),
@@ -445,7 +465,35 @@ REFUSED = [
     ("a piece missing of a named index", index_of_a_missing_piece, "not beside it: copy all"),
     ("a broken index", lambda f, m: write(f / "model.safetensors.index.json", [1]),
      "no index of pieces"),
-    ("a ResNet", lambda f, m: {"visual.layer1.0.conv1.weight": torch.ones(1)},
+    ("a git-lfs pointer", lambda f, m: pointer(saved(f, m.quick) / "model.safetensors"),
+     "only stands for the weights, which git-lfs keeps elsewhere: run `git lfs pull`"),
+    ("a folder of oddly named weights",
+     lambda f, m: write(f / "epoch_1.pt", m.laion.state_dict()).parent,
+     "has only epoch_1.pt, .*: name the file itself"),
+    ("an empty folder", lambda f, m: f, "has no weights, .*: name a folder"),
+    ("a name on a hub", lambda f, m: f / "openai" / "clip-vit-base-patch32",
+     "nothing is downloaded, so name a file or a folder of this machine"),
+    ("a wider MLP, as of ViT-bigG", lambda f, m: saved(f, hugging_face(intermediate_size=320)),
+     r"vision tower has an MLP of 2.5 times its width \(mlp_ratio\), and ours has 4"),
+    ("open_clip's wider MLP", lambda f, m: beside(f, m.laion.state_dict() | {
+        "transformer.resblocks.0.mlp.c_fc.weight": torch.ones(300, 64)}, GELU),
+     "text tower has an MLP of 4.688 times its width"),
+    ("a ViT", lambda f, m: saved(f, tiny_vit()), "describes a model of the type vit, not clip"),
+    ("the image tower alone", lambda f, m: saved(f, CLIPVisionModelWithProjection(
+        m.quick.config.vision_config)), "describes one tower, clip_vision_model"),
+    ("the text tower alone", lambda f, m: saved(f, CLIPTextModelWithProjection(
+        m.quick.config.text_config)) / "model.safetensors", "describes one tower, clip_text_model"),
+    ("the image tower alone, in memory", lambda f, m: CLIPVisionModelWithProjection(
+        m.quick.config.vision_config).state_dict(), "half of a CLIP: the text tower is missing"),
+    ("OpenAI's image tower alone", lambda f, m: {
+        name: x for name, x in m.openai.state_dict().items() if name.startswith("visual.")},
+     "half of a CLIP: the text tower is missing"),
+    ("a pickled model", lambda f, m: write(f / "model.pt", m.quick),
+     r"would run code when it is read: it was not read; save its model.state_dict\(\)"),
+    ("another program", lambda f, m: other_program(f / "a.pt"),
+     "no CLIP with a vision transformer"),
+    ("a ResNet", lambda f, m: {
+        "visual.layer1.0.conv1.weight": torch.ones(1), "positional_embedding": torch.ones(1)},
      "no CLIP with a vision transformer"),
     ("no weights", lambda f, m: {"state_dict": {}}, "holds no weights"),
     ("plain values", lambda f, m: {"epoch": 1}, "holds no weights"),
