@@ -28,7 +28,8 @@ from mini_dalle2.data.words import shapes_grammar, word_notes
 from mini_dalle2.pipeline import default_run, results_folder
 from mini_dalle2.pretrained.karlo import load_karlo
 from mini_dalle2.runtime.commands import run_command
-from mini_dalle2.runtime.pictures import check_out, open_picture, samples_file, save_singles
+from mini_dalle2.runtime.pictures import (
+    check_out, open_picture, result_file, samples_file, save_singles)
 from mini_dalle2.runtime.processes import is_main
 from mini_dalle2.runtime.sample_options import (
     DTYPES, captions_of, check_numbers, check_verb, quotes_notes, sample_parser)
@@ -153,9 +154,8 @@ def work(args, device):
     rows, labels, found = VERBS[args.verb](model, args, size, options)
     if not is_main():
         return
-    out = args.out or samples_file(args.folder, args.verb)
-    out.parent.mkdir(exist_ok=True)
-    caption_grid(rows, labels, out)
+    with result_file(args.out, args.folder, args.verb) as out:
+        caption_grid(rows, labels, out)
     files = [out]
     if getattr(args, "singles", False):
         files += save_singles(found, out)

@@ -39,8 +39,9 @@ from mini_dalle2 import configs
 from mini_dalle2.runtime.commands import Parser, run_command
 from mini_dalle2.runtime.device import DEVICES, out_of_memory
 from mini_dalle2.runtime.processes import barrier, is_main
+from mini_dalle2.runtime.signals import Interrupt
 from mini_dalle2.training import hints
-from mini_dalle2.training.log import Interrupt, Log
+from mini_dalle2.training.log import Log
 from mini_dalle2.training.pace import announce
 from mini_dalle2.training.run import Run
 from mini_dalle2.training.stages import learn_tokenizer, open_stage
@@ -179,7 +180,7 @@ def main(argv=None):
     """The command. Exit code 0: all went well; 2: a mistake, in one sentence; 130: Ctrl-C."""
     # TF32 on GPUs that have it.
     torch.set_float32_matmul_precision("high")
-    return run_command("train.py", parse, work, argv,
+    return run_command("train.py", parse, work, argv, owns=lambda args: args.run,
                        less="close other programs, or begin a run with a smaller --preset")
 
 

@@ -15,12 +15,14 @@ Read next: ../training/stages.py, which takes its batches from here.
 import hashlib
 import math
 import os
+import signal
 import tempfile
+import threading
 import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import numpy as np
@@ -63,8 +65,17 @@ _dataset = None
 def _start_worker(dataset):
     global _dataset
     _dataset = dataset
+    # Ctrl-C reaches all processes of a terminal. The first one decides what to do about it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     # There are as many workers as cores: more threads would only get into each other's way.
     torch.set_num_threads(1)
+
+
+def _end_with_parent():
+    """End this worker when the process that started it ends, however that came."""
+    parent_process().join()
+    os._exit(1)
 
 
 def _load_in_worker(indices):

@@ -31,6 +31,7 @@ from tqdm import tqdm
 from ..runtime.commands import Parser, run_command
 from ..runtime.device import DEVICES
 from ..runtime.files import read_json, write_json
+from ..runtime.lock import alone_in
 from ..runtime.processes import agreed, is_main, launcher, world
 from .experiments import EXPERIMENTS, suitable
 from .findings import Findings
@@ -174,6 +175,12 @@ def work(args, device):
     the first one writes.
     """
     lab = Lab(args.run, args.n, device)
+    with alone_in(lab.run):
+        evaluate(lab, args)
+
+
+def evaluate(lab, args):
+    """Do the experiments that are asked for, and write the report."""
     name = "shapes" if lab.shapes else Path(lab.config.data.source).resolve().name
     if args.results is not None:
         # Fail now, not after half an hour.

@@ -3,13 +3,14 @@
 The commands are train.py, sample.py and `python -m mini_dalle2.evaluate`. Their exit codes:
 0    all went well
 2    a mistake, described in one sentence on standard error
-130  Ctrl-C
-A traceback always means a bug in mini_dalle2.
+130  Ctrl-C, or another signal that asks for the end (signals.py)
+A traceback always means a bug in mini_dalle2. What cannot be printed never ends the work.
 
 Read next: train.py and sample.py at the top level.
 """
 
 import argparse
+import contextlib
 import difflib
 import os
 import shlex
@@ -17,10 +18,12 @@ import sys
 from pathlib import Path
 
 from .device import out_of_memory, pick_device
+from .lock import alone_in
 from .processes import left_alone, processes
+from .signals import ending_as_ctrl_c, ignored
 
 
-def run_command(name, parse, work, argv=None, less="", stopped=""):
+def run_command(name, parse, work, argv=None, less="", stopped="", owns=None):
     """Run work(parse(argv), device) in every process that torchrun started. Return the exit code.
 
     name:    the command, for messages
@@ -28,32 +31,97 @@ def run_command(name, parse, work, argv=None, less="", stopped=""):
     work:    (namespace, device) -> exit code, or None for 0
     less:    what a person can do when memory runs out
     stopped: what to say after Ctrl-C
+    owns:    namespace -> the folder that no other process may write into at the same time
     """
     first = os.environ.get("RANK", "0") == "0"
+    with patient_output(), ending_as_ctrl_c():
+        try:
+            args = parse(argv)
+            with processes(pick_device(args.device)) as device, contextlib.ExitStack() as lock:
+                if owns:
+                    lock.enter_context(alone_in(owns(args)))
+                return work(args, device) or 0
+        except KeyboardInterrupt:
+            with ignored():
+                if stopped and first:
+                    print(f"\n{stopped}", file=sys.stderr)
+                return 130
+        except (RuntimeError, MemoryError) as error:
+            if left_alone(error):
+                rank = os.environ.get("RANK")
+                message = f"process {rank} cannot go on: another process has ended"
+            elif out_of_memory(error):
+                message = f"there is not enough memory for this: {less}"
+            else:
+                raise
+        except (ValueError, OSError, FloatingPointError) as error:
+            message = sentence(error)
+            # All processes find the same mistake, and the first one reports it. A fault of the
+            # system is different: it may hit one process only.
+            everywhere = not isinstance(error, OSError) or isinstance(error, FileNotFoundError)
+            if everywhere and not first:
+                return 2
+        print(f"{name}: {message}", file=sys.stderr)
+        return 2
+
+
+class Patient:
+    """A text stream that never fails: what it cannot write is written otherwise, or dropped.
+
+    A terminal may be gone, a disk full, and an encoding may lack the letters of a caption.
+    """
+
+    def __init__(self, stream):
+        """stream: a text stream, or None where Python found none."""
+        self.stream = stream
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def isatty(self):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            return self.stream.isatty()
+        return False
+
+    def write(self, text):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            try:
+                self.stream.write(text)
+            except UnicodeEncodeError as error:
+                letters = text.encode(error.encoding, "backslashreplace")
+                self.stream.write(letters.decode(error.encoding))
+        return len(text)
+
+    def flush(self):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            self.stream.flush()
+
+
+@contextlib.contextmanager
+def patient_output():
+    """In this context, standard output and standard error are Patient."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # It is closed. The next file that is opened would get its number, and what libraries
+            # print.
+            os.open(os.devnull, os.O_RDWR)
+    streams = [sys.stdout, sys.stderr]
+    sys.stdout, sys.stderr = map(Patient, streams)
     try:
-        args = parse(argv)
-        with processes(pick_device(args.device)) as device:
-            return work(args, device) or 0
-    except KeyboardInterrupt:
-        if stopped and first:
-            print(f"\n{stopped}", file=sys.stderr)
-        return 130
-    except (RuntimeError, MemoryError) as error:
-        if left_alone(error):
-            message = f"process {os.environ.get('RANK')} cannot go on: another process has ended"
-        elif out_of_memory(error):
-            message = f"there is not enough memory for this: {less}"
-        else:
-            raise
-    except (ValueError, OSError, FloatingPointError) as error:
-        message = sentence(error)
-        # All processes find the same mistake, and the first one reports it. A fault of the
-        # system is different: it may hit one process only.
-        everywhere = not isinstance(error, OSError) or isinstance(error, FileNotFoundError)
-        if everywhere and not first:
-            return 2
-    print(f"{name}: {message}", file=sys.stderr)
-    return 2
+        yield
+    finally:
+        sys.stdout, sys.stderr = streams
+        for stream in streams:
+            try:
+                stream.flush()
+            except (OSError, ValueError):
+                # Python flushes once more at its end, and would complain.
+                with contextlib.suppress(OSError, ValueError):
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            except AttributeError:
+                pass
 
 
 class Parser(argparse.ArgumentParser):

@@ -7,9 +7,16 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
 from pathlib import Path
 
 import torch
+
+from .signals import waiting
+
+
+# The name under which a file is written.
+LEFTOVER = ".mini_dalle2-*.tmp"
 
 
 @contextlib.contextmanager
@@ -17,8 +24,12 @@ def writing(path):
     """Turn a full or read-only disk into an OSError of one sentence that names the file."""
     try:
         yield
-    except OSError as error:
-        raise OSError(f"{path} could not be written ({error.strerror or error}); "
+    except (OSError, RuntimeError) as error:
+        # torch's writer of checkpoints raises a RuntimeError over the OSError of a full disk.
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        raise OSError(f"{path} could not be written ({cause.strerror or cause}); "
                       f"what was saved before is still there") from None
 
 
@@ -27,13 +38,15 @@ def atomic_open(path):
     """Open a file for writing bytes, under another name until the end.
 
     The new file replaces `path` in one step: after a kill there is the old file or the new one.
+    Of several processes that write the same file, the last one wins. Ctrl-C waits for the end.
     Raises OSError when the disk is full or read-only.
     """
     path = Path(path)
-    temporary = Path(f"{path}.tmp")
+    # No two writers have the same name, and the file system takes its length.
+    temporary = path.with_name(LEFTOVER.replace("*", secrets.token_hex(8)))
     try:
-        with writing(path):
-            with open(temporary, "wb") as file:
+        with waiting(), writing(path):
+            with open(temporary, "xb") as file:
                 yield file
                 file.flush()
                 # The contents must reach the disk before the name does.
@@ -42,6 +55,12 @@ def atomic_open(path):
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def remove_leftovers(folder):
+    """Remove what a killed process left in a folder that nobody writes into now."""
+    for path in Path(folder).glob(LEFTOVER):
+        path.unlink(missing_ok=True)
 
 
 def save_checkpoint(checkpoint, path):

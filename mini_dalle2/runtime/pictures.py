@@ -3,8 +3,10 @@
 Read next: commands.py.
 """
 
+import contextlib
 import os
 import re
+import tempfile
 from pathlib import Path
 
 from PIL import Image
@@ -60,6 +62,28 @@ def samples_file(folder, verb):
     return samples / f"{verb}-{last + 1:03}.png"
 
 
+@contextlib.contextmanager
+def result_file(out, folder, verb):
+    """Yield the file for a command's pictures: `out`, or else a new one in FOLDER/samples.
+
+    Of two commands at the same time, each gets its own. If the work fails, the new file goes.
+    """
+    path = out
+    while path is None:
+        path = samples_file(folder, verb)
+        path.parent.mkdir(exist_ok=True)
+        try:
+            path.open("x").close()
+        except FileExistsError:
+            path = None
+    try:
+        yield path
+    except BaseException:
+        if out is None:
+            path.unlink(missing_ok=True)
+        raise
+
+
 def save_singles(rows, path):
     """Write each picture of a grid as FILE-ROW-COLUMN.png beside FILE.png. Return their paths."""
     paths = []
@@ -86,15 +110,12 @@ def check_out(path, inputs, singles=False):
                 f"--out {path} would overwrite the input picture {other}: choose another --out")
     if path.suffix.lower() != ".png":
         raise ValueError(f"--out {path}: pictures are written as .png")
-    # atomic_open writes to this file first.
-    probe = path.with_name(path.name + ".tmp")
     try:
         if path.is_dir():
             raise ValueError(f"--out {path} is a folder: name a file in it")
         if not path.parent.is_dir():
             raise ValueError(f"--out {path}: there is no folder {path.parent}")
-        probe.open("wb").close()
-        # Another process may have removed it already.
-        probe.unlink(missing_ok=True)
+        # atomic_open writes a file beside it first.
+        tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
         raise ValueError(f"--out {path} cannot be written: {error.strerror}") from None

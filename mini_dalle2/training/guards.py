@@ -4,6 +4,7 @@ In the order in which Run.open asks:
 settle           the configuration: the folder's own, or a preset's, with the changes asked for
 stages_to_train  the stages of this call
 check_memory     whether the models and the pictures fit into this machine
+check_compile    whether torch.compile works here, if it is asked for
 check_files      whether what the first stage needs is there, and which stages are finished
 
 Read next: run.py, which calls them.
@@ -245,12 +246,6 @@ def stages_to_train(args, config):
 
 # ---------------------------------------------------------------------------- memory and disk
 
-def check_is_no_file(folder):
-    """Raises ValueError when the run folder is a file."""
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--out {folder} is a file: it names the run folder")
-
-
 def needs(run, name):
     """(bytes of the weights in training, bytes of the pictures) that a stage needs at least."""
     base = configs.VARIANTS.get(name, name)
@@ -297,6 +292,20 @@ def check_memory(run):
                     f"{name} needs at least {model / 1e9:,.1f} GB for its weights and "
                     f"{pictures / 1e9:,.1f} GB for its pictures{each}, and {where} has "
                     f"{there / 1e9:,.1f} GB: {hints.smaller(name, of_weights > there)}")
+
+
+def check_compile(run):
+    """Let torch.compile compile something small. Raises ValueError where that does not work."""
+    trained = [configs.VARIANTS.get(name, name) for name in run.names if name != "tokenizer"]
+    if not any(getattr(run.config, stage).train.compile for stage in trained):
+        return
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.zeros(2, device=run.device))
+    except Exception as error:
+        # torch has many exceptions for this, all with long texts.
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"torch.compile does not work on this machine ({reason}): install a C++ "
+                         f"compiler such as g++, or leave out --compile") from None
 
 
 # ---------------------------------------------------------------------------- what is there

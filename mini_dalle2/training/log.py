@@ -1,14 +1,12 @@
-"""What a training tells: progress, metrics.jsonl, previews, and a Ctrl-C that saves first.
+"""What a training tells: progress, metrics.jsonl and previews.
 
 Read next: stages.py.
 """
 
 import json
 import math
-import signal
 import statistics
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -175,24 +173,3 @@ class Log:
         raise FloatingPointError(
             f"{self.name}: loss {loss:g}, gradient norm {norm:g} at step {step}{listed}; "
             f"nothing was saved after it: {self.stage.lower_rate()}")
-
-
-class Interrupt:
-    """In this context the first Ctrl-C only sets `requested`. A second one interrupts at once."""
-
-    def __enter__(self):
-        self.requested = False
-        self.previous = signal.default_int_handler
-        # Python allows a handler in the main thread only.
-        self.here = threading.current_thread() is threading.main_thread()
-        if self.here:
-            self.previous = signal.signal(signal.SIGINT, self._request) or self.previous
-        return self
-
-    def _request(self, signum, frame):
-        self.requested = True
-        signal.signal(signal.SIGINT, self.previous)
-
-    def __exit__(self, *_):
-        if self.here:
-            signal.signal(signal.SIGINT, self.previous)

@@ -67,10 +67,9 @@ class Run:
         run.go_on = hints.go_on(args.run, device, args.stage)
         run.words = args.given
         guards.check_memory(run)
-        guards.check_is_no_file(args.run)
+        guards.check_compile(run)
         if args.origin is None:
             run.done = guards.check_files(run)
-        args.run.mkdir(parents=True, exist_ok=True)
         # The other processes may still be looking at what the folder holds.
         barrier()
         if args.origin is not None:

@@ -1,15 +1,20 @@
 """The files of a run: written whole or not at all, read without running code; damage, full disks and kills do no harm."""
 
+import contextlib
+import errno
 import os
+import resource
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from mini_dalle2.runtime.files import atomic_open, load_checkpoint, read_metrics, save_checkpoint
 
+import train
 from conftest import ROOT
 
 
@@ -82,35 +87,78 @@ def test_a_half_written_metrics_line_is_left_out(tmp_path):
 
 # ---------------------------------------------------------------------------------------------------------------- full disks and kills
 
-def test_a_full_disk_is_one_sentence_and_destroys_nothing(tmp_path):
-    """/dev/full takes nothing: "no space left on device"."""
+@contextlib.contextmanager
+def room_for(nbytes):
+    """In this context no file gets larger: writing more is an OSError, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("nbytes", [0, 1000, 100_000, 200_000, 399_000])
+def test_a_full_disk_is_one_sentence_and_destroys_nothing(tmp_path, nbytes):
+    """torch's writer, which has two ways to fail, meets the end of the room in all of its parts."""
     path = tmp_path / "toy.pt"
     save_checkpoint({"stage": "toy", "step": 1}, path)
-    for size in (10, 10 ** 6):                                             # small ones fail when the file is closed, large ones before
-        (tmp_path / "toy.pt.tmp").symlink_to("/dev/full")
-        with pytest.raises(OSError, match=r"toy\.pt could not be written \(No space left on device\)") as error:
-            save_checkpoint({"stage": "toy", "step": 2, "w": torch.zeros(size)}, path)
-        assert "\n" not in str(error.value)
-        assert load_checkpoint(path)["step"] == 1 and [p.name for p in tmp_path.iterdir()] == ["toy.pt"]
+    with pytest.raises(OSError, match=r"toy\.pt could not be written \(File too large\)") as error:
+        with room_for(nbytes):
+            save_checkpoint({"stage": "toy", "a": torch.zeros(50_000), "b": torch.zeros(50_000)}, path)
+    assert "\n" not in str(error.value)
+    assert load_checkpoint(path)["step"] == 1 and os.listdir(tmp_path) == ["toy.pt"]
+
+
+def test_other_errors_of_torch_stay_what_they_are(tmp_path):
+    with pytest.raises(RuntimeError, match="mine"), atomic_open(tmp_path / "a"):
+        raise RuntimeError("mine")
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("name", ["prior.resume.pt", "prior.pt", "metrics.jsonl"])
-def test_a_disk_that_fills_up_in_training(run, tmp_path, name):
+def test_a_disk_that_fills_up_in_training(run, tmp_path, capsys, monkeypatch, name):
     """Exit code 2 and one sentence; the last good checkpoint stays, and the run goes on from it once there is room."""
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
-    more, full = ["--out", str(copy), "--resume", "--stage=prior", "--prior.steps=9"], copy / f"{name}.tmp"
-    full.symlink_to("/dev/full")
-    process = subprocess.run([sys.executable, "train.py", *more, "--device=cpu"], cwd=ROOT, capture_output=True, text=True)
-    assert process.returncode == 2 and "Traceback" not in process.stderr
-    said = process.stderr.strip().splitlines()[-1]
+    more = ["--out", str(copy), "--resume", "--stage=prior", "--prior.steps=9", "--device=cpu"]
+    replace = os.replace
+
+    def no_room(source, target):
+        if Path(target).name == name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", no_room)
+        assert train.main(more) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
     assert said == f"train.py: {copy / name} could not be written (No space left on device); what was saved before is still there"
     # STAGE.resume.pt is written before STAGE.pt: when only the latter has found no room, the former is one step of saving ahead.
     assert load_checkpoint(copy / "prior.pt")["step"] == 3
     assert load_checkpoint(copy / "prior.resume.pt")["step"] == (4 if name == "prior.pt" else 3)
-    assert not full.is_symlink()
-    assert subprocess.run([sys.executable, "train.py", *more, "--device=cpu"], cwd=ROOT, capture_output=True).returncode == 0
+    assert not list(copy.glob(".*"))
+    assert train.main(more) == 0
     assert load_checkpoint(copy / "prior.pt")["step"] == 9
+
+
+def test_several_writers_of_one_file_do_not_meet(tmp_path):
+    """Each has a temporary file of its own; the last one wins, and nothing is left."""
+    path = tmp_path / "a.txt"
+    with atomic_open(path) as first:
+        first.write(b"1111")
+        with atomic_open(path) as second:
+            second.write(b"22")
+        first.write(b"1111")
+        assert path.read_bytes() == b"22"
+    assert path.read_bytes() == b"1" * 8 and os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_the_longest_name_that_a_file_may_have(tmp_path):
+    path = tmp_path / ("a" * 255)
+    with atomic_open(path) as file:
+        file.write(b"1")
+    assert path.read_bytes() == b"1"
 
 
 def test_killed_at_random_moments_a_stage_ends_with_the_same_weights():

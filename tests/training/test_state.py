@@ -2,8 +2,6 @@
 
 import json
 import math
-import functools
-import os
 import signal
 import subprocess
 import sys
@@ -16,7 +14,6 @@ from torch import nn
 from mini_dalle2.training import state
 from mini_dalle2.configs import TrainConfig
 from mini_dalle2.runtime.files import load_checkpoint, read_metrics
-from mini_dalle2.training.log import Interrupt
 from mini_dalle2.training.state import EMA, Streams, lr_at, make_optimizer, sam_backward
 
 import train                                               # the script at the top level
@@ -313,19 +310,6 @@ def test_not_finite_lists_the_examples(tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------------------- Ctrl-C
-
-def test_interrupt_once_asks_twice_stops(request):
-    request.addfinalizer(functools.partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
-    signal.signal(signal.SIGINT, signal.default_int_handler)               # a shell starts its background jobs with Ctrl-C ignored
-    before = signal.getsignal(signal.SIGINT)
-    with Interrupt() as interrupt:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert interrupt.requested
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(1)
-    assert signal.getsignal(signal.SIGINT) is before
-
 
 SCRIPT = """
 import sys, time, torch
