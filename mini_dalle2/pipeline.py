@@ -26,7 +26,7 @@ from .data.pixels import to_pil
 from .latents import Latents
 from .runtime.commands import how_to_begin, how_to_finish, how_to_train_again, train_command
 from .runtime.device import pick_device, shorten
-from .runtime.files import load_checkpoint
+from .runtime.files import check_card, load_checkpoint
 from .runtime.noise import seeded
 from .runtime.processes import collect, gather_rows, is_main, own_part
 from .tokenizer import BPETokenizer, clean
@@ -95,6 +95,17 @@ def check_clip(run, signatures):
                 f"{run}/clip.pt: {how_to_train_again(run, stage)}")
 
 
+def check_tokenizers(run, tokenizers):
+    """Raise ValueError unless all models were trained with the tokenizer of the run's CLIP.
+
+    tokenizers: {stage: state of the tokenizer in its checkpoint, or None}.
+    """
+    for stage, state in tokenizers.items():
+        if state is not None and state != tokenizers["clip"]:
+            raise ValueError(f"{run}/{stage}.pt was trained with another tokenizer than "
+                             f"{run}/clip.pt: {how_to_train_again(run, stage)}")
+
+
 def check_sides(run, models):
     """Raise ValueError unless each upsampler takes pictures of the size that comes before it."""
     side = models["decoder"].cfg.image_size
@@ -111,8 +122,10 @@ def check_sides(run, models):
 
 def load_run(run):
     """Load the models of a run folder: (tokenizer, {stage: model}). Errors: see `DALLE2.load`."""
+    check_card(run)
     models = {}
     signatures = {}
+    tokenizers = {}
     for stage in LOADED:
         file = run / f"{stage}.pt"
         if not file.is_file():
@@ -121,6 +134,7 @@ def load_run(run):
             raise FileNotFoundError(f"{run} has no {stage}.pt: {how_to_finish(run)}")
         models[stage], checkpoint = load_model(file, stage)
         signatures[stage] = checkpoint.get("clip_signature")
+        tokenizers[stage] = checkpoint.get("tokenizer")
         step, steps = checkpoint["step"], checkpoint["steps"]
         if step < steps:
             warnings.warn(f"{file} is not finished: {step} of {steps} steps; go on with "
@@ -134,6 +148,7 @@ def load_run(run):
         # The second upsampler needs the pictures of the first.
         models.pop("upsampler2", None)
     check_clip(run, signatures)
+    check_tokenizers(run, tokenizers)
     check_sides(run, models)
     return tokenizer, models
 

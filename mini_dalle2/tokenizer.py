@@ -413,7 +413,8 @@ class BPETokenizer:
     @classmethod
     def from_state_dict(cls, state):
         """Make the tokenizer that `state_dict` described. Raises ValueError for any other value."""
-        merges = state.get("merges") if isinstance(state, dict) else None
+        is_state = isinstance(state, dict) and state.keys() == {"merges"}
+        merges = state["merges"] if is_state else None
         if not isinstance(merges, list) or not all(isinstance(line, str) for line in merges):
             raise ValueError(
                 'this is not the state of a tokenizer: it must be {"merges": ["left right", …]}')

@@ -1,7 +1,6 @@
 """Whatever is wrong with what a person gives: one sentence on standard error, exit code 2, and every file as it was."""
 
 import errno
-import json
 import os
 import re
 import shutil
@@ -17,7 +16,8 @@ import sample
 import train
 from conftest import SMALL
 from mini_dalle2 import evaluate
-from mini_dalle2.runtime.files import load_checkpoint, read_metrics, save_checkpoint
+from mini_dalle2.runtime.files import (
+    load_checkpoint, read_json, read_metrics, save_checkpoint, write_json)
 
 FRESH = [*SMALL, "--out=new"]
 MORE = ["--out=run", "--resume", "--stage=prior", "--prior.steps=4"]
@@ -70,6 +70,27 @@ def amended(name, **values):
     return spoil
 
 
+def poisoned(name, part):
+    """A checkpoint with a number in it that is none."""
+    def spoil():
+        weights = load_checkpoint(name)[part]
+        key = next(key for key, value in weights.items() if value.is_floating_point())
+        amended(name, **{part: weights | {key: torch.full_like(weights[key], float("nan"))}})()
+    return spoil
+
+
+def other_tokenizer():
+    """A tokenizer.json of fewer merges."""
+    state = read_json(Path("run/tokenizer.json"))
+    write_json({"merges": state["merges"][:-1]}, "run/tokenizer.json")
+
+
+def edited():
+    """A config.json that somebody has changed by hand."""
+    path = Path("run/config.json")
+    path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
+
+
 def resized(name, **sizes):
     """A checkpoint whose model has other sizes."""
     return lambda: amended(name, model_config=load_checkpoint(name)["model_config"] | sizes)()
@@ -78,12 +99,12 @@ def resized(name, **sizes):
 def configured(section, **values):
     """A config.json with other values in a section ("decoder.train")."""
     def spoil():
-        config = json.loads(Path("run/config.json").read_text())
+        config = read_json(Path("run/config.json"))
         part = config
         for key in section.split("."):
             part = part[key]
         part.update(values)
-        file("run/config.json", json.dumps(config))()
+        write_json(config, "run/config.json")
     return spoil
 
 
@@ -276,6 +297,12 @@ RUNS = {
     "no tokenizer yet": (train, [*FRESH, "--stage=clip"], "tokenizer.json is missing"),
     "half a tokenizer": (train, MORE, "run/tokenizer.json is damaged", cut("run/tokenizer.json")),
     "a tokenizer with impossible merges": (train, MORE, "run/tokenizer.json is damaged", file("run/tokenizer.json", '{"merges": ["zz zz"]}')),
+    "another tokenizer than CLIP's": (train, MORE, "run/tokenizer.json is another tokenizer than that in run/clip.pt", other_tokenizer),
+    "a prior of another tokenizer": (sample, ["text", "a circle", *DRAW], "run/prior.pt was trained with another tokenizer",
+                                     amended("run/prior.pt", tokenizer={"merges": []})),
+    "weights that are no numbers": (sample, ["text", "a circle", *DRAW], "run/decoder.pt cannot be used: ema", poisoned("run/decoder.pt", "ema")),
+    "moments that are no numbers": (train, MORE, "run/prior.resume.pt cannot be used: model", poisoned("run/prior.resume.pt", "model")),
+    "a config.json that was edited": (train, MORE, "run/config.json cannot be used: it was changed after it was written", edited),
     "no CLIP yet": (train, [*MORE[:2], "--stage=prior"], "run/clip.pt is missing", gone("run/clip.pt", "run/prior.pt", "run/prior.resume.pt")),
     "half a CLIP": (train, MORE, "run/clip.pt cannot be read", cut("run/clip.pt")),
     "a prior of another CLIP": (train, MORE, "run/prior.pt was trained on the embeddings of another CLIP",

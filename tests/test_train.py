@@ -31,7 +31,7 @@ from mini_dalle2.pipeline import load_model
 from mini_dalle2.prior import DiffusionPrior
 from mini_dalle2.pretrained.ship import ship
 from mini_dalle2.data.tables import Pictures
-from mini_dalle2.runtime.files import read_json, signature
+from mini_dalle2.runtime.files import read_json, signature, write_json
 from mini_dalle2.training import guards, hints, log, origin, pace, stages
 from mini_dalle2.training.run import Run
 from mini_dalle2.runtime.files import load_checkpoint, read_metrics, save_checkpoint
@@ -73,7 +73,7 @@ def test_run_folder(run):
 
 
 def test_checkpoints_carry_all_that_sampling_needs(run):
-    config = overrides.from_dict(json.loads((run / "config.json").read_text()))
+    config = overrides.from_dict(read_json(run / "config.json"))
     vocab = config.clip.model.vocab_size
     assert 514 < vocab < 640 and config.clip.model.eot_id == vocab - 1     # as the tokenizer came out, not as it was asked for
     signatures = set()
@@ -107,7 +107,7 @@ def test_more_steps_on_resume(run, tmp_path, capsys):
     copy = copy_of(run, tmp_path / "copy")
     assert call(capsys, "--out", copy, "--resume", "--stage=decoder", "--decoder.steps=5", "--decoder.lr=1e-5")[0] == 0
     assert load_checkpoint(copy / "decoder.pt")["step"] == 5 and load_checkpoint(run / "decoder.pt")["step"] == 3
-    assert json.loads((copy / "config.json").read_text())["decoder"]["train"]["lr"] == 1e-5
+    assert read_json(copy / "config.json")["decoder"]["train"]["lr"] == 1e-5
     line = f"python train.py --out {copy} --resume --stage=decoder --decoder.steps=5 --decoder.lr=1e-5\n"
     assert (copy / "commands.txt").read_text() == (run / "commands.txt").read_text() + line
 
@@ -158,7 +158,7 @@ def test_from_begins_with_what_another_run_has_learned(run, tmp_path, capsys):
     assert torch.equal(weights(one / "clip.pt"), weights(box / "clip.pt")) and load_checkpoint(one / "decoder.pt")["step"] == 1
     assert DALLE2.load(one).tokenizer.encode("a red ring") == DALLE2.load(run).tokenizer.encode("a red ring")
     begun = copy_of(one, new, ["decoder.resume.pt"])
-    config = overrides.from_dict(json.loads((one / "config.json").read_text()))
+    config = overrides.from_dict(read_json(one / "config.json"))
     origin.copy_origin(Run(config, begun, torch.device("cpu"), True, configs.STAGES), box)
     code, out, _ = call(capsys, "--out", begun, "--resume", *still)        # as after a Ctrl-C before anything was saved
     assert code == 0 and "tokenizer: was finished before" in out
@@ -204,7 +204,7 @@ def test_a_variance_that_ctrl_c_prevented_is_measured_on_resume(run, tmp_path, c
 def test_commands_to_go_on_with_can_be_pasted(run, tmp_path, capsys):
     """A folder's name and a caption with spaces, quotes and a dollar sign, as a shell understands them."""
     copy, caption = copy_of(run, tmp_path / "it's a $HOME"), 'a "cat", it\'s $5'
-    config = overrides.from_dict(json.loads((run / "config.json").read_text()))
+    config = overrides.from_dict(read_json(run / "config.json"))
     prepared = Run(config, copy, torch.device("cpu"), True)
     prepared.config = overrides.override(config, ["--data.source=elsewhere", "--clip.context_length=64"])
     prepared.pictures.captions = lambda: [caption]
@@ -242,7 +242,7 @@ def test_measuring_and_previews_leave_no_trace(run, tmp_path, capsys, monkeypatc
 
 def test_a_preview_is_a_picture_of_the_last_checkpoint(run, tmp_path, monkeypatch):
     copy = copy_of(run, tmp_path / "copy")
-    config = overrides.from_dict(json.loads((run / "config.json").read_text()))
+    config = overrides.from_dict(read_json(run / "config.json"))
     prepared = Run(config, copy, torch.device("cpu"), True, ["upsampler1"])
     path = stages.open_stage(prepared, "upsampler1").preview()
     assert path.read_bytes() == (copy / "upsampler1.png").read_bytes()
@@ -311,7 +311,7 @@ def test_variants_are_trained_like_stages(run, tmp_path, capsys):
     """The judge and GLIDE: trained, skipped, gone on with, loaded; the run's own files stay."""
     copy = copy_of(run, tmp_path / "copy")
     before = {path.name: path.read_bytes() for path in run.iterdir()}
-    config = overrides.from_dict(json.loads(before["config.json"]))
+    config = overrides.from_dict(read_json(copy / "config.json"))
     for name in ("judge", "glide"):
         code, out, error = call(capsys, "--out", copy, f"--stage={name}")
         assert code == 0, error
@@ -374,10 +374,10 @@ def test_variants_follow_the_run(run, tmp_path, capsys):
     assert code == 2 and "leave out --clip.steps=9" in error and not (copy / "judge.pt").exists()
     assert call(capsys, "--out", copy, "--stage=judge", *SMALL)[0] == 0
     assert call(capsys, "--out", copy, "--stage=glide")[0] == 0
-    config = json.loads((copy / "config.json").read_text())
+    config = read_json(copy / "config.json")
     config["clip"]["train"]["lr"] = 0.5
     (copy / "config.json").unlink()
-    (copy / "config.json").write_text(json.dumps(config))
+    write_json(config, copy / "config.json")
     code, _, error = call(capsys, "--out", copy, "--stage=judge", "--resume")
     assert code == 2 and "judge.pt was trained with other settings" in error
     assert "train it again with --stage judge" in error

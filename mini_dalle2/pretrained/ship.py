@@ -20,7 +20,7 @@ from ..data import words
 from ..metrics.grader import ASPECTS
 from ..pipeline import OPTIONAL, WEIGHTS, load_model
 from ..runtime.commands import Parser, sentence
-from ..runtime.files import atomic_open, read_json, save_checkpoint, signature
+from ..runtime.files import atomic_open, card_rows, read_json, save_checkpoint, signature
 from ..training import overrides
 
 CARD = """# The bundled weights
@@ -43,6 +43,12 @@ Trained at commit {commit} with seed {seed}:
 {stages}
 
 {figures}
+
+`DALLE2.load` compares each file with its SHA-256:
+
+| file | SHA-256 |
+|---|---|
+{digests}
 """
 
 
@@ -139,8 +145,9 @@ def ship(run, out, commit):
     if (run / words.FILE).is_file():
         with atomic_open(out / words.FILE) as file:
             file.write((run / words.FILE).read_bytes())
+    files = [path for path in sorted(out.iterdir()) if path.suffix in (".pt", ".txt")]
     card = CARD.format(commit=commit, seed=config.data.seed, commands="\n".join(commands),
-                       stages="\n".join(lines), figures=figures)
+                       stages="\n".join(lines), figures=figures, digests=card_rows(files))
     with atomic_open(out / "README.md") as file:
         file.write(card.encode())
     return sum((out / f"{stage}.pt").stat().st_size for stage in small)

@@ -1,5 +1,6 @@
 """Files of a run: checkpoints, JSON and metrics.jsonl. A file is written whole, or not at all.
 
+Checkpoints and JSON carry a digest of what they hold. A file that is damaged is not believed.
 Read next: ../training/state.py, which writes the checkpoints of a training.
 """
 
@@ -7,7 +8,9 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import secrets
+import zipfile
 from pathlib import Path
 
 import torch
@@ -17,6 +20,11 @@ from .signals import waiting
 
 # The name under which a file is written.
 LEFTOVER = ".mini_dalle2-*.tmp"
+# The key of the digest in our JSON files.
+DIGEST = "sha256_of_the_rest"
+# How the last part of a zip file begins, and the length of a comment of 64 characters.
+ZIP_END = b"PK\5\6"
+COMMENT = (64).to_bytes(2, "little")
 
 
 @contextlib.contextmanager
@@ -63,20 +71,119 @@ def remove_leftovers(folder):
         path.unlink(missing_ok=True)
 
 
+class Digesting:
+    """A file for torch.save that also takes the SHA-256 of all bytes that are written."""
+
+    def __init__(self, file):
+        self.file = file
+        self.digest = hashlib.sha256()
+
+    def write(self, data):
+        self.digest.update(data)
+        return self.file.write(data)
+
+    def flush(self):
+        self.file.flush()
+
+
 def save_checkpoint(checkpoint, path):
-    """Write a dict of tensors and plain values atomically. Its key "stage" says what it holds."""
+    """Write a dict of tensors and plain values atomically. Its key "stage" says what it holds.
+
+    torch writes a zip file. Its comment becomes the SHA-256 of all bytes before the comment.
+    """
     with atomic_open(path) as file:
-        torch.save(checkpoint, file)
+        whole = Digesting(file)
+        torch.save(checkpoint, whole)
+        # A zip file ends with the length of its comment, two bytes, and the comment.
+        file.seek(-2, os.SEEK_END)
+        file.write(COMMENT + whole.digest.hexdigest().encode())
+
+
+def file_digest(path, end=0, more=b""):
+    """Return the SHA-256 of a file, without its last `end` bytes and with `more` instead."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        left = os.fstat(file.fileno()).st_size - end
+        while left > 0:
+            part = file.read(min(left, 2 ** 20))
+            digest.update(part)
+            left -= len(part) or left
+    digest.update(more)
+    return digest.hexdigest()
+
+
+def card_rows(files):
+    """Write the lines of a card, README.md, about files that lie beside it."""
+    return "\n".join(f"| {path.name} | `{file_digest(path)}` |" for path in files)
+
+
+def check_card(folder):
+    """Compare the files of a folder with its card, if it has one, as the bundled weights have.
+
+    Raises ValueError for a file that is damaged.
+    """
+    card = folder / "README.md"
+    text = card.read_text("utf-8", errors="replace") if card.is_file() else ""
+    for name, digest in re.findall(r"^\| (\S+) \| `(\w{64})` \|$", text, re.MULTILINE):
+        if (folder / name).is_file() and file_digest(folder / name) != digest:
+            raise ValueError(f"{folder / name} is damaged, because {card} has another SHA-256: "
+                             f"copy it once more from where the others are from")
+
+
+def is_whole(path):
+    """Whether the bytes of a checkpoint are those that were written.
+
+    torch does not look at this. Files of older versions have no digest, but each part of a zip
+    file has a checksum of 32 bits.
+    """
+    with open(path, "rb") as file:
+        file.seek(-min(os.path.getsize(path), 66), os.SEEK_END)
+        end = file.read()
+    if end[-22:-18] == ZIP_END and end[-2:] == bytes(2):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                return archive.testzip() is None
+        except Exception:
+            # zipfile, too, raises half a dozen types for damage.
+            return False
+    digest = end[2:].decode("ascii", "replace")
+    return end[:2] == COMMENT and digest == file_digest(path, end=66, more=bytes(2))
+
+
+def not_finite(value, name=""):
+    """Return the name of a tensor in a checkpoint that is not finite, or None.
+
+    value: a tensor, or dicts and lists of tensors and other values; name: what it is called.
+    """
+    # Each dict and list once, because a file may hold one many times.
+    todo = [(name, value)]
+    seen = set()
+    while todo:
+        name, value = todo.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if torch.is_tensor(value):
+            if value.is_floating_point() and not value.isfinite().all():
+                return name
+        elif isinstance(value, dict):
+            todo += [(f"{name} {key}" if isinstance(key, (str, int)) else name, one)
+                            for key, one in value.items()]
+        elif isinstance(value, (list, tuple)):
+            todo += [(name, one) for one in value]
+    return None
 
 
 def load_checkpoint(path, stage=None):
     """Read a checkpoint: a dict with its tensors on the CPU. No code in the file is run.
 
     stage: the stage that the checkpoint must be of; None: any.
-    Raises FileNotFoundError, ValueError.
+    Raises FileNotFoundError, and ValueError for a file that is damaged, not finite or another.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
+    if not is_whole(path):
+        raise ValueError(f"{path} cannot be read as a checkpoint: it is damaged or not one")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -87,6 +194,8 @@ def load_checkpoint(path, stage=None):
         raise ValueError(f"{path} is a torch file, but no checkpoint of mini_dalle2")
     if stage not in (None, checkpoint["stage"]):
         raise ValueError(f"{path} is a checkpoint of {checkpoint['stage']}, not of {stage}")
+    if (name := not_finite(checkpoint)) is not None:
+        raise ValueError(f"{path} cannot be used: {name.strip()} in it is not finite")
     return checkpoint
 
 
@@ -112,17 +221,33 @@ def read_metrics(run):
 
 
 def read_json(path):
-    """Read plain values from a JSON file. Raises ValueError when the file is not JSON."""
+    """Read plain values from a JSON file.
+
+    Raises ValueError when the file is not JSON, or not what `write_json` has written.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except RecursionError:
         raise ValueError("too many brackets within each other") from None
+    # Files of older versions, and of other people, have no digest.
+    if isinstance(value, dict) and DIGEST in value:
+        digest = value.pop(DIGEST)
+        if digest != json_digest(value):
+            raise ValueError(f"it was changed after it was written, as {DIGEST} in it shows; "
+                             f"settings are changed by flags of train.py, such as --decoder.lr=3e-4")
+    return value
 
 
 def write_json(value, path):
-    """Write plain values as JSON, atomically."""
+    """Write a dict of plain values as JSON, atomically, with a digest."""
     with atomic_open(path) as file:
-        file.write(json.dumps(value, indent=1).encode())
+        whole = {DIGEST: json_digest(value)} | value
+        file.write(json.dumps(whole, indent=1).encode())
+
+
+def json_digest(value):
+    """Return the SHA-256 of plain values."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def signature(weights):

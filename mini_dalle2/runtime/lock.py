@@ -56,8 +56,8 @@ def take(folder):
         raise ValueError(f"--out {folder} is a file: name a folder")
     # The process that had the lock before may remove this file at any moment, and its folder.
     for _ in range(TRIES):
-        folder.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, FileExistsError):
+            folder.mkdir(parents=True, exist_ok=True)
             file = open(folder / FILE, "a+")
             lock(file, folder)
             if os.path.samestat(os.fstat(file.fileno()), os.stat(folder / FILE)):
@@ -67,7 +67,8 @@ def take(folder):
                 file.flush()
                 return file
             file.close()
-    raise ValueError(f"{folder} is used by other processes again and again: wait until they end")
+    raise ValueError(f"{folder} cannot be locked: it is a link to nowhere, or other processes use "
+                     f"it again and again")
 
 
 def lock(file, folder):

@@ -412,6 +412,8 @@ def check_can_go_on(run, name, latest):
     saved = load_checkpoint(latest, name)
     if "optimizer" not in saved:
         raise ValueError(f"{latest} is not from training")
+    if name == "clip":
+        run.check_tokenizer(saved)
     if name in configs.VARIANTS:
         check_variant(run, name, saved, latest)
     now = getattr(run.config_of(name), base).model

@@ -117,6 +117,8 @@ def from_dict(saved):
             clip_dim = saved["clip"]["model"]["clip_dim"]
             image_size = saved["decoder"]["model"]["image_size"]
             saved = saved | {"sketch": asdict(no_sketch(clip_dim, image_size))}
+        if unknown := saved.keys() - {section.name for section in fields(Config)}:
+            raise KeyError(sorted(unknown)[0])
         data = checked(DataConfig, saved["data"])
         tokenizer = checked(TokenizerConfig, saved["tokenizer"])
         stages = {name: saved_stage(name, saved[name]) for name in MODELS}

@@ -70,6 +70,7 @@ class Run:
         guards.check_compile(run)
         if args.origin is None:
             run.done = guards.check_files(run)
+        args.run.mkdir(parents=True, exist_ok=True)
         # The other processes may still be looking at what the folder holds.
         barrier()
         if args.origin is not None:
@@ -144,6 +145,12 @@ class Run:
         except ValueError as error:
             raise ValueError(f"{path} is damaged: {error}") from None
 
+    def check_tokenizer(self, checkpoint):
+        """Raise ValueError if a checkpoint of CLIP holds another tokenizer than the run has."""
+        if checkpoint.get("tokenizer") != self.tokenizer().state_dict():
+            raise ValueError(f"{self.folder}/tokenizer.json is another tokenizer than that in "
+                             f"{self.folder}/{checkpoint['stage']}.pt: copy both files once more")
+
     def finished_model(self, stage):
         """(model, checkpoint) of an earlier stage to build upon.
 
@@ -170,6 +177,7 @@ class Run:
         """(the run's finished CLIP, the signature of its weights). Raises as finished_model."""
         if self._clip is None:
             model, checkpoint = self.finished_model("clip")
+            self.check_tokenizer(checkpoint)
             self._clip = model.to(self.device), signature(checkpoint["ema"])
         return self._clip
 

@@ -1,6 +1,5 @@
 """A run's judge and baseline: what they are, and what is said when they cannot be used."""
 
-import json
 import shlex
 import shutil
 from dataclasses import replace
@@ -16,6 +15,7 @@ from mini_dalle2.evaluate.lab import Lab
 from mini_dalle2.evaluate.making import Maker
 from mini_dalle2.evaluate.recipes import Sampled
 from mini_dalle2.pipeline import load_model
+from mini_dalle2.runtime.files import read_json, write_json
 
 
 def test_the_judge_is_another_clip(evaluated):
@@ -23,7 +23,7 @@ def test_the_judge_is_another_clip(evaluated):
     assert judge.cfg.vision_width < own.cfg.vision_width and judge.cfg.clip_dim < own.cfg.clip_dim
     saved, config = (
         torch.load(evaluated / "judge.pt", weights_only=True),
-        json.loads((evaluated / "config.json").read_text()),
+        read_json(evaluated / "config.json"),
     )
     assert (
         saved["config"]["data"]["seed"] != config["data"]["seed"]
@@ -75,9 +75,9 @@ def amended(path, **changes):
 
 
 def test_settings_of_the_run_make_a_judge_stale(copied, capsys):
-    settings = json.loads((copied / "config.json").read_text())
+    settings = read_json(copied / "config.json")
     settings["clip"]["train"]["steps"] = 8
-    (copied / "config.json").write_text(json.dumps(settings))
+    write_json(settings, copied / "config.json")
     lab = Lab(copied, 16, "cpu")
     assert lab.why_unusable("judge") == "was made with other settings"
     assert lab.signature_of("judge") is None and lab.signature_of("glide") is not None

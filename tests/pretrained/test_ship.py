@@ -1,6 +1,5 @@
 """The bundled weights: half as large, the same pictures, and a card that says how they were made."""
 
-import json
 import shlex
 from pathlib import Path
 
@@ -14,8 +13,7 @@ from conftest import commands
 from mini_dalle2 import DALLE2
 from mini_dalle2 import configs, pipeline
 from mini_dalle2.pretrained import ship as shipped
-from mini_dalle2.runtime.files import signature
-from mini_dalle2.runtime.files import load_checkpoint
+from mini_dalle2.runtime.files import load_checkpoint, read_json, signature
 from mini_dalle2.training import overrides
 
 
@@ -72,7 +70,7 @@ def test_the_card_says_how_to_make_them(run, box):
     assert [shlex.join(words) for words in commands(card)] == (run / "commands.txt").read_text().splitlines()
     args = train.parse(commands(card)[0][2:])
     made = overrides.override(configs.preset(args.preset or "tiny"), args.settings)
-    saved = overrides.from_dict(json.loads((run / "config.json").read_text()))
+    saved = overrides.from_dict(read_json(run / "config.json"))
     assert configs.changed(made, {key: configs.get(saved, key) for key in configs.LEARNED}) == saved
 
 

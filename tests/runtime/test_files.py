@@ -2,17 +2,25 @@
 
 import contextlib
 import errno
+import hashlib
+import json
+import math
 import os
+import re
 import resource
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 
-from mini_dalle2.runtime.files import atomic_open, load_checkpoint, read_metrics, save_checkpoint
+from mini_dalle2.pipeline import WEIGHTS
+from mini_dalle2.runtime.files import (
+    atomic_open, card_rows, check_card, load_checkpoint, read_json, read_metrics, save_checkpoint,
+    write_json)
 
 import train
 from conftest import ROOT
@@ -167,3 +175,91 @@ def test_after_every_kind_of_end_a_stage_goes_on_to_the_same_weights():
     command = [sys.executable, "tests/benchmarks/kills.py", "--kills=2", "--stages", *stages]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert process.returncode == 0 and process.stdout.count("bit-identical") == len(stages), process.stdout + process.stderr
+
+
+# ---------------------------------------------------------------------------------------------------------------- damage
+
+def flipped(content, place):
+    """The bytes with one bit flipped."""
+    content = bytearray(content)
+    content[place] ^= 4
+    return bytes(content)
+
+
+def test_each_flipped_bit_of_a_checkpoint_is_found(tmp_path):
+    path = tmp_path / "toy.pt"
+    checkpoint = {"stage": "toy", "step": 7, "ema": {"w": torch.randn(500)}}
+    save_checkpoint(checkpoint, path)
+    content = path.read_bytes()
+    # In a tensor, in a number, in the zip's directory, in the digest: every byte counts.
+    for place in [*range(0, len(content), 37), *range(len(content) - 90, len(content))]:
+        path.write_bytes(flipped(content, place))
+        with pytest.raises(ValueError, match="toy.pt cannot be read as a checkpoint: it is damaged"):
+            load_checkpoint(path)
+    path.write_bytes(content)
+    assert torch.equal(load_checkpoint(path)["ema"]["w"], checkpoint["ema"]["w"])
+
+
+def test_a_checkpoint_is_still_what_torch_and_zip_programs_read(tmp_path):
+    path = tmp_path / "toy.pt"
+    save_checkpoint({"stage": "toy", "ema": {"w": torch.arange(5)}}, path)
+    for mmap in (False, True):
+        assert torch.equal(torch.load(path, weights_only=True, mmap=mmap)["ema"]["w"], torch.arange(5))
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None and len(archive.comment) == 64
+    before_comment = path.read_bytes()[:-66] + bytes(2)
+    assert archive.comment.decode() == hashlib.sha256(before_comment).hexdigest()
+
+
+def test_a_checkpoint_without_a_digest_has_the_checksums_of_its_zip(tmp_path):
+    """As older versions wrote them, and as the bundled weights are."""
+    path = tmp_path / "toy.pt"
+    torch.save({"stage": "toy", "ema": {"w": torch.zeros(500)}}, path)
+    assert load_checkpoint(path)["stage"] == "toy"
+    content = path.read_bytes()
+    path.write_bytes(flipped(content, len(content) // 2))
+    with pytest.raises(ValueError, match="toy.pt cannot be read as a checkpoint: it is damaged"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_numbers_that_are_not_finite_are_refused_by_name(tmp_path, bad):
+    path = tmp_path / "toy.pt"
+    for where, name in (({"ema": {"w": torch.tensor([1.0, bad])}}, "ema w"),
+                        ({"optimizer": {3: {"exp_avg": torch.tensor(bad)}}}, "optimizer 3 exp_avg"),
+                        ({"z_img": [torch.tensor([bad]).half()]}, "z_img")):
+        save_checkpoint({"stage": "toy", "n": torch.tensor([1]), **where}, path)
+        with pytest.raises(ValueError, match=f"toy.pt cannot be used: {name} in it is not finite"):
+            load_checkpoint(path)
+
+
+def test_json_that_was_changed_is_refused(tmp_path):
+    path = tmp_path / "config.json"
+    value = {"a": [1, 2.5, None, "é", True], "b": {"c": 1e-5, "3": "x"}}
+    write_json(value, path)
+    assert read_json(path) == value
+    text = path.read_text()
+    path.write_text(text.replace("2.5", "2.6"))
+    with pytest.raises(ValueError, match="changed after it was written"):
+        read_json(path)
+    path.write_text(json.dumps({"a": 1}))
+    assert read_json(path) == {"a": 1}, "files without a digest are read"
+
+
+def test_a_card_names_the_file_that_is_damaged(tmp_path):
+    (tmp_path / "a.pt").write_bytes(b"one")
+    (tmp_path / "b.txt").write_bytes(b"two")
+    (tmp_path / "README.md").write_text("# Card\n\n" + card_rows([tmp_path / "a.pt", tmp_path / "b.txt"]) + "\n")
+    check_card(tmp_path)
+    (tmp_path / "b.txt").write_bytes(b"tvo")
+    with pytest.raises(ValueError, match=r"b\.txt is damaged.*copy it once more"):
+        check_card(tmp_path)
+    (tmp_path / "b.txt").unlink()
+    check_card(tmp_path)
+
+
+def test_the_bundled_weights_are_those_of_their_card():
+    card = (WEIGHTS / "README.md").read_text()
+    names = re.findall(r"^\| (\S+) \| `\w{64}` \|$", card, re.MULTILINE)
+    assert sorted(names) == sorted(path.name for path in WEIGHTS.iterdir() if path.suffix in (".pt", ".txt"))
+    check_card(WEIGHTS)

@@ -11,6 +11,7 @@ from mini_dalle2 import configs
 from mini_dalle2.data.pixels import to_pil
 from mini_dalle2.data.shapes import CaptionedShapes
 from mini_dalle2.data.tables import Pictures
+from mini_dalle2.runtime.files import read_json
 from mini_dalle2.training import budget, overrides
 
 ALL = {stage: 10 ** 9 for stage in configs.MODELS}
@@ -79,7 +80,7 @@ def test_every_caption_fits(folder, tmp_path, capsys):
     out = tmp_path / "new"
     arguments = ["--data", str(folder), f"--out={out}", "--stage=tokenizer"]
     assert train.main(arguments) == 0
-    config = overrides.from_dict(json.loads((out / "config.json").read_text()))
+    config = overrides.from_dict(read_json(out / "config.json"))
     run = train.Run(config, out, torch.device("cpu"))
     captions = run.pictures.captions()
     lengths = [len(run.tokenizer().encode(caption)) + 2 for caption in captions]

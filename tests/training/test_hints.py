@@ -1,6 +1,5 @@
 """hints.py: every command that train.py prints works as printed, in the state it is printed in."""
 
-import json
 import os
 import shlex
 import shutil
@@ -11,7 +10,7 @@ import torch
 import sample
 import train
 from conftest import SMALL
-from mini_dalle2.runtime.files import load_checkpoint
+from mini_dalle2.runtime.files import load_checkpoint, read_json, write_json
 from mini_dalle2.training import guards, hints, overrides
 from mini_dalle2.training.run import Run
 
@@ -54,7 +53,7 @@ def begin(monkeypatch):
 
 def opened(folder, names=(), captions=None, device="cpu", resume=True):
     """A finished run, opened as Run.open leaves it; perhaps with these captions of its own."""
-    config = overrides.from_dict(json.loads((folder / "config.json").read_text()))
+    config = overrides.from_dict(read_json(folder / "config.json"))
     run = Run(config, folder, torch.device(device), resume, names)
     if captions:
         run.config = overrides.override(config, ["--data.source=elsewhere"])
@@ -105,9 +104,9 @@ def test_the_next_command_trains_all_that_is_missing(run, tmp_path, begin):
 def test_a_stage_that_is_only_begun_comes_next(run, tmp_path):
     """It has files, but sample.py would have to warn about it."""
     copy = copy_of(run, tmp_path / "copy", ["config.json"])
-    saved = json.loads((run / "config.json").read_text())
+    saved = read_json(run / "config.json")
     saved["decoder"]["train"]["steps"] = 9
-    (copy / "config.json").write_text(json.dumps(saved))
+    write_json(saved, copy / "config.json")
     assert hints.next_step(opened(copy, ["upsampler2"])) == f"python train.py --out {copy} --resume"
 
 
