@@ -28,6 +28,7 @@ from .ar_prior import ARPrior, ARPriorConfig
 from .clip import CLIP, CLIPConfig
 from .decoder import Decoder, DecoderConfig
 from .prior import DiffusionPrior, PriorConfig
+from .runtime.checks import brief, check_bounds, check_types, fits
 from .runtime.settings import (
     DataConfig, Stage, TokenizerConfig, TrainConfig, get, has, holder)
 from .tricks.patches import PatchUpsamplerConfig
@@ -111,6 +112,10 @@ OFF = {
     "sampler": "ddim", "timestep_sampling": "uniform"}
 
 
+# What a setting may be.
+PLAIN = tuple[float | str | None, ...] | float | str | bool | None
+
+
 def karlo_module(name):
     """Import a module of pretrained/ by its name.
 
@@ -142,15 +147,27 @@ def model_config(stage, values):
 
     values: a checkpoint's "model_config", or a stage's "model" in config.json. Older ones have the
     settings of all classes; a setting that a class does not have is left out where it is off.
-    Raises KeyError for an unknown stage, TypeError or ValueError for values of no class.
+    Raises KeyError for an unknown stage, TypeError or ValueError for values of no class, and for
+    sizes that no machine could build.
     """
+    # Lists from JSON were tuples. Everything is plain before it is compared or written out.
+    values = {key: tuple(value) if isinstance(value, list) else value
+              for key, value in values.items()}
+    for key, value in values.items():
+        if not fits(key, str) or not fits(value, PLAIN):
+            raise TypeError(f"{brief(key)} is {brief(value)}")
+    unknown = []
     for kind in kinds(stage):
         understood = OFF | getattr(kind, "IMPLIED", {})
         known = {key: value for key, value in values.items() if key in kind.__dataclass_fields__}
-        others = values.keys() - known.keys()
-        if all(key in understood and values[key] == understood[key] for key in others):
+        others = [key for key in values if key not in known
+                  and not (key in understood and values[key] == understood[key])]
+        if not others:
+            check_types(kind, known)
+            check_bounds(known)
             return kind(**known)
-    raise TypeError(f"no class of the stage {stage} has these settings: {', '.join(values)}")
+        unknown.append(others)
+    raise TypeError(f"no class of the stage {stage} has the setting {min(unknown, key=len)[0][:40]}")
 
 
 def weights_for(model, state):
@@ -170,9 +187,29 @@ def weights_for(model, state):
     return {name: value for name, value in state.items() if name not in surplus}
 
 
+def check_weights(ours, theirs):
+    """Raise RuntimeError unless two state dicts have the same names, shapes and kinds of numbers.
+
+    Half precision is fine, but whole numbers are no weights, and are not turned into floats.
+    """
+    if ours.keys() != theirs.keys():
+        names = ", ".join(map(brief, sorted(ours.keys() ^ theirs.keys(), key=str)[:3]))
+        raise RuntimeError(f"these weights are missing or left over: {names}")
+    for name, value in theirs.items():
+        if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_meta:
+            raise RuntimeError(f"{name} is no plain tensor")
+        if value.shape != ours[name].shape:
+            raise RuntimeError(f"{name} has the shape {tuple(value.shape)}, and this model's has "
+                               f"{tuple(ours[name].shape)}")
+        if value.is_floating_point() != ours[name].is_floating_point():
+            raise RuntimeError(f"{name} holds {value.dtype}, and this model's {ours[name].dtype}")
+
+
 def load_weights(model, state):
     """Put a checkpoint's weights (a state dict) into a model. RuntimeError if they do not fit."""
-    model.load_state_dict(weights_for(model, state))
+    state = weights_for(model, state)
+    check_weights(model.state_dict(), state)
+    model.load_state_dict(state)
 
 
 def is_shown_sketch(model):
@@ -211,6 +248,7 @@ def changed(config, values):
         part = parts.get(section, getattr(config, section))
         try:
             if inner == "model":
+                check_bounds(new)
                 model = replace(part.model, **new)
                 # Without any of its tricks a configuration is the paper's.
                 new = {"model": model_config(section, asdict(model))}

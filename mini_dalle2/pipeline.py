@@ -21,7 +21,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from .configs import VARIANTS, build, load_weights, model_config, parameters
+from .configs import (
+    VARIANTS, build, check_weights, load_weights, model_config, parameters, weights_for)
 from .data.pixels import to_pil
 from .latents import Latents
 from .runtime.commands import how_to_begin, how_to_finish, how_to_train_again, train_command
@@ -69,18 +70,31 @@ def load_model(path, stage=None):
     file, a file of another stage, and weights of another version.
     """
     checkpoint = load_checkpoint(path, stage)
+    check_fits(path, checkpoint)
+    model = build(model_config(kind_of(checkpoint), checkpoint["model_config"]))
+    load_weights(model, checkpoint["ema"])
+    return model.eval().requires_grad_(False), checkpoint
+
+
+def kind_of(checkpoint):
+    """The stage that a checkpoint is built as: its own, or the one that it is a variant of."""
+    return VARIANTS.get(checkpoint["stage"], checkpoint["stage"])
+
+
+def check_fits(path, checkpoint):
+    """Raise ValueError unless a checkpoint fits this version's models. No memory is taken for one.
+    """
     try:
-        # A variant of training/variants.py is built as the stage that it is a variant of.
-        kind = VARIANTS.get(checkpoint["stage"], checkpoint["stage"])
-        model = build(model_config(kind, checkpoint["model_config"]))
-        load_weights(model, checkpoint["ema"])
+        # "meta" has shapes without memory.
+        with torch.device("meta"):
+            model = build(model_config(kind_of(checkpoint), checkpoint["model_config"]))
+        check_weights(model.state_dict(), weights_for(model, checkpoint["ema"]))
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{path} does not fit this version's models: {reason}") from None
     if not {"step", "steps"} <= checkpoint.keys():
         again = how_to_train_again(Path(path).parent, checkpoint["stage"])
         raise ValueError(f"{path} has no step count: {again}")
-    return model.eval().requires_grad_(False), checkpoint
 
 
 def check_clip(run, signatures):

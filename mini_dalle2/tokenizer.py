@@ -56,12 +56,15 @@ BYTE_TOKENS = 512
 SMALLEST_VOCABULARY = BYTE_TOKENS + 2
 # The file holds 262,144 merges. CLIP uses only the first ones.
 CLIP_MERGES = 49152 - 256 - 2
+# A longer run of letters becomes several words, because merging takes a time that grows with the
+# square of a word's length. OpenAI's code has no such limit.
+LONGEST = 100
 # A word is a special, an English ending, a run of letters, one digit, or a run of other characters
 # without white space. IGNORECASE matters even for lower-case text: with this flag the long s of
 # "it'ſ" counts as an s, as in OpenAI's code.
 WORD = regex.compile(
-    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+",
-    regex.IGNORECASE)
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d"
+    r"|\p{L}{1,%d}|\p{N}|[^\s\p{L}\p{N}]{1,%d}" % (LONGEST, LONGEST), regex.IGNORECASE)
 
 
 def byte_alphabet():

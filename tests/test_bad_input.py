@@ -79,6 +79,20 @@ def poisoned(name, part):
     return spoil
 
 
+def changed_weight(name, part, change):
+    """A checkpoint with one weight changed by a function."""
+    def spoil():
+        weights = load_checkpoint(name)[part]
+        key = next(key for key, value in weights.items() if value.ndim == 2)
+        amended(name, **{part: weights | {key: change(weights[key])}})()
+    return spoil
+
+
+# A list that holds itself.
+ENDLESS = []
+ENDLESS.append(ENDLESS)
+
+
 def other_tokenizer():
     """A tokenizer.json of fewer merges."""
     state = read_json(Path("run/tokenizer.json"))
@@ -302,6 +316,21 @@ RUNS = {
                                      amended("run/prior.pt", tokenizer={"merges": []})),
     "weights that are no numbers": (sample, ["text", "a circle", *DRAW], "run/decoder.pt cannot be used: ema", poisoned("run/decoder.pt", "ema")),
     "moments that are no numbers": (train, MORE, "run/prior.resume.pt cannot be used: model", poisoned("run/prior.resume.pt", "model")),
+    "weights that are whole numbers": (sample, ["text", "a circle", *DRAW], "run/decoder.pt does not fit this version's models", changed_weight(
+        "run/decoder.pt", "ema", lambda value: value.to(torch.int8))),
+    "weights that are mostly left out": (sample, ["text", "a circle", *DRAW], "is no plain tensor", changed_weight(
+        "run/decoder.pt", "ema", lambda value: value.to_sparse())),
+    "weights that could be stretched": (train, MORE, "run/prior.resume.pt", changed_weight("run/prior.resume.pt", "ema", lambda value: value.flatten()[:1])),
+    "steps in words": (sample, ["text", "a circle", *DRAW], "its step is a str", amended("run/decoder.pt", step="many")),
+    "fewer steps than none": (sample, ["text", "a circle", *DRAW], "its steps is no number of steps", amended("run/decoder.pt", steps=-3)),
+    "a stage that is a list": (sample, ["text", "a circle", *DRAW], "no checkpoint of mini_dalle2", amended("run/decoder.pt", stage=["decoder"])),
+    "a hundred million layers": (sample, ["text", "a circle", *DRAW], "layers must be at most 500", resized("run/prior.pt", layers=10 ** 8)),
+    "layers in a word": (sample, ["text", "a circle", *DRAW], "layers is 'two'", resized("run/prior.pt", layers="two")),
+    "a configuration that holds itself": (sample, ["text", "a circle", *DRAW], "is a value of the type", resized("run/prior.pt", layers=ENDLESS)),
+    "a layer too many, to go on with": (train, MORE, "run/prior.resume.pt does not fit", resized("run/prior.resume.pt", layers=3)),
+    "a hundred million layers in a flag": (train, [*FRESH, "--clip.vision_layers=100000000"], "vision_layers must be at most 500, not 100000000"),
+    "a width beyond all machines": (train, [*FRESH, "--clip.vision_width=1000000000000"], "vision_width must be at most 1000000"),
+    "a thousand levels": (train, [*FRESH, "--decoder.channel_mult=" + ",".join("1" * 1000)], "channel_mult has 1000 numbers"),
     "a config.json that was edited": (train, MORE, "run/config.json cannot be used: it was changed after it was written", edited),
     "no CLIP yet": (train, [*MORE[:2], "--stage=prior"], "run/clip.pt is missing", gone("run/clip.pt", "run/prior.pt", "run/prior.resume.pt")),
     "half a CLIP": (train, MORE, "run/clip.pt cannot be read", cut("run/clip.pt")),
@@ -310,7 +339,7 @@ RUNS = {
     "half of what is needed to go on": (train, MORE, "run/prior.resume.pt cannot be read", cut("run/prior.resume.pt")),
     "nothing of what is needed to go on": (train, MORE, "prior.resume.pt, which is needed to go on", gone("run/prior.resume.pt")),
     "to go on from another stage": (train, MORE, "run/prior.resume.pt", copied("run/decoder.resume.pt", "run/prior.resume.pt")),
-    "to go on with a model of other sizes": (train, MORE, "belongs to a model of other sizes", resized("run/prior.resume.pt", width=48)),
+    "to go on with a model of other sizes": (train, MORE, "run/prior.resume.pt does not fit", resized("run/prior.resume.pt", width=48)),
     "to go on from what is only for sampling": (train, MORE, "run/prior.resume.pt", copied("run/prior.pt", "run/prior.resume.pt")),
 }
 

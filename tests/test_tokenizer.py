@@ -546,3 +546,18 @@ def test_merges_file_packed_unpacked_missing_and_damaged(clip_files, ours, tmp_p
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError):
             BPETokenizer.from_clip_merges(tmp_path / name)
+
+
+# ------------------------------------------------------------------------------ very long words
+
+def test_a_very_long_word_becomes_several(monkeypatch):
+    """Merging takes a time that grows with the square of a word's length."""
+    words = split_words("a" * 1050 + " " + "!" * 250 + " cat")
+    assert [len(word) for word in words] == [100] * 10 + [50] + [100, 100, 50] + [3]
+    trained = BPETokenizer.train(["ab" * 5000, "ab", "a cat"], 600)
+    assert trained.decode(trained.encode("ab" * 75)).replace(" ", "") == "ab" * 75
+    assert trained.encode("ab" * 50) == trained.encode("ab" * 100)[:len(trained.encode("ab" * 50))]
+
+
+def test_the_longest_word_that_stays_one():
+    assert split_words("x" * 100) == ["x" * 100]

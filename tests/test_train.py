@@ -32,7 +32,7 @@ from mini_dalle2.prior import DiffusionPrior
 from mini_dalle2.pretrained.ship import ship
 from mini_dalle2.data.tables import Pictures
 from mini_dalle2.runtime.files import read_json, signature, write_json
-from mini_dalle2.training import guards, hints, log, origin, pace, stages
+from mini_dalle2.training import changes, guards, hints, log, origin, pace, stages
 from mini_dalle2.training.run import Run
 from mini_dalle2.runtime.files import load_checkpoint, read_metrics, save_checkpoint
 from mini_dalle2.training import overrides
@@ -492,7 +492,7 @@ def test_runs_of_older_versions_take_a_new_place_too(folder, tmp_path, capsys):
         shutil.copy(folder / f"00.{end}", tmp_path / "more" / f"99.{end}")
     begun = overrides.from_dict(read_json(run / "config.json")).data.source
     (run / "pictures.json").unlink()
-    assert not guards.is_other_data(run, str(tmp_path / "copy"), begun) and guards.is_other_data(run, str(tmp_path / "more"), begun)
+    assert not changes.is_other_data(run, str(tmp_path / "copy"), begun) and changes.is_other_data(run, str(tmp_path / "more"), begun)
     shutil.rmtree(place)
     code, out, _ = call(capsys, "--out", run, "--resume", "--stage=tokenizer", "--data", tmp_path / "copy")
     assert code == 0 and f"{place} is gone: those in {tmp_path / 'copy'} are taken for the same" in out
@@ -573,7 +573,7 @@ def test_the_paper_is_too_large_at_once(tmp_path, capsys):
     """250 million pictures of 256 × 256 for CLIP alone: 49 TB."""
     code, out, error = call(capsys, "--preset=paper", "--device=cpu", "--out", tmp_path / "run")
     assert code == 2 and out == "" and not (tmp_path / "run").exists()
-    assert error.startswith("train.py: clip needs at least 19.7 GB for its weights and 49,152.0 GB for its pictures")
+    assert error.startswith("train.py: clip needs at least 19.7 GB for its weights and 49,152.2 GB for its pictures")
 
 
 def test_sizes_that_only_fail_when_run_are_found_before_training():
@@ -592,7 +592,7 @@ def test_memory_is_counted(folder, monkeypatch):
     of_folder = overrides.override(cfg, [f"--data.source={folder}"])
     shapes = Run(cfg, Path("nowhere"), cpu, names=configs.STAGES)
     own = Run(of_folder, Path("nowhere"), cpu)
-    assert guards.needs(shapes, "decoder")[1] == 1000 * 3 * 16 * 16
+    assert guards.needs(shapes, "decoder")[1] == (1000 + cfg.data.val_images) * 3 * 16 * 16
     assert guards.needs(shapes, "upsampler2")[1] == 16 * 3 * 64 * 64
     # No more pictures than there are.
     assert guards.needs(own, "decoder")[1] == 12 * 3 * 16 * 16

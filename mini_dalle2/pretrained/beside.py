@@ -12,6 +12,7 @@ References: the configurations of transformers' CLIPModel and of open_clip. Read
 
 from typing import NamedTuple
 
+from ..runtime.checks import brief
 from ..runtime.files import read_json
 
 # Of the pictures that OpenAI's CLIP was trained on, for pixels in [0, 1].
@@ -68,15 +69,15 @@ def first_of(folder, *names):
 def agreed(path, what, vision, text):
     """Return what both towers say alike; None stands for a tower that is not there."""
     if None not in (vision, text) and vision != text:
-        raise ValueError(f"{path}: the image tower has {what} {vision} and the text tower {text}, "
-                         f"but both of ours have the same: these weights cannot be used")
+        raise ValueError(f"{path}: the image tower has {what} {brief(vision)} and the text tower "
+                         f"{brief(text)}, but both of ours have the same: these weights cannot be used")
     return text if vision is None else vision
 
 
 def checked_activation(path, name):
     """Return the name of an activation. Raises ValueError for one that ours does not have."""
     if name not in ACTIVATIONS:
-        raise ValueError(f"{path}: this CLIP has the activation {name}, but ours has "
+        raise ValueError(f"{path}: this CLIP has the activation {brief(name)}, but ours has "
                          f"{' or '.join(ACTIVATIONS)}: use other weights")
     return name
 
@@ -84,7 +85,7 @@ def checked_activation(path, name):
 def check_kind(path, kind):
     """Raise ValueError if a configuration is about something else than CLIP or one of its towers."""
     if kind not in ("clip", "clip_text_model", "clip_vision_model"):
-        raise ValueError(f"{path} describes a model of the type {kind}, not clip: "
+        raise ValueError(f"{path} describes a model of the type {brief(kind)}, not clip: "
                          f"use the weights of a CLIP")
 
 
@@ -128,7 +129,8 @@ def check_known(path, tower, known):
     for key, value in tower.items():
         ours = known.get(key, ())
         if value and ours is not None and value not in ours:
-            raise ValueError(f"{path}: this CLIP has {key} {value}, which ours does not have: "
+            raise ValueError(f"{path}: this CLIP has {key:.40} {brief(value)}, which ours does "
+                             f"not have: "
                              f"use other weights")
 
 
@@ -162,7 +164,9 @@ def pixels(folder, openai):
     path = first_of(folder, *(["open_clip_config.json", *names] if openai else names))
     told = read(path) if path else {}
     told = told.get("preprocess_cfg") or told.get("image_processor") or told
-    scale = told.get("rescale_factor", 1 / 255)
+    scale = told.get("rescale_factor", 1 / 255) if isinstance(told, dict) else None
+    if not isinstance(scale, (int, float)):
+        raise ValueError(f"{path} is no configuration of pixels: copy it again")
     if False in (told.get("do_rescale"), told.get("do_normalize")) or abs(scale * 255 - 1) > 1e-3:
         raise ValueError(f"{path}: pixels are not put into [0, 1] and normalised, as ours are: "
                          f"use other weights")
@@ -172,7 +176,7 @@ def pixels(folder, openai):
         if not isinstance(numbers, (list, tuple)) or not all(
                 isinstance(x, (int, float)) for x in numbers) or len(numbers) != 3:
             raise ValueError(f"{path}: the mean and spread of pixels are three numbers each, not "
-                             f"{numbers}: copy it again")
+                             f"{brief(numbers)}: copy it again")
     return tuple(mean), tuple(std)
 
 
@@ -219,7 +223,7 @@ def described(folder, openai, sizes):
         raise ValueError(f"{path} is no configuration of a CLIP: copy it again") from None
     for name, number in told.sizes.items():
         if number not in (None, sizes[name]):
-            raise ValueError(f"{path} is about other weights: {name} is {number} there and "
+            raise ValueError(f"{path} is about other weights: {name} is {brief(number)} there and "
                              f"{sizes[name]} here: keep each model in a folder of its own")
     return told
 
@@ -229,5 +233,5 @@ def check_stated(path, wanted):
     told = read(path) if path.is_file() else {}
     for key, value in wanted.items():
         if told.get(key, value) != value:
-            raise ValueError(f"{path} says {key} {told[key]}, but this model has {value}: "
+            raise ValueError(f"{path} says {key} {brief(told[key])}, but this model has {value}: "
                              f"wrong model")

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from ..clip import CLIP, CLIPConfig
-from ..runtime.checks import check_above_zero, check_choice
+from ..runtime.checks import check_above_zero, check_choice, check_types
 from ..transformer import MLP, QuickGELU
 from .archive import unwrapped, without_buffers, without_prefixes
 from .beside import (
@@ -134,6 +134,10 @@ def clip_config(theirs, what="these weights"):
     except KeyError as error:
         raise ValueError(f"{what} is no CLIP with a vision transformer: "
                          f"there is no {error.args[0]} in it") from None
+    matrices = (places, tokens, context, projection)
+    if len(patches) != 4 or any(len(shape) != 2 or 0 in shape for shape in matrices):
+        raise ValueError(f"{what} is no CLIP with a vision transformer: its tensors have other "
+                         f"shapes")
     check_mlp(theirs, names, what)
     # OpenAI's projection is (text W, D), Hugging Face's (D, text W).
     clip_dim = projection[1] if is_openai(theirs) else projection[0]
@@ -153,11 +157,16 @@ def told_config(cfg, folder, openai):
     if told is None:
         return None
     mean, std = pixels(folder, openai)
-    return replace(
-        cfg, activation=told.activation, layer_norm_eps=told.layer_norm_eps,
+    values = dict(
+        activation=told.activation, layer_norm_eps=told.layer_norm_eps,
         vision_heads=told.vision_heads or cfg.vision_heads,
         text_heads=told.text_heads or cfg.text_heads,
         eot_id=end_of_text(told.eot_id, cfg.vocab_size), image_mean=mean, image_std=std)
+    try:
+        check_types(PublicCLIPConfig, values)
+    except TypeError as error:
+        raise ValueError(f"the configuration in {folder} cannot be used: {error}") from None
+    return replace(cfg, **values)
 
 
 def assumed(cfg, path, what, given):

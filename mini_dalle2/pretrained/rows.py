@@ -111,6 +111,11 @@ def to_ours(rows, theirs, shapes, what):
     if surplus := theirs.keys() - wanted:
         raise ValueError(f"{what} holds {some(surplus)}, which this model does not have: "
                          f"wrong model")
+    for name in wanted:
+        plain = theirs[name].layout == torch.strided and not theirs[name].is_quantized
+        if not plain or not theirs[name].is_floating_point():
+            raise ValueError(f"{what}: {name} holds {theirs[name].dtype}, and weights are floats: "
+                             f"use the weights in full or half precision")
     ours = {}
     for row in rows:
         try:

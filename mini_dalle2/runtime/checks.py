@@ -8,8 +8,72 @@ Read next: ../diffusion.py.
 """
 
 import math
+import types
+import typing
 
 import torch
+
+# Of a model's settings: the most layers, the largest other number, and the longest tuple and text.
+# The preset paper stays far below.
+MOST_LAYERS = 500
+MOST = 10 ** 6
+LONGEST_TUPLE = 16
+LONGEST_TEXT = 10_000
+
+
+def brief(value):
+    """Write a value from a file for a message: a number, a short text, or else only its type.
+
+    Values from a file may hold themselves, or fill the memory when they are written out.
+    """
+    if isinstance(value, (bool, int, float, type(None))) and abs(value or 0) < 10 ** 20:
+        return repr(value)
+    if isinstance(value, str):
+        return repr(value if len(value) <= 40 else value[:40] + "…")
+    return f"a value of the type {type(value).__name__}"
+
+
+def fits(value, kind):
+    """Whether a value is of the type that a field has. A whole number is also a float.
+
+    kind: int, float, bool, str, tuple[int, ...], or X | None.
+    """
+    if isinstance(kind, types.UnionType):
+        return any(fits(value, one) for one in typing.get_args(kind))
+    if typing.get_origin(kind) is tuple:
+        item = typing.get_args(kind)[0]
+        return (isinstance(value, tuple) and len(value) <= LONGEST_TUPLE
+                and all(fits(one, item) for one in value))
+    # In Python a bool is an int: here it is not.
+    if isinstance(value, bool):
+        return kind is bool
+    if isinstance(value, str) and len(value) > LONGEST_TEXT:
+        return False
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+def check_types(kind, values):
+    """Raise TypeError unless values from a file, {field: value}, have the types of a dataclass.
+
+    Call it before the dataclass is made, whose own checks compare numbers.
+    """
+    hints = typing.get_type_hints(kind)
+    for key, value in values.items():
+        if key not in hints:
+            raise TypeError(f"there is no setting {brief(key)}")
+        if not fits(value, hints[key]):
+            raise TypeError(f"{key} is {brief(value)}")
+
+
+def check_bounds(values):
+    """Raise ValueError for a size of a model, {setting: value}, that no machine could build."""
+    for key, value in values.items():
+        if isinstance(value, tuple) and len(value) > LONGEST_TUPLE:
+            raise ValueError(f"{key} has {len(value)} numbers, and at most {LONGEST_TUPLE} are taken")
+        most = MOST_LAYERS if key.endswith(("layers", "res_blocks")) else MOST
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int) and not -most <= number <= most:
+                raise ValueError(f"{key} must be at most {most}, not {brief(number)}")
 
 
 def check_choice(name, value, choices):

@@ -22,6 +22,13 @@ from .signals import waiting
 LEFTOVER = ".mini_dalle2-*.tmp"
 # The key of the digest in our JSON files.
 DIGEST = "sha256_of_the_rest"
+# What checkpoints mean. A higher number stands for weights that an older version would misread.
+VERSION = 1
+# The types of what a checkpoint may hold.
+FIELDS = {
+    "version": int, "step": int, "steps": int, "seconds": (int, float), "config": dict,
+    "model_config": dict, "clip_signature": (str, type(None)), "tokenizer": (dict, type(None)),
+    "ema": dict, "model": dict, "optimizer": dict, "streams": dict}
 # How the last part of a zip file begins, and the length of a comment of 64 characters.
 ZIP_END = b"PK\5\6"
 COMMENT = (64).to_bytes(2, "little")
@@ -93,7 +100,7 @@ def save_checkpoint(checkpoint, path):
     """
     with atomic_open(path) as file:
         whole = Digesting(file)
-        torch.save(checkpoint, whole)
+        torch.save({"version": VERSION} | checkpoint, whole)
         # A zip file ends with the length of its comment, two bytes, and the comment.
         file.seek(-2, os.SEEK_END)
         file.write(COMMENT + whole.digest.hexdigest().encode())
@@ -164,7 +171,8 @@ def not_finite(value, name=""):
             continue
         seen.add(id(value))
         if torch.is_tensor(value):
-            if value.is_floating_point() and not value.isfinite().all():
+            dense = value.layout == torch.strided
+            if dense and value.is_floating_point() and not value.isfinite().all():
                 return name
         elif isinstance(value, dict):
             todo += [(f"{name} {key}" if isinstance(key, (str, int)) else name, one)
@@ -190,10 +198,20 @@ def load_checkpoint(path, stage=None):
         # torch raises half a dozen types for a damaged file, all of them with long texts.
         raise ValueError(f"{path} cannot be read as a checkpoint: "
                          f"it is damaged or not one ({type(error).__name__})") from None
-    if not isinstance(checkpoint, dict) or "stage" not in checkpoint:
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("stage"), str):
         raise ValueError(f"{path} is a torch file, but no checkpoint of mini_dalle2")
+    for name, kind in FIELDS.items():
+        if name in checkpoint and not isinstance(checkpoint[name], kind):
+            raise ValueError(f"{path} is no checkpoint of mini_dalle2: its {name} is a "
+                             f"{type(checkpoint[name]).__name__}")
+    for name in ("step", "steps"):
+        if not 0 <= checkpoint.get(name, 0) < 2 ** 63:
+            raise ValueError(f"{path} is no checkpoint of mini_dalle2: its {name} is no number of "
+                             f"steps")
+    if checkpoint.get("version", VERSION) > VERSION:
+        raise ValueError(f"{path} was made by a newer version of mini_dalle2: use that version")
     if stage not in (None, checkpoint["stage"]):
-        raise ValueError(f"{path} is a checkpoint of {checkpoint['stage']}, not of {stage}")
+        raise ValueError(f"{path} is a checkpoint of {checkpoint['stage'][:40]}, not of {stage}")
     if (name := not_finite(checkpoint)) is not None:
         raise ValueError(f"{path} cannot be used: {name.strip()} in it is not finite")
     return checkpoint

@@ -13,17 +13,18 @@ Read next: run.py, which calls them.
 import os
 import shutil
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import torch
 
 from .. import configs
-from ..data.tables import folder_digest, is_large
+from ..data.tables import is_large
+from ..pipeline import check_fits
 from ..runtime.commands import is_run, word
 from ..runtime.device import machine_memory
 from ..runtime.files import load_checkpoint, read_json
-from ..runtime.processes import is_main, world
+from ..runtime.processes import world
 from . import budget, hints, overrides
+from .changes import check_changes
 from .origin import origin_config, sketch_in
 from .rehearsal import check_one_step
 from .variants import variant
@@ -52,7 +53,8 @@ def settle(args):
         check_variants_can_follow(args, config, saved, changes)
     # Sizes come first: to a run of other sizes, --resume is no remedy.
     if saved:
-        check_unchanged(args, config, saved, there)
+        learning = [stage for stage in configs.MODELS if learns_on(args, config, stage)]
+        check_changes(args, config, saved, there, learning)
     check_nothing_is_overwritten(args)
     for stage in configs.MODELS:
         check_one_step(stage, getattr(config, stage).model)
@@ -132,74 +134,6 @@ def check_nothing_is_overwritten(args):
                          f"with it, or choose another folder with --out")
 
 
-def check_unchanged(args, config, saved, there):
-    """Refuse other sizes or data for models that exist: in the folder, or with --from.
-
-    Habits, such as dropout, may change only while a model is trained on. Raises ValueError.
-    """
-    other_data = (args.origin is None
-                  and is_other_data(args.run, config.data.source, saved.data.source))
-    for stage in there if args.origin is None else configs.STAGES:
-        if stage == "tokenizer":
-            resized = config.tokenizer != saved.tokenizer
-            other = False
-        else:
-            now = getattr(config, stage).model
-            then = getattr(saved, stage).model
-            resized = configs.sizes(now) != configs.sizes(then)
-            other = now != then
-        if args.origin is not None and resized:
-            raise ValueError(f"{args.origin} holds a {stage} of other sizes, and with --from they "
-                             f"cannot be changed: leave out the settings of sizes, or --from")
-        if args.origin is None and (resized or other_data):
-            raise ValueError(f"{args.run} already holds a {stage} of other sizes or from other "
-                             f"data: choose another folder with --out")
-        if other and not learns_on(args, config, stage):
-            habits = [name for name in configs.HABITS
-                      if getattr(now, name, None) != getattr(then, name, None)]
-            steps = 2 * getattr(saved, stage).train.steps
-            more = "" if args.resume or args.origin is not None else "--resume "
-            raise ValueError(f"{args.origin or args.run} holds a {stage} with another "
-                             f"{' and '.join(habits)}, which can only change while it is trained: "
-                             f"let this call train it, with {more}--{stage}.steps={steps} say")
-
-
-def is_other_data(run_folder, now, then):
-    """Whether a run that began with the pictures of `then` is given others by `now`.
-
-    now, then: "shapes" or a folder. A folder is known by what it holds, wherever it lies now.
-    Raises FileNotFoundError if `now` is no folder, ValueError if it has no pictures.
-    """
-    if "shapes" in (now, then):
-        return now != then
-    if Path(now).resolve() == Path(then).resolve():
-        return False
-    known = recorded_digest(run_folder) or digest_if_there(then)
-    if known is None and is_main():
-        print(f"note: {run_folder} does not say what its pictures were, and {then} is gone: "
-              f"those in {now} are taken for the same")
-    return known not in (None, folder_digest(now))
-
-
-def digest_if_there(folder):
-    """Return the digest of a folder of pictures; None if there is no such folder any more."""
-    try:
-        return folder_digest(folder)
-    except (FileNotFoundError, ValueError):
-        return None
-
-
-def recorded_digest(run_folder):
-    """Return the digest of the folder of pictures that a run has learned from.
-
-    None for runs of older versions, and for a damaged record.
-    """
-    try:
-        return read_json(run_folder / "pictures.json")["digest"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None
-
-
 def learns_on(args, config, stage):
     """Whether this call takes further steps of a model that exists. Raises OSError, ValueError."""
     if stage not in asked(args):
@@ -260,7 +194,7 @@ def needs(run, name):
         side = cfg.high_size
     else:
         # The pictures of the priors are CLIP's: they are embedded.
-        images = config.data.images
+        images = config.data.images + config.data.val_images
         side = getattr(cfg, "image_size", config.clip.model.image_size)
     # Weights, gradients, AdamW's two averages and the EMA weights, of 4 bytes each.
     parts = world() if getattr(config, base).train.shard else 1
@@ -387,6 +321,11 @@ def check_files(run):
 
     Raises FileNotFoundError, ValueError when something is missing or damaged.
     """
+    for name in configs.MODELS:
+        path = run.folder / f"{name}.pt"
+        if path.is_file():
+            # It may be from another version, and then the run would end unusable.
+            check_fits(path, load_checkpoint(path, name))
     done = []
     for name in run.names:
         if run.resume and is_finished(run, name):
@@ -416,6 +355,7 @@ def check_can_go_on(run, name, latest):
         run.check_tokenizer(saved)
     if name in configs.VARIANTS:
         check_variant(run, name, saved, latest)
+    check_fits(latest, saved)
     now = getattr(run.config_of(name), base).model
     then = configs.model_config(base, saved["model_config"])
     if configs.sizes(then) != configs.sizes(now):

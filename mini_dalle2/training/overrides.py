@@ -15,6 +15,7 @@ from dataclasses import asdict, fields
 from ..configs import (
     Config, DataConfig, FOLLOWS, LEARNED, MODELS, Stage, TokenizerConfig, TrainConfig, changed,
     get, model_config, no_sketch)
+from ..runtime.checks import brief, check_types, fits
 
 WANTED = {bool: "true or false", int: "a whole number", float: "a finite number"}
 
@@ -117,11 +118,13 @@ def from_dict(saved):
             clip_dim = saved["clip"]["model"]["clip_dim"]
             image_size = saved["decoder"]["model"]["image_size"]
             saved = saved | {"sketch": asdict(no_sketch(clip_dim, image_size))}
-        if unknown := saved.keys() - {section.name for section in fields(Config)}:
-            raise KeyError(sorted(unknown)[0])
+        for name in saved.keys() - {section.name for section in fields(Config)}:
+            raise KeyError(brief(name))
         data = checked(DataConfig, saved["data"])
         tokenizer = checked(TokenizerConfig, saved["tokenizer"])
         stages = {name: saved_stage(name, saved[name]) for name in MODELS}
+        if not fits(saved["preset"], str):
+            raise TypeError(f"preset is {brief(saved['preset'])}")
         return Config(saved["preset"], data, tokenizer, **stages)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"this is not the configuration of a run: {error}") from None
@@ -129,31 +132,10 @@ def from_dict(saved):
 
 def saved_stage(name, saved):
     """The Stage in {"model": values, "train": values}. The values say which class the model is."""
-    def make_model(**values):
-        return model_config(name, values)
-
-    return Stage(checked(make_model, saved["model"]), checked(TrainConfig, saved["train"]))
+    return Stage(model_config(name, saved["model"]), checked(TrainConfig, saved["train"]))
 
 
-def checked(make, values):
-    """make(**values), a dataclass. Raises TypeError for a value of another type than its field."""
-    values = {key: tuple(value) if isinstance(value, list) else value
-              for key, value in values.items()}
-    made = make(**values)
-    for key, kind in typing.get_type_hints(type(made)).items():
-        if key in values and not fits(values[key], kind):
-            raise TypeError(f"{key} is {values[key]!r:.40}")
-    return made
-
-
-def fits(value, kind):
-    """Whether `parse_value` can make this value for a type. A whole number is also a float."""
-    if isinstance(kind, types.UnionType):
-        return any(fits(value, one) for one in typing.get_args(kind))
-    if typing.get_origin(kind) is tuple:
-        item = typing.get_args(kind)[0]
-        return isinstance(value, tuple) and all(fits(one, item) for one in value)
-    # In Python a bool is an int: here it is not.
-    if isinstance(value, bool):
-        return kind is bool
-    return isinstance(value, (int, float) if kind is float else kind)
+def checked(kind, values):
+    """kind(**values), a dataclass. Raises TypeError for a value of another type than its field."""
+    check_types(kind, values)
+    return kind(**values)

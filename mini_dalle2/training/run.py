@@ -25,7 +25,7 @@ from ..runtime.files import (
     atomic_open, load_checkpoint, read_json, save_checkpoint, signature, write_json)
 from ..runtime.processes import barrier, is_main, launcher, main_first
 from ..tokenizer import BPETokenizer
-from . import guards, hints, overrides
+from . import changes, guards, hints, overrides
 from .origin import copy_origin
 from .variants import variant
 
@@ -110,7 +110,7 @@ class Run:
         if self.config.data.source == "shapes" or not is_main():
             return
         now = self.pictures.digest
-        if guards.recorded_digest(self.folder) not in (None, now):
+        if changes.recorded_digest(self.folder) not in (None, now):
             print(f"note: {self.config.data.source} has changed since this run began: "
                   f"the stages from here on learn from what it holds now")
         write_json({"digest": now}, self.folder / "pictures.json")

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..configs import load_weights
+from ..configs import check_weights, load_weights
 from ..runtime.files import load_checkpoint, save_checkpoint
 from ..runtime.noise import Share
 from ..runtime.processes import (
@@ -289,11 +289,11 @@ class State:
         try:
             self.restore_weights(saved)
             self.restore_streams(saved)
-        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
+            self.step = saved["step"]
+            self.seconds = saved["seconds"]
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
             raise ValueError(f"{self.latest} belongs to a model of other sizes, "
                              f"or is not from training") from None
-        self.step = saved["step"]
-        self.seconds = saved["seconds"]
 
     def restore_weights(self, saved):
         """Load weights, optimizer and EMA. New settings, such as another β, stay as they are."""
@@ -303,9 +303,12 @@ class State:
         params = [p for group in self.optimizer.param_groups for p in group["params"]]
         moments = {}
         for i, of in saved["optimizer"].items():
+            if any(value.ndim and value.shape != params[i].shape for value in of.values()):
+                raise ValueError("the moments are those of other weights")
             moments[i] = {key: like(value, params[i]) if value.ndim else value
                           for key, value in of.items()}
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
+        check_weights(whole_tensors(self.ema.shadow), saved["ema"])
         for name, value in self.ema.shadow.items():
             value.copy_(like(saved["ema"][name], value))
 

@@ -429,32 +429,46 @@ def other_program(path):
 
 
 REFUSED = [
-    ("another GELU", told(both_towers(hidden_act="gelu_new")), "has the activation gelu_new"),
+    ("another GELU", told(both_towers(hidden_act="gelu_new")), "has the activation 'gelu_new'"),
     ("towers that differ", told(lambda c: c["text_config"].update(hidden_act="gelu")),
-     "image tower has hidden_act quick_gelu and the text tower gelu"),
+     "image tower has hidden_act 'quick_gelu' and the text tower 'gelu'"),
     ("norms that differ", told(lambda c: c["text_config"].update(layer_norm_eps=1e-6)),
      "layer_norm_eps"),
-    ("another model", told(lambda c: c.update(model_type="siglip")), "of the type siglip"),
+    ("another model", told(lambda c: c.update(model_type="siglip")), "of the type 'siglip'"),
     ("other weights", told(lambda c: c["text_config"].update(hidden_size=512)),
      "about other weights: text_width is 512 there and 64 here"),
     ("heads that do not divide", told(lambda c: c["vision_config"].update(num_attention_heads=3)),
      "not divisible"),
+    ("heads that are a word",
+     told(lambda c: c["vision_config"].update(num_attention_heads="many")),
+     "cannot be used: vision_heads is 'many'"),
+    ("an end of text that is a list", told(lambda c: c["text_config"].update(eos_token_id=[[]])),
+     "cannot be used: eot_id is a value of the type list"),
+    ("an epsilon that is a very long word",
+     told(both_towers(layer_norm_eps="x" * 10 ** 5)), "layer_norm_eps is 'x{40}…'"),
+    ("pixels that are a number", lambda f, m: beside(
+        f, m.laion.state_dict(), GELU | {"preprocess_cfg": 3}), "no configuration of pixels"),
+    ("whole numbers for weights", lambda f, m: beside(
+        f, m.laion.state_dict() | {"ln_final.weight": torch.ones(64, dtype=torch.int8)}, GELU),
+     "ln_final.weight holds torch.int8, and weights are floats"),
+    ("a projection without a shape", lambda f, m: m.laion.state_dict() | {
+        "text_projection": torch.ones(3)}, "its tensors have other shapes"),
     ("no numbers", told(lambda c: c.update(text_config=[1])), "no configuration of a CLIP"),
     ("no JSON", lambda f, m: (saved(f, m.quick), (f / "config.json").write_text("{"))[0],
      "no configuration"),
     ("pixels that are not normalised", lambda f, m: (saved(f, m.quick), write(
         f / "preprocessor_config.json", {"do_normalize": False}))[0], "pixels are not put"),
     ("pixels without numbers", lambda f, m: (saved(f, m.quick), write(
-        f / "preprocessor_config.json", {"image_std": "abc"}))[0], "three numbers each, not abc"),
+        f / "preprocessor_config.json", {"image_std": "abc"}))[0], "three numbers each, not 'abc'"),
     ("open_clip without a causal mask",
      told_open_clip(lambda c: c["model_cfg"]["text_cfg"].update(no_causal_mask=True)),
      "no_causal_mask True"),
     ("open_clip with average pooling",
      told_open_clip(lambda c: c["model_cfg"]["vision_cfg"].update(pool_type="avg")),
-     "pool_type avg"),
+     "pool_type 'avg'"),
     ("open_clip with a tower of timm",
      told_open_clip(lambda c: c["model_cfg"]["vision_cfg"].update(timm_model_name="vit")),
-     "timm_model_name vit"),
+     "timm_model_name 'vit'"),
     ("open_clip with settings of GELU", told_open_clip(
         lambda c: c["model_cfg"]["vision_cfg"].update(act_kwargs={"approximate": "tanh"})),
      "act_kwargs"),
@@ -478,7 +492,7 @@ REFUSED = [
     ("open_clip's wider MLP", lambda f, m: beside(f, m.laion.state_dict() | {
         "transformer.resblocks.0.mlp.c_fc.weight": torch.ones(300, 64)}, GELU),
      "text tower has an MLP of 4.688 times its width"),
-    ("a ViT", lambda f, m: saved(f, tiny_vit()), "describes a model of the type vit, not clip"),
+    ("a ViT", lambda f, m: saved(f, tiny_vit()), "describes a model of the type 'vit', not clip"),
     ("the image tower alone", lambda f, m: saved(f, CLIPVisionModelWithProjection(
         m.quick.config.vision_config)), "describes one tower, clip_vision_model"),
     ("the text tower alone", lambda f, m: saved(f, CLIPTextModelWithProjection(
