@@ -74,6 +74,7 @@ NO_MODULE = {
     "test_notebooks": "notebooks",
     "test_readme": "README.md and the long pages",
     "runtime.test_mac": "--device mps, on the stand-in tests/mac.py",
+    "data.test_strange_folders": "folders of somebody else, and of rough machines",
     "data.test_workers": "the processes of tables.py, ended by signals",
     "data.test_layouts": "folders as people have them, read by datasets and here",
     "training.test_precision": "bf16 in the loop and in the models",

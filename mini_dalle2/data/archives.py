@@ -11,33 +11,87 @@ Read next: folder.py.
 import functools
 import io
 import os
+import stat
 import tarfile
 import zipfile
 from pathlib import Path
 
 ARCHIVES = (".tar", ".zip")
+OUTSIDE = "outside the folder (--data.outside=true reads it)"
 
 
 class Tree:
     """The files below a folder, also those in its archives, without the hidden ones.
 
+    Only regular files count: a pipe or a device has no end. Links that lead out of the folder are
+    left out, unless `outside`.
+
     `files`: {path: place}; place is None on disk, (archive, offset, size) in a .tar and
-    (archive, name) in a .zip. `damaged`: {archive: why it cannot be read}.
+    (archive, name) in a .zip. `left_out`: [(path, reason, detail)]. `damaged`: {archive: why it
+    cannot be read}.
     """
 
-    def __init__(self, root):
+    def __init__(self, root, outside=False):
+        self.root = os.path.realpath(root)
+        self.outside = outside
         self.files = {}
+        self.left_out = []
         self.damaged = {}
-        for folder, subfolders, names in os.walk(root):
-            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-            for name in sorted(names):
-                if name.startswith("."):
-                    continue
-                path = Path(os.path.normpath(Path(folder, name)))
-                if path.suffix.lower() in ARCHIVES:
-                    self._add_archive(path)
-                else:
-                    self.files[path] = None
+        # The folders that links led to, so that no circle has an end.
+        self.seen = set()
+        folders = [Path(root)]
+        # Not os.walk, which calls itself for each level.
+        while folders:
+            folder = folders.pop()
+            try:
+                entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+            except OSError as error:
+                self.left_out.append((folder, "folder cannot be read", error.strerror))
+                continue
+            for entry in entries:
+                if not entry.name.startswith("."):
+                    self._add(entry, folders)
+        self.files = dict(sorted(self.files.items()))
+
+    def _add(self, entry, folders):
+        """Add a file, or a folder to the list of `folders` that are still to be read."""
+        path = Path(os.path.normpath(entry.path))
+        try:
+            is_folder = entry.is_dir()
+            is_file = entry.is_file()
+        except OSError as error:
+            # A link to itself, for example.
+            self.left_out.append((path, "file cannot be read", error.strerror))
+            return
+        if entry.is_symlink() and not self.may_read(path):
+            self.left_out.append((path, OUTSIDE, os.path.realpath(path)))
+        elif is_folder and (not entry.is_symlink() or self._is_new(path)):
+            folders.append(path)
+        elif is_folder:
+            self.left_out.append((path, "link to a folder that is read already", ""))
+        elif is_file and path.suffix.lower() in ARCHIVES:
+            self._add_archive(path)
+        elif is_file:
+            self.files[path] = None
+        elif entry.is_symlink() and not path.exists():
+            self.left_out.append((path, "link to nowhere", ""))
+        else:
+            self.left_out.append((path, "no regular file", "a pipe, a socket or a device"))
+
+    def may_read(self, path):
+        """Whether a path lies in the folder, wherever its links lead, or all may be read."""
+        return self.outside or Path(os.path.realpath(path)).is_relative_to(self.root)
+
+    def _is_new(self, link):
+        """Whether a link leads to a folder that is not read yet. It is, from now on."""
+        real = os.path.realpath(link)
+        root = Path(self.root)
+        # Folders inside are read without the link, and one around the folder has no end.
+        around = root.is_relative_to(real) or Path(real).is_relative_to(root)
+        if not self.outside or around or real in self.seen:
+            return False
+        self.seen.add(real)
+        return True
 
     def _add_archive(self, archive):
         """Add the files of one archive, or note why it cannot be read."""
@@ -56,6 +110,10 @@ class Tree:
         """What Pillow can open: the path itself, or the bytes of a file in an archive."""
         place = self.files.get(path)
         return path if place is None else io.BytesIO(self.read(path))
+
+    def is_regular(self, path):
+        """Whether a path is a file with an end: no pipe, no device. Raises OSError, ValueError."""
+        return self.files.get(path) is not None or stat.S_ISREG(os.stat(path).st_mode)
 
     def start(self, path):
         """Return the first bytes of a file. Raises OSError."""
@@ -84,8 +142,8 @@ class Tree:
     def version(self, path):
         """Return (change time, bytes) of a file, or of its archive. Raises OSError, ValueError."""
         place = self.files.get(path)
-        stat = os.stat(path if place is None else place[0])
-        return stat.st_mtime_ns, stat.st_size
+        status = os.stat(path if place is None else place[0])
+        return status.st_mtime_ns, status.st_size
 
 
 def list_members(archive):

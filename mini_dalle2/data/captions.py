@@ -16,6 +16,8 @@ import csv
 import io
 import json
 
+from ..runtime.checks import brief
+
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 FILE_COLUMNS = ("file_name", "image_file_name", "image", "filename", "file", "path")
 TEXT_COLUMNS = ("text", "caption", "captions", "prompt", "texts", "prompts", "description")
@@ -38,8 +40,10 @@ def clean_texts(value):
     """
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise TypeError(f"text is neither a string nor a list of strings: {value!r:.60}")
-    return [" ".join(text.split()) for text in texts if has_ink(text)]
+        raise TypeError(f"text is neither a string nor a list of strings: {brief(value)}")
+    # JSON may hold halves of characters, which no other file can.
+    texts = [text.encode("utf-8", "replace").decode() for text in texts if has_ink(text)]
+    return [" ".join(text.split()) for text in texts]
 
 
 def read_metadata(name, content):
@@ -53,8 +57,9 @@ def read_metadata(name, content):
     columns = {}
     try:
         for place, row in READERS[name.lower()](content):
-            if isinstance(row, Exception) or not isinstance(row, dict):
-                bad.append((f"{name} {place}", NOT_UNDERSTOOD, str(row)[:80]))
+            if not isinstance(row, dict):
+                detail = str(row)[:80] if isinstance(row, Exception) else brief(row)
+                bad.append((f"{name} {place}", NOT_UNDERSTOOD, detail))
                 continue
             columns |= dict.fromkeys(row)
             try:
@@ -89,7 +94,7 @@ def entry(row):
     # Hugging Face writes {"bytes": …, "path": …} for a picture.
     file = file.get("path") if isinstance(file, dict) else file
     if not isinstance(file, str):
-        raise TypeError(f"file_name is no text: {file!r:.60}")
+        raise TypeError(f"file_name is no text: {brief(file)}")
     # A column may be empty in some rows.
     filled = (row[name] for name in TEXT_COLUMNS if row.get(name) is not None)
     return file, clean_texts(next(filled, []))

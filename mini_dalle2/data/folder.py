@@ -12,9 +12,11 @@ Shapes: N pictures, S side of the square in pixels. Images are (3, S, S), float 
 Read next: emoji.py (builds a folder to try), tables.py (a whole data set as one tensor).
 """
 
+import contextlib
 import copy
 import os
 import random
+import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,7 +26,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..runtime.files import is_pointer
-from .archives import Tree
+from .archives import OUTSIDE, Tree
 from .captions import METADATA, SIDECARS, read_metadata, read_sidecar
 from .pixels import central_square, from_pil, to_float
 
@@ -54,11 +56,23 @@ def load_picture(file, size):
         if image.format == "JPEG":
             # libjpeg decodes straight to a half, a quarter or an eighth of the size.
             image.draft(image.mode, (2 * size, 2 * size))
-        return central_square(image, size)
+        large = image.width * image.height > MANY_PIXELS
+        with ONE_LARGE if large else contextlib.nullcontext():
+            return central_square(image, size)
+
+
+def shorter_side(file):
+    """Return the shorter side of a picture in pixels, from its header."""
+    with Image.open(file) as image:
+        return min(image.size)
 
 
 UNREADABLE = "not an image that Pillow can read"
 LEFT_IN_LFS = "only stands for a picture, which git-lfs keeps elsewhere (run git lfs pull)"
+# Of pictures with more pixels, one at a time is decoded. A pixel takes up to ten bytes on the way,
+# so sixteen threads take at most 16 · 4 million · 10 bytes, and one large picture beside it.
+MANY_PIXELS = 4_000_000
+ONE_LARGE = threading.Lock()
 # What `why_unreadable` has found: (path, change time, bytes) -> reason. So a file is decoded
 # once, and not once more for each size.
 VERIFIED = {}
@@ -77,8 +91,13 @@ def why_unreadable(tree, path, size):
         return "file missing", ""
     if version not in VERIFIED:
         try:
+            if not tree.is_regular(path):
+                return "no regular file", "a pipe, a socket or a device"
             load_picture(tree.open(path), size)
             VERIFIED[version] = None
+        except Image.DecompressionBombError:
+            most = 2 * Image.MAX_IMAGE_PIXELS
+            VERIFIED[version] = f"more than {most:,} pixels, which Pillow does not read", ""
         except UnidentifiedImageError:
             pointer = is_pointer(tree.start(path))
             VERIFIED[version] = (LEFT_IN_LFS if pointer else UNREADABLE), ""
@@ -88,6 +107,11 @@ def why_unreadable(tree, path, size):
     return VERIFIED[version]
 
 
+def printable(text):
+    """Return a text with \\x.. for what is not UTF-8, as names of files may be."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 # ------------------------------------------------------------------------------ the data set
 
 class CaptionedFolder(Dataset):
@@ -95,6 +119,7 @@ class CaptionedFolder(Dataset):
 
     path: the folder, with metadata files or side-car texts; see captions.py.
     size: side in pixels. The shorter side of a picture is resized to it, and the middle is kept.
+    outside: read also what links and metadata files name outside the folder.
     `[i]` gives {"image": (3, S, S) float in [-1, 1], "text": str}. Of several captions, example i
     gets one at random, always the same. `texts(i)` gives all of them.
     `report` says in words what was skipped and why. `skipped` lists it: [(file, reason, detail)].
@@ -102,15 +127,17 @@ class CaptionedFolder(Dataset):
     in the folder can be used.
     """
 
-    def __init__(self, path, size=64):
+    def __init__(self, path, size=64, outside=False):
         self.path = Path(os.path.normpath(path))
         self.size = int(size)
         if not self.path.is_dir():
             raise FileNotFoundError(f"no such folder: {path}")
         if self.size < 1:
             raise ValueError(f"size is {size}: it must be at least 1")
-        self.tree = Tree(self.path)
+        self.tree = Tree(self.path, outside)
         self.skipped = []
+        for file, reason, detail in self.tree.left_out:
+            self._skip(file, reason, detail)
         self.pictures = self._readable(self._captioned())
         if not self.pictures:
             first = {reason: f" ({file}: {detail})" if detail else ""
@@ -161,7 +188,12 @@ class CaptionedFolder(Dataset):
 
     def _read_metadata(self, file, captions):
         """Add what a metadata file says to {picture: captions}."""
-        entries, bad = read_metadata(file.name, self.tree.read(file))
+        try:
+            content = self.tree.read(file)
+        except OSError as error:
+            self._skip(file, "captions cannot be read", str(error.strerror or error))
+            return
+        entries, bad = read_metadata(file.name, content)
         folder = Path(os.path.relpath(file.parent, self.path)).as_posix()
         for place, reason, detail in bad:
             self.skipped.append((place if folder == "." else f"{folder}/{place}", reason, detail))
@@ -171,8 +203,13 @@ class CaptionedFolder(Dataset):
                 # Windows writes sub\red.png.
                 other = Path(os.path.normpath(file.parent / name.replace("\\", "/")))
                 picture = other if other in self.tree.files else picture
-            if not picture.is_relative_to(self.path):
-                self._skip(picture, "outside the folder")
+            try:
+                may_read = picture in self.tree.files or self.tree.may_read(picture)
+            except (OSError, ValueError):
+                # A name that no system accepts is reported as missing.
+                may_read = True
+            if not may_read:
+                self._skip(picture, OUTSIDE)
                 continue
             captions.setdefault(picture, []).extend(texts)
 
@@ -187,7 +224,10 @@ class CaptionedFolder(Dataset):
                     continue
                 try:
                     texts = read_sidecar(suffix, self.tree.read(sidecars[stem, suffix]))
-                except (OSError, ValueError):
+                except OSError as error:
+                    self._skip(file, "side-car text cannot be read", str(error.strerror or error))
+                    return None
+                except ValueError:
                     self._skip(file, "side-car text is not UTF-8")
                     return None
                 if texts:
@@ -210,6 +250,12 @@ class CaptionedFolder(Dataset):
                     readable.append(item)
         return readable
 
+    def at(self, size):
+        """Return the same data set with pictures of another size. Nothing is read again."""
+        other = copy.copy(self)
+        other.size = size
+        return other
+
     def part(self, wanted):
         """Return a data set with only some of the pictures; wanted: a bool for each."""
         part = copy.copy(self)
@@ -219,7 +265,7 @@ class CaptionedFolder(Dataset):
     def _skip(self, file, reason, detail=""):
         """Note that a file was left out."""
         name = Path(os.path.relpath(file, self.path)).as_posix()
-        self.skipped.append((name, reason, " ".join(detail.split())))
+        self.skipped.append((printable(name), reason, printable(" ".join(detail.split()))))
 
     def _reasons(self):
         """Count the skipped files by reason: {reason: number}, most frequent first."""

@@ -17,6 +17,9 @@ from PIL import Image, ImageOps
 
 from ..runtime.pictures import scale_transparency
 
+# Rows of a grey picture that are converted at once.
+BAND = 64
+
 
 def to_float(image):
     """Convert uint8 pixels 0..255 of any shape to float32 in [-1, 1]."""
@@ -71,25 +74,47 @@ def to_rgb(image):
     Raises whatever Pillow raises for a damaged file.
     """
     image = upright(image)
-    if image.mode.startswith("I"):
-        # 16-bit grey. Pillow's `convert` would clip all values above 255 to white.
-        values = np.asarray(image, dtype=np.float64)
-        # One value of the 65,536 may stand for "transparent"; under it lies white.
-        values = np.where(values == image.info.get("transparency", -1), 65535, values) / 257
-    elif image.mode == "F":
-        values = np.asarray(image, dtype=np.float64)
-        # Not a number means that nothing was measured there: white, as for transparent pixels.
-        known = values[np.isfinite(values)]
-        unit = known.size > 0 and known.min() >= 0 and known.max() <= 1
-        values = np.where(np.isnan(values), 255, values * 255 if unit else values)
-    elif image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+    if image.mode.startswith("I") or image.mode == "F":
+        return grey_to_8_bits(image).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
-    else:
-        return image.convert("RGB")
-    grey = values.round().clip(0, 255).astype(np.uint8)
-    return Image.fromarray(grey).convert("RGB")
+    return image.convert("RGB")
+
+
+def bands(image):
+    """Yield the values of a grey PIL image as float64 (rows, W), some rows at a time.
+
+    The whole picture as float64 would take eight times the memory of its 8-bit values.
+    """
+    for top in range(0, image.height, BAND):
+        rows = image.crop((0, top, image.width, min(top + BAND, image.height)))
+        yield np.asarray(rows, dtype=np.float64)
+
+
+def grey_to_8_bits(image):
+    """Scale a grey PIL image of 16 bits or of floats to 8 bits: an image of mode "L"."""
+    clear = image.info.get("transparency", -1)
+    scale = 255 if image.mode == "F" and is_in_unit_range(image) else 1
+    grey = np.empty((image.height, image.width), np.uint8)
+    for i, rows in enumerate(bands(image)):
+        if image.mode == "F":
+            # Not a number means that nothing was measured there: white, as for transparent pixels.
+            values = np.where(np.isnan(rows), 255, rows * scale)
+        else:
+            # 16-bit grey. Pillow's `convert` would clip all values above 255 to white.
+            # One value of the 65,536 may stand for "transparent"; under it lies white.
+            values = np.where(rows == clear, 65535, rows) / 257
+        grey[i * BAND:(i + 1) * BAND] = values.round().clip(0, 255)
+    return Image.fromarray(grey)
+
+
+def is_in_unit_range(image):
+    """Tell whether all numbers in a PIL image of floats lie in [0, 1]."""
+    known = (rows[np.isfinite(rows)] for rows in bands(image))
+    extremes = [(rows.min(), rows.max()) for rows in known if rows.size]
+    return bool(extremes) and all(low >= 0 and high <= 1 for low, high in extremes)
 
 
 def opacity(image):
@@ -114,13 +139,14 @@ def to_mask(picture):
     opaque = opacity(picture)                                           # (H, W)
     has_alpha = "A" in picture.getbands() or picture.mode == "P"
     grey = to_rgb(picture.convert("RGBA").convert("RGB") if has_alpha else picture).convert("L")
-    grey = np.asarray(grey, dtype=np.float64)                           # (H, W)
+    grey = np.asarray(grey, dtype=np.uint16)                            # (H, W)
     # Some programs make masks whose most opaque pixels are almost transparent.
     clear = opaque < opaque.max() / 2
     strokes = grey[opaque == opaque.max()].min() > 250
     if clear.any() and not strokes:
         return Image.fromarray(np.where(clear, 255, 0).astype(np.uint8)), "transparent"
-    white = (grey * opaque / 255).round() > 127
+    # More than half of 255 · 255.
+    white = grey * opaque > 32512
     return Image.fromarray(np.where(white, 255, 0).astype(np.uint8)), "white"
 
 

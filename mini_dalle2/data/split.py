@@ -15,6 +15,7 @@ Read next: tables.py, which asks for a split.
 """
 
 import hashlib
+import os
 import re
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def splits(files, root, most, seed):
 
     files: the pictures' paths, below `root`. most: as many validation pictures are enough.
     """
-    names = [Path(file).relative_to(root).as_posix() for file in files]
+    names = [Path(os.path.relpath(file, root)).as_posix() for file in files]
     chosen = [folder_split(name) for name in names]
     if "train" not in chosen or not {"val", "test"} & set(chosen):
         # "test" or "train" may be a subject here. A split has a folder for training and another.

@@ -33,7 +33,7 @@ from tqdm import tqdm
 from ..runtime.commands import is_run, word
 from ..runtime.device import machine_memory, on_device
 from ..runtime.processes import is_main
-from .folder import CaptionedFolder
+from .folder import CaptionedFolder, shorter_side
 from .pixels import to_float, to_uint8
 from .shapes import CaptionedShapes
 from .split import splits
@@ -204,9 +204,11 @@ class Pictures:
         else:
             if not Path(cfg.source).is_dir():
                 raise FileNotFoundError(f"no such folder: {cfg.source}{self.where_to_look()}")
-            whole = CaptionedFolder(cfg.source, 1)
+            # It is read once, for all splits and sizes.
+            self.whole = whole = CaptionedFolder(cfg.source, 1, cfg.outside)
             self.digest = digest(whole)
-            counts = Counter(self.splits(whole))
+            self.chosen = self.splits(whole)
+            counts = Counter(self.chosen)
             self.available = counts["train"]
             if not self.available:
                 raise ValueError(f"{cfg.source} has no captioned picture in its training folder")
@@ -237,9 +239,19 @@ class Pictures:
 
         If too few pictures are there to spare any, "val" has the training pictures.
         """
-        whole = CaptionedFolder(self.cfg.source, size)
         split = split if self.has_val else "train"
-        return whole.part([chosen == split for chosen in self.splits(whole)])
+        return self.whole.at(size).part([chosen == split for chosen in self.chosen])
+
+    def smaller_than(self, side):
+        """Return (number of training pictures of less than `side` pixels, the smallest side).
+
+        The first is 0 for shapes, which are drawn at any size.
+        """
+        if self.cfg.source == "shapes":
+            return 0, side
+        folder = self.folder("train", 1)
+        sides = [shorter_side(folder.tree.open(file)) for file, _ in folder.pictures]
+        return sum(one < side for one in sides), min(sides)
 
     def dataset(self, split, size, limit):
         """Return at most `limit` examples of "train" or "val"; the seed chooses their order."""
@@ -286,7 +298,7 @@ class Pictures:
         return [text for i in dataset.indices for text in dataset.dataset.texts(i)]
 
     def fingerprint(self):
-        """Return a text that changes when the training pictures change, but not with their place."""
+        """Return a text that changes when the training pictures do, but not with their place."""
         cfg = self.cfg
         files = []
         if cfg.source != "shapes":
@@ -301,7 +313,8 @@ def contents(folder):
     found = []
     for file, texts in folder.pictures:
         _, nbytes = folder.tree.version(file)
-        found.append((file.relative_to(folder.path).as_posix(), nbytes, texts))
+        name = Path(os.path.relpath(file, folder.path)).as_posix()
+        found.append((name, nbytes, texts))
     return found
 
 
@@ -314,9 +327,9 @@ def digest(folder):
     return hashlib.sha256(repr(contents(folder)).encode()).hexdigest()
 
 
-def folder_digest(path):
-    """Return the `digest` of the folder at a path.
+def folder_digest(path, outside=False):
+    """Return the `digest` of the folder at a path. outside: see CaptionedFolder.
 
     Raises FileNotFoundError if there is no such folder, ValueError if it has no pictures.
     """
-    return digest(CaptionedFolder(path, 1))
+    return digest(CaptionedFolder(path, 1, outside))

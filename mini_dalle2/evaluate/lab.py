@@ -288,7 +288,8 @@ class Lab:
             if of == "val":
                 data = self.pictures.dataset(of, size, 10 ** 9)
             else:
-                data = CaptionedFolder(Path(self.config.data.source, of), size)
+                cfg = self.config.data
+                data = CaptionedFolder(Path(cfg.source, of), size, cfg.outside)
             return load_table(data, progress=False)
 
         return self.remembered(("real", of, size), make)

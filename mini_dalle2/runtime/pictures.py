@@ -41,6 +41,9 @@ def open_picture(path):
             scale_transparency(image)
             image.load()
             return image
+    except Image.DecompressionBombError:
+        raise ValueError(f"{path} has more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels, which "
+                         f"Pillow does not read: make it smaller") from None
     except Exception as error:
         # Pillow raises half a dozen types for a damaged file.
         raise ValueError(

@@ -20,7 +20,8 @@ class DataConfig:
     and decoder. val_images are never trained on. A folder gives at most these numbers, and at most
     a tenth of its pictures as val_images. near_misses: CLIP is also shown captions that are almost
     right. Large pictures are few, because each gives many crops. seed is that of the drawn
-    pictures, and of everything random in training.
+    pictures, and of everything random in training. outside: read also what links and metadata files
+    of a folder name outside the folder.
     """
 
     source: str = "shapes"
@@ -30,6 +31,7 @@ class DataConfig:
     upsampler1_images: int = 4000
     upsampler2_images: int = 400
     seed: int = 0
+    outside: bool = False
 
     def __post_init__(self):
         if not self.source:

@@ -42,7 +42,8 @@ def check_sizes(args, config, saved, there, learning):
     Habits, such as dropout, may change only while a model is trained on. Raises ValueError.
     """
     other_data = (args.origin is None
-                  and is_other_data(args.run, config.data.source, saved.data.source))
+                  and is_other_data(args.run, config.data.source, saved.data.source,
+                                    config.data.outside))
     for stage in there if args.origin is None else configs.STAGES:
         if stage == "tokenizer":
             resized = config.tokenizer != saved.tokenizer
@@ -75,7 +76,7 @@ def check_data(args, config, saved, there):
         # Each upsampler has pictures of its own.
         own = key.removesuffix("_images")
         learned = [stage for stage in there if own not in configs.MODELS or stage == own]
-        if key != "source" and now[key] != then and learned:
+        if key not in ("source", "outside") and now[key] != then and learned:
             raise ValueError(f"{args.run} already holds {', '.join(learned)}, which learned with "
                              f"--data.{key}={then}: leave this setting out, or choose another "
                              f"folder with --out")
@@ -111,27 +112,28 @@ def steps_of(folder, stage):
 
 # ---------------------------------------------------------------------------- a folder of pictures
 
-def is_other_data(run_folder, now, then):
+def is_other_data(run_folder, now, then, outside=False):
     """Whether a run that began with the pictures of `then` is given others by `now`.
 
     now, then: "shapes" or a folder. A folder is known by what it holds, wherever it lies now.
+    outside: see CaptionedFolder.
     Raises FileNotFoundError if `now` is no folder, ValueError if it has no pictures.
     """
     if "shapes" in (now, then):
         return now != then
     if Path(now).resolve() == Path(then).resolve():
         return False
-    known = recorded_digest(run_folder) or digest_if_there(then)
+    known = recorded_digest(run_folder) or digest_if_there(then, outside)
     if known is None and is_main():
         print(f"note: {run_folder} does not say what its pictures were, and {then} is gone: "
               f"those in {now} are taken for the same")
-    return known not in (None, folder_digest(now))
+    return known not in (None, folder_digest(now, outside))
 
 
-def digest_if_there(folder):
+def digest_if_there(folder, outside):
     """Return the digest of a folder of pictures; None if there is no such folder any more."""
     try:
-        return folder_digest(folder)
+        return folder_digest(folder, outside)
     except (FileNotFoundError, ValueError):
         return None
 

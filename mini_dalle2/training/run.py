@@ -114,6 +114,20 @@ class Run:
             print(f"note: {self.config.data.source} has changed since this run began: "
                   f"the stages from here on learn from what it holds now")
         write_json({"digest": now}, self.folder / "pictures.json")
+        self.note_small_pictures()
+
+    def note_small_pictures(self):
+        """Say so when an upsampler will learn from pictures that must be enlarged for it."""
+        sides = {getattr(self.config, name).model.high_size: name for name in self.names
+                 if name.startswith("upsampler") and name not in self.done}
+        if not sides:
+            return
+        side = max(sides)
+        small, least = self.pictures.smaller_than(side)
+        if small:
+            print(f"note: {small} of {self.pictures.available} pictures have less than the {side} "
+                  f"pixels of {sides[side]}. They are enlarged up to {side / least:.1f} times, and "
+                  f"teach it blur: larger pictures would make it sharper")
 
     def adopt_tokenizer(self):
         """Give the models the vocabulary that the tokenizer came out with."""
