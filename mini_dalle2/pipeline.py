@@ -27,7 +27,7 @@ from .data.pixels import to_pil
 from .latents import Latents
 from .runtime.commands import how_to_begin, how_to_finish, how_to_train_again, train_command
 from .runtime.device import pick_device, shorten
-from .runtime.files import check_card, load_checkpoint
+from .runtime.files import load_checkpoint
 from .runtime.noise import seeded
 from .runtime.processes import collect, gather_rows, is_main, own_part
 from .tokenizer import BPETokenizer, clean
@@ -136,7 +136,6 @@ def check_sides(run, models):
 
 def load_run(run):
     """Load the models of a run folder: (tokenizer, {stage: model}). Errors: see `DALLE2.load`."""
-    check_card(run)
     models = {}
     signatures = {}
     tokenizers = {}

@@ -318,7 +318,7 @@ RUNS = {
     "moments that are no numbers": (train, MORE, "run/prior.resume.pt cannot be used: model", poisoned("run/prior.resume.pt", "model")),
     "weights that are whole numbers": (sample, ["text", "a circle", *DRAW], "run/decoder.pt does not fit this version's models", changed_weight(
         "run/decoder.pt", "ema", lambda value: value.to(torch.int8))),
-    "weights that are mostly left out": (sample, ["text", "a circle", *DRAW], "is no plain tensor", changed_weight(
+    "weights that are mostly left out": (sample, ["text", "a circle", *DRAW], "is not whole, or not finite", changed_weight(
         "run/decoder.pt", "ema", lambda value: value.to_sparse())),
     "weights that could be stretched": (train, MORE, "run/prior.resume.pt", changed_weight("run/prior.resume.pt", "ema", lambda value: value.flatten()[:1])),
     "steps in words": (sample, ["text", "a circle", *DRAW], "its step is a str", amended("run/decoder.pt", step="many")),

@@ -7,12 +7,13 @@ line, and sample.py says which words of a caption are not among them.
 Read next: ../tokenizer.py, which cuts any word into tokens, learned or not.
 """
 
+import contextlib
 import difflib
 import re
 import unicodedata
 from pathlib import Path
 
-from ..runtime.files import atomic_open
+from ..runtime.files import atomic_open, check_card
 from .shapes import COLOURS, COUNTS, RELATIONS, SHAPES, SIZES
 
 # A run of letters and digits.
@@ -37,11 +38,14 @@ def write_words(captions, folder):
 def read_words(folder):
     """Return the words of a run's training captions: set of str.
 
-    None if the folder does not say them, as public weights and older runs.
+    None if the folder does not say them, as public weights and older runs, or if the file is
+    damaged. Only a note needs this file, so damage must not stop anything.
     """
     path = Path(folder) / FILE
-    # Only a note needs this file, so damage must not stop anything.
-    return set(path.read_text("utf-8", errors="replace").split()) if path.is_file() else None
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        check_card(path)
+        return set(path.read_text("utf-8", errors="replace").split())
+    return None
 
 
 def strange_words(caption, known):

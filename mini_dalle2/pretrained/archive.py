@@ -107,6 +107,9 @@ def read_weights(path):
             with zipfile.ZipFile(path) as archive:
                 if any(name.endswith("/constants.pkl") for name in archive.namelist()):
                     return Archive(archive).state_dict()
+                # torch does not compare the checksums.
+                if archive.testzip():
+                    raise zipfile.BadZipFile
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise ValueError(f"{path} is damaged, or a whole model that would run code when it is "

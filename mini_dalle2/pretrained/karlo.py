@@ -16,6 +16,7 @@ import torch
 from ..configs import no_sketch, paper, preset
 from ..pipeline import DALLE2
 from ..runtime.device import pick_device
+from ..runtime.files import is_sound
 from .archive import read_weights, state_dict, without_buffers
 from .beside import OPENAI_MEAN, OPENAI_STD, check_stated, described, end_of_text, pixels, read
 from .karlo_models import (
@@ -227,7 +228,7 @@ def standardise(prior, stats, what):
     """Put the mean and spread of CLIP's embeddings into the prior. Raises ValueError."""
     D = prior.cfg.clip_dim
     pair = isinstance(stats, (tuple, list)) and len(stats) == 2
-    if not pair or any(not torch.is_tensor(x) or x.numel() != D for x in stats):
+    if not pair or any(not torch.is_tensor(x) or x.numel() != D or not is_sound(x) for x in stats):
         raise ValueError(f"{what}: the mean and spread of CLIP's embeddings, twice {D} numbers, do "
                          f"not come with it: copy {KARLO_FILES['stats']} beside it")
     mean, std = (x.flatten().float() for x in stats)

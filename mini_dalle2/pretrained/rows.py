@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 
 from ..runtime.device import shorten
+from ..runtime.files import is_sound
 
 
 class Row(NamedTuple):
@@ -112,8 +113,7 @@ def to_ours(rows, theirs, shapes, what):
         raise ValueError(f"{what} holds {some(surplus)}, which this model does not have: "
                          f"wrong model")
     for name in wanted:
-        plain = theirs[name].layout == torch.strided and not theirs[name].is_quantized
-        if not plain or not theirs[name].is_floating_point():
+        if not theirs[name].is_floating_point():
             raise ValueError(f"{what}: {name} holds {theirs[name].dtype}, and weights are floats: "
                              f"use the weights in full or half precision")
     ours = {}
@@ -151,6 +151,10 @@ def fill(model, rows, theirs, what, dtype=None):
     """
     shapes = {name: p.shape for name, p in model.named_parameters()}
     ours = to_ours(rows, theirs, shapes, what)
+    for row in rows:
+        if not all(is_sound(ours[name]) for name in row.ours):
+            raise ValueError(f"{what}: {some(row.theirs)} is not whole, or not finite: copy the "
+                             f"file again")
     ours = {name: value.float().contiguous() for name, value in ours.items()}
     model.load_state_dict(ours, strict=False, assign=True)
     # Now, and not when all models are there, which takes twice the memory.

@@ -124,17 +124,18 @@ def card_rows(files):
     return "\n".join(f"| {path.name} | `{file_digest(path)}` |" for path in files)
 
 
-def check_card(folder):
-    """Compare the files of a folder with its card, if it has one, as the bundled weights have.
+def check_card(path):
+    """Compare a file with the card beside it, if there is one, as beside the bundled weights.
 
     Raises ValueError for a file that is damaged.
     """
-    card = folder / "README.md"
+    card = Path(path).with_name("README.md")
     text = card.read_text("utf-8", errors="replace") if card.is_file() else ""
-    for name, digest in re.findall(r"^\| (\S+) \| `(\w{64})` \|$", text, re.MULTILINE):
-        if (folder / name).is_file() and file_digest(folder / name) != digest:
-            raise ValueError(f"{folder / name} is damaged, because {card} has another SHA-256: "
-                             f"copy it once more from where the others are from")
+    listed = dict(re.findall(r"^\| (\S+) \| `(\w{64})` \|$", text, re.MULTILINE))
+    name = Path(path).name
+    if name in listed and file_digest(path) != listed[name]:
+        raise ValueError(f"{path} is damaged, because {card} has another SHA-256: copy it once "
+                         f"more from where the others are from")
 
 
 def is_whole(path):
@@ -157,8 +158,8 @@ def is_whole(path):
     return end[:2] == COMMENT and digest == file_digest(path, end=66, more=bytes(2))
 
 
-def not_finite(value, name=""):
-    """Return the name of a tensor in a checkpoint that is not finite, or None.
+def unsound(value, name=""):
+    """Return the name of a tensor in a checkpoint that is not sound, or None.
 
     value: a tensor, or dicts and lists of tensors and other values; name: what it is called.
     """
@@ -171,15 +172,24 @@ def not_finite(value, name=""):
             continue
         seen.add(id(value))
         if torch.is_tensor(value):
-            dense = value.layout == torch.strided
-            if dense and value.is_floating_point() and not value.isfinite().all():
+            if not is_sound(value):
                 return name
         elif isinstance(value, dict):
-            todo += [(f"{name} {key}" if isinstance(key, (str, int)) else name, one)
-                            for key, one in value.items()]
+            todo += [(f"{name} {key:.40}" if isinstance(key, str) else f"{name} {key}"
+                      if isinstance(key, int) else name, one) for key, one in value.items()]
         elif isinstance(value, (list, tuple)):
             todo += [(name, one) for one in value]
     return None
+
+
+def is_sound(tensor):
+    """Whether a tensor is a plain one, has all its numbers stored, and all of them are finite."""
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        return False
+    # One stored number may stand for any number of them.
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        return False
+    return not tensor.is_floating_point() or bool(tensor.isfinite().all())
 
 
 def load_checkpoint(path, stage=None):
@@ -192,6 +202,7 @@ def load_checkpoint(path, stage=None):
         raise FileNotFoundError(f"there is no checkpoint {path}")
     if not is_whole(path):
         raise ValueError(f"{path} cannot be read as a checkpoint: it is damaged or not one")
+    check_card(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -212,8 +223,8 @@ def load_checkpoint(path, stage=None):
         raise ValueError(f"{path} was made by a newer version of mini_dalle2: use that version")
     if stage not in (None, checkpoint["stage"]):
         raise ValueError(f"{path} is a checkpoint of {checkpoint['stage'][:40]}, not of {stage}")
-    if (name := not_finite(checkpoint)) is not None:
-        raise ValueError(f"{path} cannot be used: {name.strip()} in it is not finite")
+    if (name := unsound(checkpoint)) is not None:
+        raise ValueError(f"{path} cannot be used: {name.strip()} in it is not whole, or not finite")
     return checkpoint
 
 

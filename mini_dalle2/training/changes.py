@@ -31,6 +31,12 @@ def check_changes(args, config, saved, there, learning):
     there: the stages that the folder holds. learning: those that this call trains.
     """
     check_sizes(args, config, saved, there, learning)
+    if args.stage in LEARN_FROM and args.origin is not None:
+        left = [other for other in LEARN_FROM[args.stage]
+                if (Path(args.origin) / f"{other}.pt").is_file()]
+        if left:
+            raise ValueError(f"{', '.join(left)} of {args.origin} would not know the "
+                             f"{args.stage} that --from trains on: leave out --stage {args.stage}")
     if args.origin is None:
         check_data(args, config, saved, there)
         check_nobody_is_left_behind(args, config, there, learning)

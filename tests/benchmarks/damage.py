@@ -35,14 +35,14 @@ from mini_dalle2.training import overrides                                 # noq
 
 def read(path):
     """Read a file as the commands do: its values. Raises ValueError, OSError for damage."""
-    # Only the bundled weights have a card.
-    check_card(path.parent)
     if path.suffix == ".pt":
         return load_checkpoint(path, path.name.split(".")[0])
     if path.name == "config.json":
         return overrides.to_dict(overrides.from_dict(read_json(path)))
     if path.name == "tokenizer.json":
         return BPETokenizer.from_state_dict(read_json(path)).state_dict()
+    # The words of the bundled weights.
+    check_card(path)
     return path.read_bytes()
 
 
@@ -112,9 +112,15 @@ def main():
             print(f"{name:<24}{found['found']:>9}{found['harmless']:>10}{found['believed']:>10}",
                   flush=True)
         began = time.perf_counter()
-        check_card(box)
+        for path in box.glob("*.pt"):
+            load_checkpoint(path)
+        with_checks = time.perf_counter() - began
+        began = time.perf_counter()
+        for path in box.glob("*.pt"):
+            torch.load(path, weights_only=True)
+        alone = time.perf_counter() - began
         print(f"all {total['found']:>29}{total['harmless']:>10}{total['believed']:>10}\n"
-              f"the bundled weights beside their card: {time.perf_counter() - began:.3f} s")
+              f"reading the bundled weights: {with_checks:.3f} s, without checks {alone:.3f} s")
     return total["believed"] > 0
 
 

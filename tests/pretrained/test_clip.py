@@ -417,6 +417,14 @@ def pointer(path):
     return path
 
 
+def flipped(path):
+    """Flip a bit of a file, in its middle. Returns the path."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    return path
+
+
 def tiny_vit():
     return ViTModel(ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1,
                               intermediate_size=8, image_size=SIDE, patch_size=8))
@@ -451,6 +459,11 @@ REFUSED = [
     ("whole numbers for weights", lambda f, m: beside(
         f, m.laion.state_dict() | {"ln_final.weight": torch.ones(64, dtype=torch.int8)}, GELU),
      "ln_final.weight holds torch.int8, and weights are floats"),
+    ("weights that are no numbers", lambda f, m: beside(
+        f, m.laion.state_dict() | {"ln_final.weight": torch.full((64,), float("nan"))}, GELU),
+     "ln_final.weight is not whole, or not finite"),
+    ("a flipped bit", lambda f, m: flipped(beside(f, m.laion.state_dict(), GELU)),
+     "cannot be read as weights: it is damaged"),
     ("a projection without a shape", lambda f, m: m.laion.state_dict() | {
         "text_projection": torch.ones(3)}, "its tensors have other shapes"),
     ("no numbers", told(lambda c: c.update(text_config=[1])), "no configuration of a CLIP"),

@@ -229,7 +229,7 @@ def test_numbers_that_are_not_finite_are_refused_by_name(tmp_path, bad):
                         ({"optimizer": {3: {"exp_avg": torch.tensor(bad)}}}, "optimizer 3 exp_avg"),
                         ({"z_img": [torch.tensor([bad]).half()]}, "z_img")):
         save_checkpoint({"stage": "toy", "n": torch.tensor([1]), **where}, path)
-        with pytest.raises(ValueError, match=f"toy.pt cannot be used: {name} in it is not finite"):
+        with pytest.raises(ValueError, match=f"toy.pt cannot be used: {name} in it is not whole, or not finite"):
             load_checkpoint(path)
 
 
@@ -250,16 +250,26 @@ def test_a_card_names_the_file_that_is_damaged(tmp_path):
     (tmp_path / "a.pt").write_bytes(b"one")
     (tmp_path / "b.txt").write_bytes(b"two")
     (tmp_path / "README.md").write_text("# Card\n\n" + card_rows([tmp_path / "a.pt", tmp_path / "b.txt"]) + "\n")
-    check_card(tmp_path)
+    check_card(tmp_path / "a.pt")
+    check_card(tmp_path / "b.txt")
     (tmp_path / "b.txt").write_bytes(b"tvo")
     with pytest.raises(ValueError, match=r"b\.txt is damaged.*copy it once more"):
-        check_card(tmp_path)
-    (tmp_path / "b.txt").unlink()
-    check_card(tmp_path)
+        check_card(tmp_path / "b.txt")
+    check_card(tmp_path / "a.pt")
+    check_card(tmp_path / "not_listed.pt")
 
 
 def test_the_bundled_weights_are_those_of_their_card():
     card = (WEIGHTS / "README.md").read_text()
     names = re.findall(r"^\| (\S+) \| `\w{64}` \|$", card, re.MULTILINE)
     assert sorted(names) == sorted(path.name for path in WEIGHTS.iterdir() if path.suffix in (".pt", ".txt"))
-    check_card(WEIGHTS)
+    for name in names:
+        check_card(WEIGHTS / name)
+
+
+def test_a_number_that_stands_for_many_is_refused(tmp_path):
+    """A stranger's file of some kilobytes could fill any memory."""
+    path = tmp_path / "toy.pt"
+    save_checkpoint({"stage": "toy", "ema": {"w": torch.zeros(1).expand(1000, 1000)}}, path)
+    with pytest.raises(ValueError, match="ema w in it is not whole"):
+        load_checkpoint(path)
