@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from .configs import VARIANTS, build, load_weights, model_config, parameters
+from .configs import VARIANTS, VERSION, build, load_weights, model_config, parameters
 from .data.pixels import to_pil
 from .latents import Latents
 from .runtime.commands import how_to_begin, how_to_finish, how_to_train_again, train_command
@@ -61,6 +61,15 @@ def results_folder(run):
     return Path(".") if Path(run).resolve() == WEIGHTS.resolve() else Path(run)
 
 
+def check_version(path, checkpoint):
+    """Raise ValueError for a checkpoint of another version. Those without a record are older."""
+    version = checkpoint.get("version", VERSION)
+    if version != VERSION:
+        raise ValueError(f"{path} is of version {version!r:.20} of mini_dalle2's checkpoints, and "
+                         f"this is version {VERSION}: use the mini_dalle2 that made it, "
+                         f"or begin a new run")
+
+
 def load_model(path, stage=None):
     """Load a stage's file: (model with its EMA weights in eval mode, checkpoint).
 
@@ -69,6 +78,7 @@ def load_model(path, stage=None):
     file, a file of another stage, and weights of another version.
     """
     checkpoint = load_checkpoint(path, stage)
+    check_version(path, checkpoint)
     try:
         # A variant of training/variants.py is built as the stage that it is a variant of.
         kind = VARIANTS.get(checkpoint["stage"], checkpoint["stage"])

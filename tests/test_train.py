@@ -32,7 +32,7 @@ from mini_dalle2.prior import DiffusionPrior
 from mini_dalle2.pretrained.ship import ship
 from mini_dalle2.data.tables import Pictures
 from mini_dalle2.runtime.files import read_json, signature
-from mini_dalle2.training import guards, hints, log, origin, pace, stages
+from mini_dalle2.training import changes, guards, hints, log, origin, pace, stages
 from mini_dalle2.training.run import Run
 from mini_dalle2.runtime.files import load_checkpoint, read_metrics, save_checkpoint
 from mini_dalle2.training import overrides
@@ -266,8 +266,9 @@ def test_a_new_clip_makes_the_prior_stale(run, tmp_path, capsys):
     assert call(capsys, "--out", copy, "--stage=clip", "--clip.lr=3e-3")[0] == 0
     old = load_checkpoint(copy / "embeddings.pt")
     code, _, error = call(capsys, "--out", copy, "--stage=prior", "--resume", "--prior.steps=5")
-    assert code == 2 and "prior.pt was trained on the embeddings of another CLIP" in error
-    (copy / "prior.pt").unlink(), (copy / "prior.resume.pt").unlink()
+    assert code == 2 and "prior.pt" in error and "were trained on the embeddings of another CLIP" in error
+    for stage in configs.ON_CLIP:
+        (copy / f"{stage}.pt").unlink(), (copy / f"{stage}.resume.pt").unlink()
     assert call(capsys, "--out", copy, "--stage=prior")[0] == 0
     new = load_checkpoint(copy / "embeddings.pt")                          # computed again
     assert new["key"] != old["key"] and not torch.allclose(new["z_img"], old["z_img"], atol=1e-4)
@@ -492,7 +493,7 @@ def test_runs_of_older_versions_take_a_new_place_too(folder, tmp_path, capsys):
         shutil.copy(folder / f"00.{end}", tmp_path / "more" / f"99.{end}")
     begun = overrides.from_dict(read_json(run / "config.json")).data.source
     (run / "pictures.json").unlink()
-    assert not guards.is_other_data(run, str(tmp_path / "copy"), begun) and guards.is_other_data(run, str(tmp_path / "more"), begun)
+    assert not changes.is_other_data(run, str(tmp_path / "copy"), begun) and changes.is_other_data(run, str(tmp_path / "more"), begun)
     shutil.rmtree(place)
     code, out, _ = call(capsys, "--out", run, "--resume", "--stage=tokenizer", "--data", tmp_path / "copy")
     assert code == 0 and f"{place} is gone: those in {tmp_path / 'copy'} are taken for the same" in out

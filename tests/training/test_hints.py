@@ -11,6 +11,7 @@ import torch
 import sample
 import train
 from conftest import SMALL
+from mini_dalle2 import DALLE2, configs
 from mini_dalle2.runtime.files import load_checkpoint
 from mini_dalle2.training import guards, hints, overrides
 from mini_dalle2.training.run import Run
@@ -112,19 +113,20 @@ def test_a_stage_that_is_only_begun_comes_next(run, tmp_path):
 
 
 def test_what_a_new_clip_made_stale_is_named(run, tmp_path, capsys):
-    """After `--stage clip` alone, sample.py would refuse the prior. The printed way out works."""
+    """After `--stage clip` alone, sample.py would refuse four stages. The printed way out works."""
     copy = copy_of(run, tmp_path / "copy", ["clip.pt", "clip.resume.pt"])
     code, out, _ = call(capsys, "--out", copy, "--stage=clip", "--clip.lr=3e-3")
     told = out.strip().splitlines()[-1]
-    assert code == 0 and told.startswith(f"next: {copy}/prior.pt was trained on the embeddings")
-    assert "delete it and prior.resume.pt, then run python train.py" in told
-    for name in ("prior.pt", "prior.resume.pt"):
-        (copy / name).unlink()
-    assert printed(told) == ["--stage", "prior", "--out", str(copy)]
+    assert code == 0 and told.startswith(f"next: {copy}/prior.pt, {copy}/ar_prior.pt, ")
+    assert "were trained on the embeddings of another CLIP: delete prior.pt, prior.resume.pt" in told
+    for name in configs.ON_CLIP:
+        for end in (".pt", ".resume.pt"):
+            assert f"{name}{end}" in told
+            (copy / f"{name}{end}").unlink()
+    assert printed(told) == ["--out", str(copy), "--resume"]
     code, out, error = call(capsys, *printed(told))
     assert code == 0, error
-    # Then the same for the next one.
-    assert out.strip().splitlines()[-1].startswith(f"next: {copy}/ar_prior.pt was trained on")
+    assert out.count("was finished before") == 4 and DALLE2.load(copy)
 
 
 # ---------------------------------------------------------------------------- messages of train.py
@@ -142,7 +144,7 @@ def test_the_stage_to_run_first_is_that_of_this_command(tmp_path, capsys, begin)
 
 def test_an_unfinished_clip_is_finished_by_the_printed_command(run, tmp_path, begin):
     """`--stage prior` on a CLIP that was interrupted."""
-    gone = [f"prior{end}" for end in (".pt", ".resume.pt")]
+    gone = [f"{name}{end}" for name in configs.ON_CLIP for end in (".pt", ".resume.pt")]
     copy = copy_of(run, tmp_path / "a copy", [*gone, "clip.pt", "clip.resume.pt"])
     for name in ("clip.pt", "clip.resume.pt"):
         torch.save(load_checkpoint(run / name) | {"step": 2}, copy / name)
