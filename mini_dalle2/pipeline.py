@@ -79,6 +79,7 @@ def load_model(path, stage=None):
     """
     checkpoint = load_checkpoint(path, stage)
     check_version(path, checkpoint)
+    again = how_to_train_again(Path(path).parent, checkpoint["stage"])
     try:
         # A variant of training/variants.py is built as the stage that it is a variant of.
         kind = VARIANTS.get(checkpoint["stage"], checkpoint["stage"])
@@ -86,9 +87,8 @@ def load_model(path, stage=None):
         load_weights(model, checkpoint["ema"])
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path} does not fit this version's models: {reason}") from None
+        raise ValueError(f"{path} does not fit this version's models ({reason}): {again}") from None
     if not {"step", "steps"} <= checkpoint.keys():
-        again = how_to_train_again(Path(path).parent, checkpoint["stage"])
         raise ValueError(f"{path} has no step count: {again}")
     return model.eval().requires_grad_(False), checkpoint
 

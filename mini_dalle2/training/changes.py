@@ -21,10 +21,11 @@ from pathlib import Path
 
 from .. import configs
 from ..data.tables import folder_digest
+from ..runtime.commands import how_to_delete
 from ..runtime.files import load_checkpoint, read_json
 from ..runtime.processes import is_main
-from . import hints
-from .made import check_variant, is_made, steps_taken
+from . import hints, overrides
+from .made import check_variant, is_made, newest, steps_taken, what_is_learned
 
 # These stages are a part of what others learn: they may take no more steps then.
 LEARNED_FROM = {"clip": configs.ON_CLIP, "sketch": ("decoder",)}
@@ -85,13 +86,16 @@ def check_origin(args, config, saved):
 
     Raises ValueError.
     """
+    origin = Path(args.origin)
     for base, others in LEARNED_FROM.items():
-        known = [name for name in others if is_made(Path(args.origin), name)]
+        known = [name for name in others if is_made(origin, name)]
         steps = getattr(config, base).train.steps
         if known and args.stage == base:
-            raise ValueError(f"{', '.join(known)} of {args.origin} would not know the {base} after "
+            raise ValueError(f"{', '.join(known)} of {origin} would not know the {base} after "
                              f"further steps of it alone: leave out --stage {base}")
-        if base not in asked(args) and steps > getattr(saved, base).train.steps:
+        # Of a sketch that lies in a decoder, nobody asks how many steps it took.
+        more = is_made(origin, base) and steps > getattr(saved, base).train.steps
+        if more and base not in asked(args):
             raise ValueError(f"--stage {args.stage} does not train the {base}: "
                              f"leave out --{base}.steps={steps}")
 
@@ -99,23 +103,33 @@ def check_origin(args, config, saved):
 def check_steps(run):
     """Refuse more steps of a CLIP or a sketch that other stages have learned from.
 
-    A CLIP or a sketch whose files are lost may be learned again: a note says what then follows.
     Raises ValueError.
     """
     for base in (name for name in LEARNED_FROM if name in configs.stages(run.config)):
         known = [name for name in LEARNED_FROM[base] if steps_taken(run.folder, name)]
         step = steps_taken(run.folder, base)
-        if not known:
-            continue
-        if step is None:
-            if base in run.names and is_main():
-                print(f"note: {', '.join(known)} learned from a {base} that is not in "
-                      f"{run.folder} any more; if the new one differs, they cannot be used with it")
-        elif step < getattr(run.config, base).train.steps:
+        if known and step is None and base in run.names:
+            check_lost(run, base, known)
+        elif known and step is not None and step < getattr(run.config, base).train.steps:
             raise ValueError(
                 f"{run.folder}/{base}.pt cannot take more steps, because {', '.join(known)} "
                 f"learned from it: keep --{base}.steps={step}, or begin a new run that trains "
                 f"all of them further, with `{hints.new_run(run)}`")
+
+
+def check_lost(run, base, known):
+    """Say what follows when a CLIP or a sketch is learned again because its files are lost.
+
+    known: the stages that learned from it. They also know its settings. Raises ValueError for
+    others.
+    """
+    lost = f"{', '.join(known)} learned from a {base} that is not in {run.folder} any more"
+    then = overrides.from_dict(newest(run.folder, known[0]).get("config"))
+    if what_is_learned(then, base) != what_is_learned(run.config, base):
+        raise ValueError(f"{lost}, and these settings make another one: go back to its settings, "
+                         f"or {how_to_delete(run.folder, known)}")
+    if is_main():
+        print(f"note: {lost}; should the new one differ, they must be trained again")
 
 
 def note_variants(run):

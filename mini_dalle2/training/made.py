@@ -37,15 +37,21 @@ def is_begun(folder):
     return is_run(folder) and any(is_made(folder, stage) for stage in configs.STAGES)
 
 
-def steps_taken(folder, stage):
-    """The steps that a stage has taken: 0 for a copy by --from, None without its files.
+def newest(folder, stage):
+    """The checkpoint of a stage, or what it would go on from; None without both.
 
     Raises ValueError.
     """
     for name in (f"{stage}.pt", f"{stage}.resume.pt"):
         if (folder / name).is_file():
-            return load_checkpoint(folder / name, stage)["step"]
+            return load_checkpoint(folder / name, stage)
     return None
+
+
+def steps_taken(folder, stage):
+    """The steps that a stage has taken: 0 for a copy by --from, None without its files."""
+    checkpoint = newest(folder, stage)
+    return None if checkpoint is None else checkpoint["step"]
 
 
 def is_finished(run, name):
@@ -89,6 +95,10 @@ def check_models(run):
         model, checkpoint = load_model(path, name)
         if name == "clip":
             clip = signature(checkpoint["ema"])
+            # Sampling goes by the record.
+            if checkpoint.get("clip_signature") != clip:
+                raise ValueError(f"{path} is damaged: it holds other weights than it says; "
+                                 f"{how_to_train_again(run.folder, name)}")
         if configs.sizes(model.cfg) != configs.sizes(getattr(run.config, name).model):
             raise ValueError(f"{path} has other sizes than {run.folder}/config.json says: "
                              f"{how_to_train_again(run.folder, name)}")
@@ -157,11 +167,11 @@ def check_variant(run, name, checkpoint, path):
 
 
 def what_is_learned(config, name):
-    """The settings that a variant's weights depend on. What is off is left out.
+    """The settings that a stage's or a variant's weights depend on. What is off is left out.
 
     A model's class may differ then: the paper's cannot say that a trick is off.
     """
-    stage = getattr(config, configs.VARIANTS[name])
+    stage = getattr(config, configs.VARIANTS.get(name, name))
     model = {key: value for key, value in asdict(stage.model).items()
              if not (key in configs.OFF and configs.OFF[key] == value)}
     usual = configs.TrainConfig()
