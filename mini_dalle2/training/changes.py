@@ -12,7 +12,8 @@ steps                       yes, but not of a CLIP or a sketch that others have 
 lr, batch_size and the rest yes: a stage goes on with them
 
 --from begins a new run with the weights of another, and may have any data. From the same folder of
-pictures it keeps the validation pictures. Lost files are learned again, and a note says so.
+pictures it keeps the validation pictures. A CLIP or a sketch whose files are lost is learned again
+with the settings that it had, and a note says so.
 
 Read next: guards.py, which asks here.
 """
@@ -88,14 +89,14 @@ def check_origin(args, config, saved):
     """
     origin = Path(args.origin)
     for base, others in LEARNED_FROM.items():
-        known = [name for name in others if is_made(origin, name)]
+        known = [name for name in others if (origin / f"{name}.pt").is_file()]
         steps = getattr(config, base).train.steps
         if known and args.stage == base:
             raise ValueError(f"{', '.join(known)} of {origin} would not know the {base} after "
                              f"further steps of it alone: leave out --stage {base}")
         # Of a sketch that lies in a decoder, nobody asks how many steps it took.
-        more = is_made(origin, base) and steps > getattr(saved, base).train.steps
-        if more and base not in asked(args):
+        there = (origin / f"{base}.pt").is_file()
+        if there and base not in asked(args) and steps > getattr(saved, base).train.steps:
             raise ValueError(f"--stage {args.stage} does not train the {base}: "
                              f"leave out --{base}.steps={steps}")
 
@@ -156,6 +157,8 @@ def check_data(args, config, saved, there):
     there: the stages that exist. Prints a note where a number of pictures changes.
     Raises ValueError.
     """
+    if not there and args.origin is None:
+        return
     now, then = config.data, saved.data
     of_folder = now.source != "shapes"
     folder, way = args.run, "choose another folder with --out"
@@ -169,8 +172,8 @@ def check_data(args, config, saved, there):
             raise ValueError(f"{folder} has trained on pictures that --data.val_images="
                              f"{now.val_images} would make validation pictures: "
                              f"keep --data.val_images={then.val_images}, or {way}")
-    if now.near_misses != then.near_misses and "clip" in there \
-            and not learns_on(args, config, "clip"):
+    learned = "clip" in there and not learns_on(args, config, "clip")
+    if learned and now.near_misses != then.near_misses:
         raise ValueError(f"{folder} holds a clip that learned with --data.near_misses="
                          f"{str(then.near_misses).lower()}: keep it, or {way}")
     if args.origin is None:

@@ -1,7 +1,6 @@
 """changes.py: each row of its table, on a finished run; what is refused leaves every file."""
 
 import json
-import os
 import shutil
 
 import pytest
@@ -241,6 +240,12 @@ def test_fewer_validation_pictures_are_among_those_before(own, tmp_path, begin):
     assert opened.config.data.val_images == 7
 
 
+def test_what_nothing_has_learned_from_may_change(own, tmp_path, begin):
+    copy = copy_of(own, tmp_path / "copy", ["tokenizer.json"])
+    opened = begin("--out", copy, "--resume", "--data.seed=1", "--data.val_images=9")
+    assert (opened.config.data.seed, opened.config.data.val_images) == (1, 9)
+
+
 # ---------------------------------------------------------------------------- --from
 
 def test_from_may_have_other_data_but_not_the_validation_pictures(run, own, tmp_path, begin):
@@ -278,4 +283,3 @@ def test_a_run_from_another_takes_more_clip_while_it_is_the_first(run, tmp_path,
         save_checkpoint(clip, new / name)
     opened = begin("--out", new, "--resume", "--clip.steps=6")
     assert opened.done == ["tokenizer"]
-    os.remove(new / "clip.resume.pt")
