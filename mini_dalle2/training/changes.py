@@ -134,7 +134,7 @@ def check_lost(run, base, known):
 
 
 def note_variants(run):
-    """Say which models of an evaluation no longer fit the settings of the run."""
+    """Say which models of an evaluation do not belong to the run as it is now."""
     stale = []
     for name in configs.VARIANTS:
         path = run.folder / f"{name}.pt"
@@ -145,7 +145,7 @@ def note_variants(run):
         except ValueError:
             stale.append(name)
     if stale and is_main():
-        print(f"note: {', '.join(stale)} had other settings than the run has now; "
+        print(f"note: {', '.join(stale)} no longer belong to this run; "
               f"an evaluation will ask for them again")
 
 

@@ -206,7 +206,7 @@ def test_stages_of_an_evaluation_that_no_longer_fit_are_named(run, tmp_path, cap
     begin("--out", copy, "--resume", "--prior.steps=5")
     assert "note" not in capsys.readouterr().out
     begin("--out", copy, "--resume", "--decoder.steps=5")
-    assert "note: glide had other settings than the run has now" in capsys.readouterr().out
+    assert "note: glide no longer belong to this run; an evaluation" in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------------------- a folder of pictures
