@@ -83,6 +83,9 @@ MODELS = {
     "upsampler1": {UpsamplerConfig: Upsampler, PatchUpsamplerConfig: Upsampler},
     "upsampler2": {UpsamplerConfig: Upsampler, PatchUpsamplerConfig: Upsampler}}
 STAGES = ("tokenizer", *MODELS)
+# Each checkpoint records it. Raise it when weights of before would be read with another meaning.
+# Checkpoints without a record are from before there was one, and still mean the same.
+VERSION = 1
 # What only an evaluation needs, and the stage that each is a variant of (training/variants.py).
 VARIANTS = {"judge": "clip", "glide": "decoder", "with_sam": "clip", "without_sam": "clip",
             "without_sam_half": "clip", "without_sam_quarter": "clip"}

@@ -22,9 +22,10 @@ import torch
 import torch.nn.functional as F
 
 from .configs import (
-    VARIANTS, build, check_weights, load_weights, model_config, parameters, weights_for)
+    VARIANTS, VERSION, build, check_weights, load_weights, model_config, parameters, weights_for)
 from .data.pixels import to_pil
 from .latents import Latents
+from .runtime.checks import brief
 from .runtime.commands import how_to_begin, how_to_finish, how_to_train_again, train_command
 from .runtime.device import pick_device, shorten
 from .runtime.files import load_checkpoint
@@ -83,7 +84,14 @@ def kind_of(checkpoint):
 
 def check_fits(path, checkpoint):
     """Raise ValueError unless a checkpoint fits this version's models. No memory is taken for one.
+
+    A checkpoint without a record of its version is older, and may fit all the same.
     """
+    again = how_to_train_again(Path(path).parent, checkpoint["stage"])
+    version = checkpoint.get("version", VERSION)
+    if version != VERSION:
+        raise ValueError(f"{path} is of version {brief(version)} of mini_dalle2's checkpoints, and this is "
+                         f"version {VERSION}: use the mini_dalle2 that made it, or begin a new run")
     try:
         # "meta" has shapes without memory.
         with torch.device("meta"):
@@ -91,9 +99,8 @@ def check_fits(path, checkpoint):
         check_weights(model.state_dict(), weights_for(model, checkpoint["ema"]))
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path} does not fit this version's models: {reason}") from None
+        raise ValueError(f"{path} does not fit this version's models ({reason}): {again}") from None
     if not {"step", "steps"} <= checkpoint.keys():
-        again = how_to_train_again(Path(path).parent, checkpoint["stage"])
         raise ValueError(f"{path} has no step count: {again}")
 
 

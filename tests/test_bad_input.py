@@ -311,7 +311,7 @@ RUNS = {
     "no tokenizer yet": (train, [*FRESH, "--stage=clip"], "tokenizer.json is missing"),
     "half a tokenizer": (train, MORE, "run/tokenizer.json is damaged", cut("run/tokenizer.json")),
     "a tokenizer with impossible merges": (train, MORE, "run/tokenizer.json is damaged", file("run/tokenizer.json", '{"merges": ["zz zz"]}')),
-    "another tokenizer than CLIP's": (train, MORE, "run/tokenizer.json is another tokenizer than that in run/clip.pt", other_tokenizer),
+    "another tokenizer than CLIP's": (train, MORE, "run/clip.pt knows another tokenizer than run/tokenizer.json", other_tokenizer),
     "a prior of another tokenizer": (sample, ["text", "a circle", *DRAW], "run/prior.pt was trained with another tokenizer",
                                      amended("run/prior.pt", tokenizer={"merges": []})),
     "weights that are no numbers": (sample, ["text", "a circle", *DRAW], "run/decoder.pt cannot be used: ema", poisoned("run/decoder.pt", "ema")),

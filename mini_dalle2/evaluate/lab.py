@@ -30,7 +30,7 @@ from ..runtime.commands import how_to_delete, is_run, sentence, train_command
 from ..runtime.files import load_checkpoint, read_json, signature
 from ..runtime.processes import agreed, is_main
 from ..training import overrides
-from ..training.guards import is_made, what_is_learned
+from ..training.made import is_made, what_is_learned
 from ..training.variants import variant
 from .captions import EDITS, choose_scenes
 from .seen import Seen, few_colours

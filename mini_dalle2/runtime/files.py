@@ -22,11 +22,9 @@ from .signals import waiting
 LEFTOVER = ".mini_dalle2-*.tmp"
 # The key of the digest in our JSON files.
 DIGEST = "sha256_of_the_rest"
-# What checkpoints mean. A higher number stands for weights that an older version would misread.
-VERSION = 1
 # The types of what a checkpoint may hold.
 FIELDS = {
-    "version": int, "step": int, "steps": int, "seconds": (int, float), "config": dict,
+    "step": int, "steps": int, "seconds": (int, float), "config": dict,
     "model_config": dict, "clip_signature": (str, type(None)), "tokenizer": (dict, type(None)),
     "ema": dict, "model": dict, "optimizer": dict, "streams": dict}
 # How the last part of a zip file begins, and the length of a comment of 64 characters.
@@ -100,7 +98,7 @@ def save_checkpoint(checkpoint, path):
     """
     with atomic_open(path) as file:
         whole = Digesting(file)
-        torch.save({"version": VERSION} | checkpoint, whole)
+        torch.save(checkpoint, whole)
         # A zip file ends with the length of its comment, two bytes, and the comment.
         file.seek(-2, os.SEEK_END)
         file.write(COMMENT + whole.digest.hexdigest().encode())
@@ -219,8 +217,6 @@ def load_checkpoint(path, stage=None):
         if not 0 <= checkpoint.get(name, 0) < 2 ** 63:
             raise ValueError(f"{path} is no checkpoint of mini_dalle2: its {name} is no number of "
                              f"steps")
-    if checkpoint.get("version", VERSION) > VERSION:
-        raise ValueError(f"{path} was made by a newer version of mini_dalle2: use that version")
     if stage not in (None, checkpoint["stage"]):
         raise ValueError(f"{path} is a checkpoint of {checkpoint['stage'][:40]}, not of {stage}")
     if (name := unsound(checkpoint)) is not None:

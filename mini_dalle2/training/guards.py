@@ -5,32 +5,28 @@ settle           the configuration: the folder's own, or a preset's, with the ch
 stages_to_train  the stages of this call
 check_memory     whether the models and the pictures fit into this machine
 check_compile    whether torch.compile works here, if it is asked for
-check_files      whether what the first stage needs is there, and which stages are finished
+check_folder     whether what is there belongs together, and which stages are finished
 
-Read next: run.py, which calls them.
+Read next: run.py, which calls them; changes.py for what a resume may change.
 """
 
 import os
 import shutil
-from dataclasses import asdict, replace
 
 import torch
 
 from .. import configs
 from ..data.tables import is_large
-from ..pipeline import check_fits
-from ..runtime.commands import is_run, word
+from ..runtime.commands import word
 from ..runtime.device import machine_memory
-from ..runtime.files import load_checkpoint, read_json
+from ..runtime.files import read_json
 from ..runtime.processes import world
-from . import budget, hints, overrides
-from .changes import check_changes
-from .origin import origin_config, sketch_in
+from . import budget, changes, hints, made, overrides
+from .changes import asked
+from .made import is_begun, is_made
+from .origin import origin_config
 from .rehearsal import check_one_step
 from .variants import variant
-
-# Settings of a training that do not change what a model learns.
-MEMORY_AND_SPEED = ("accumulate", "recompute", "shard", "compile", "save_every", "log_every")
 
 
 # ---------------------------------------------------------------------------- the configuration
@@ -46,15 +42,17 @@ def settle(args):
     if saved and args.preset not in (None, saved.preset):
         raise ValueError(f"{args.run} was begun with the preset {saved.preset}, "
                          f"not {args.preset}: choose another --out")
-    changes = [] if args.data is None else [f"--data.source={args.data}"]
-    changes += args.settings
-    config = overrides.override(budget.begin(args, saved, changes), changes)
+    settings = [] if args.data is None else [f"--data.source={args.data}"]
+    settings += args.settings
+    config = overrides.override(budget.begin(args, saved, settings), settings)
     if is_of_variants(args):
-        check_variants_can_follow(args, config, saved, changes)
+        check_variants_can_follow(args, config, saved, settings)
     # Sizes come first: to a run of other sizes, --resume is no remedy.
     if saved:
-        learning = [stage for stage in configs.MODELS if learns_on(args, config, stage)]
-        check_changes(args, config, saved, there, learning)
+        changes.check_unchanged(args, config, saved, there)
+        changes.check_data(args, config, saved, there)
+    if args.origin is not None:
+        changes.check_origin(args, config, saved)
     check_nothing_is_overwritten(args)
     for stage in configs.MODELS:
         check_one_step(stage, getattr(config, stage).model)
@@ -75,28 +73,9 @@ def check_flags(args):
                          "leave out --resume, --preset and --stage tokenizer")
 
 
-def is_made(folder, stage):
-    """Whether a run folder holds anything of a stage or a variant."""
-    names = [f"{stage}.pt", f"{stage}.resume.pt"]
-    if stage == "tokenizer":
-        names = ["tokenizer.json"]
-    return any((folder / name).is_file() for name in names)
-
-
-def is_begun(folder):
-    """Whether a run folder holds a run that can go on."""
-    return is_run(folder) and any(is_made(folder, stage) for stage in configs.STAGES)
-
-
 def is_of_variants(args):
     """Whether this call trains models that only an evaluation needs."""
     return args.stage == "evaluation" or args.stage in configs.VARIANTS
-
-
-def asked(args):
-    """The names that --stage stands for."""
-    groups = {"all": list(configs.STAGES), "evaluation": list(configs.VARIANTS)}
-    return groups.get(args.stage, [args.stage])
 
 
 def saved_config(args, there):
@@ -134,17 +113,7 @@ def check_nothing_is_overwritten(args):
                          f"with it, or choose another folder with --out")
 
 
-def learns_on(args, config, stage):
-    """Whether this call takes further steps of a model that exists. Raises OSError, ValueError."""
-    if stage not in asked(args):
-        return False
-    path = args.run / f"{stage}.pt"
-    if args.origin is not None or not path.is_file():
-        return True
-    return load_checkpoint(path, stage)["step"] < getattr(config, stage).train.steps
-
-
-def check_variants_can_follow(args, config, saved, changes):
+def check_variants_can_follow(args, config, saved, settings):
     """The models of an evaluation need a run, and follow its settings.
 
     Raises FileNotFoundError, ValueError.
@@ -154,7 +123,7 @@ def check_variants_can_follow(args, config, saved, changes):
                                 f"to: run `python train.py --out {word(args.run)}` first")
     if config != saved:
         raise ValueError(f"--stage {args.stage} follows the settings in {args.run}/config.json: "
-                         f"leave out {' '.join(changes).replace('--data.source=', '--data ')}")
+                         f"leave out {' '.join(settings).replace('--data.source=', '--data ')}")
     for name in asked(args):
         check_one_step(configs.VARIANTS[name],
                        getattr(variant(config, name), configs.VARIANTS[name]).model)
@@ -244,119 +213,12 @@ def check_compile(run):
 
 # ---------------------------------------------------------------------------- what is there
 
-def is_finished(run, name):
-    """Whether a stage needs no more steps.
+def check_folder(run):
+    """Read all that the run folder holds. Return the names of the stages that are finished.
 
-    Raises ValueError when it needs some and cannot take them, or belongs to another CLIP.
+    Raises FileNotFoundError, ValueError when something is missing, damaged or of another run.
     """
-    path = run.folder / f"{name}.pt"
-    if name == "tokenizer":
-        return is_made(run.folder, name)
-    if not path.is_file():
-        return False
-    base = configs.VARIANTS.get(name, name)
-    checkpoint = load_checkpoint(path, name)
-    step = checkpoint["step"]
-    # This is where --from begins.
-    if step == 0:
-        return False
-    if name in configs.VARIANTS:
-        check_variant(run, name, checkpoint, path)
-    steps = getattr(run.config_of(name), base).train.steps
-    # The prior measures its analytic variance after the last step. Ctrl-C may have come between.
-    done = step >= steps and (base != "prior" or bool(checkpoint["ema"]["cov"].any()))
-    if not done and not (run.folder / f"{name}.resume.pt").is_file():
-        raise ValueError(f"{path} is not finished ({step} of {steps} steps), and {name}.resume.pt, "
-                         f"which is needed to go on, is not there: delete {name}.pt, and begin it anew")
-    remedy = (f"delete it and {name}.resume.pt, then run python train.py --stage {name} "
-              f"--out {word(run.folder)}")
-    if base in configs.ON_CLIP and checkpoint["clip_signature"] != run.frozen_clip()[1]:
-        raise ValueError(f"{path} was trained on the embeddings of another CLIP: {remedy}")
-    if base == "decoder" and not has_the_runs_sketch(run, checkpoint):
-        sketch = run.folder / "sketch.pt"
-        raise ValueError(f"{path} was shown another sketch than {sketch}: {remedy}")
-    return done
-
-
-def has_the_runs_sketch(run, checkpoint):
-    """Whether the sketch in a decoder's checkpoint is the run's, as far as there are sketches."""
-    shown = sketch_in(checkpoint)
-    path = run.folder / "sketch.pt"
-    if not shown or not path.is_file():
-        return True
-    now = load_checkpoint(path, "sketch")["ema"]
-    return all(torch.equal(value.float(), now[name].float()) for name, value in shown.items())
-
-
-def check_variant(run, name, checkpoint, path):
-    """Refuse a variant that was made from another run. Raises ValueError."""
-    try:
-        then = overrides.from_dict(checkpoint.get("config"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
-    now = run.config_of(name)
-    same = (what_is_learned(then, name) == what_is_learned(now, name)
-            and checkpoint.get("tokenizer") == run.tokenizer().state_dict())
-    if not same:
-        raise ValueError(f"{path} was trained with other settings or another tokenizer than the "
-                         f"run has now: delete {name}.pt and {name}.resume.pt, and train it again "
-                         f"with --stage {name} --out {word(run.folder)}")
-
-
-def what_is_learned(config, name):
-    """The settings that a variant's weights depend on. What is off is left out.
-
-    A model's class may differ then: the paper's cannot say that a trick is off.
-    """
-    stage = getattr(config, configs.VARIANTS[name])
-    model = {key: value for key, value in asdict(stage.model).items()
-             if not (key in configs.OFF and configs.OFF[key] == value)}
-    usual = configs.TrainConfig()
-    same = {key: getattr(usual, key) for key in MEMORY_AND_SPEED}
-    return config.data, model, replace(stage.train, **same)
-
-
-def check_files(run):
-    """Read what the first unfinished stage needs. Return the names of those finished before it.
-
-    Raises FileNotFoundError, ValueError when something is missing or damaged.
-    """
-    for name in configs.MODELS:
-        path = run.folder / f"{name}.pt"
-        if path.is_file():
-            # It may be from another version, and then the run would end unusable.
-            check_fits(path, load_checkpoint(path, name))
-    done = []
-    for name in run.names:
-        if run.resume and is_finished(run, name):
-            done.append(name)
-            continue
-        base = configs.VARIANTS.get(name, name)
-        if name != "tokenizer":
-            run.tokenizer()
-        if base in configs.ON_CLIP:
-            run.frozen_clip()
-        if base == "decoder" and "sketch" in configs.stages(run.config_of(name)):
-            run.frozen_sketch()
-        latest = run.folder / f"{name}.resume.pt"
-        if run.resume and latest.is_file():
-            check_can_go_on(run, name, latest)
-        break
-    return done
-
-
-def check_can_go_on(run, name, latest):
-    """Refuse a NAME.resume.pt that is not of this model. Raises ValueError."""
-    base = configs.VARIANTS.get(name, name)
-    saved = load_checkpoint(latest, name)
-    if "optimizer" not in saved:
-        raise ValueError(f"{latest} is not from training")
-    if name == "clip":
-        run.check_tokenizer(saved)
-    if name in configs.VARIANTS:
-        check_variant(run, name, saved, latest)
-    check_fits(latest, saved)
-    now = getattr(run.config_of(name), base).model
-    then = configs.model_config(base, saved["model_config"])
-    if configs.sizes(then) != configs.sizes(now):
-        raise ValueError(f"{latest} belongs to a model of other sizes")
+    made.check_models(run)
+    changes.check_steps(run)
+    changes.note_variants(run)
+    return made.check_files(run)

@@ -4,6 +4,7 @@ Read next: pace.py.
 """
 
 import shlex
+from pathlib import Path
 
 import torch
 
@@ -37,16 +38,32 @@ def begun_runs(args):
     return f"name the run, as in python train.py --out {word(found[-1].parent)} --resume"
 
 
-def instead(words, stage):
-    """The words of a command line, for another stage."""
+def without(words, flags):
+    """The words of a command line, without some flags that take a value."""
     kept = []
     rest = iter(words)
     for one in rest:
-        if one == "--stage":
+        if one in flags:
             next(rest)
-        elif not one.startswith("--stage="):
+        elif one.partition("=")[0] not in flags:
             kept.append(one)
-    return f"{launcher()} train.py {shlex.join([*kept, '--stage', stage])}"
+    return kept
+
+
+def instead(words, stage):
+    """The command line, for another stage."""
+    kept = [*without(words, ["--stage"]), "--stage", stage]
+    return f"{launcher()} train.py {shlex.join(kept)}"
+
+
+def new_run(run):
+    """The command that trains the stages of a run further, in a folder beside it."""
+    kept = without(run.words, ["--stage", "--out", "--preset", "--from"])
+    kept = [one for one in kept if one != "--resume"]
+    beside = (Path(f"{run.folder}-{i}") for i in range(2, 1000))
+    out = next(folder for folder in beside if not folder.exists())
+    more = f" {shlex.join(kept)}" if kept else ""
+    return f"{launcher()} train.py --from {word(run.folder)} --out {word(out)}{more}"
 
 
 def smaller(name, weights):

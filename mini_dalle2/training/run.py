@@ -25,7 +25,7 @@ from ..runtime.files import (
     atomic_open, load_checkpoint, read_json, save_checkpoint, signature, write_json)
 from ..runtime.processes import barrier, is_main, launcher, main_first
 from ..tokenizer import BPETokenizer
-from . import changes, guards, hints, overrides
+from . import changes, guards, hints, made, overrides
 from .origin import copy_origin
 from .variants import variant
 
@@ -69,7 +69,7 @@ class Run:
         guards.check_memory(run)
         guards.check_compile(run)
         if args.origin is None:
-            run.done = guards.check_files(run)
+            run.done = guards.check_folder(run)
         args.run.mkdir(parents=True, exist_ok=True)
         # The other processes may still be looking at what the folder holds.
         barrier()
@@ -77,14 +77,14 @@ class Run:
             with main_first():
                 if is_main():
                     copy_origin(run, args.origin)
-            run.done = guards.check_files(run)
+            run.done = guards.check_folder(run)
         run.keep_config()
         run.note_pictures()
         return run
 
     def is_done(self, name):
         """Whether a stage needs no more steps. Raises ValueError when it cannot go on."""
-        return name in self.done or self.resume and guards.is_finished(self, name)
+        return name in self.done or self.resume and made.is_finished(self, name)
 
     def lacks(self, names):
         """Those of the stages that are not finished; this call has finished its own.
@@ -92,7 +92,7 @@ class Run:
         Raises ValueError for a stage that cannot go on, and says what to do.
         """
         return [name for name in names
-                if name not in self.names and not guards.is_finished(self, name)]
+                if name not in self.names and not made.is_finished(self, name)]
 
     def config_of(self, name):
         """The configuration that a stage is trained with; a variant has some other settings."""
@@ -159,12 +159,6 @@ class Run:
         except ValueError as error:
             raise ValueError(f"{path} is damaged: {error}") from None
 
-    def check_tokenizer(self, checkpoint):
-        """Raise ValueError if a checkpoint of CLIP holds another tokenizer than the run has."""
-        if checkpoint.get("tokenizer") != self.tokenizer().state_dict():
-            raise ValueError(f"{self.folder}/tokenizer.json is another tokenizer than that in "
-                             f"{self.folder}/{checkpoint['stage']}.pt: copy both files once more")
-
     def finished_model(self, stage):
         """(model, checkpoint) of an earlier stage to build upon.
 
@@ -182,7 +176,7 @@ class Run:
     def first(self, stage, more=""):
         """What to do when an earlier stage is missing. Ends in a command."""
         command = hints.instead(self.words, stage)
-        if any(guards.is_made(self.folder, other) for other in configs.STAGES):
+        if any(made.is_made(self.folder, other) for other in configs.STAGES):
             # The folder knows all settings.
             command = f"python train.py --stage {stage} --out {word(self.folder)}{more}"
         return f"run `{command}` first"
@@ -191,7 +185,6 @@ class Run:
         """(the run's finished CLIP, the signature of its weights). Raises as finished_model."""
         if self._clip is None:
             model, checkpoint = self.finished_model("clip")
-            self.check_tokenizer(checkpoint)
             self._clip = model.to(self.device), signature(checkpoint["ema"])
         return self._clip
 

@@ -157,8 +157,9 @@ class TrainingStage(abc.ABC):
 
     def header(self, ema):
         """{name: plain value} that NAME.pt holds beside the EMA weights."""
-        return {"config": overrides.to_dict(self.config), "model_config": asdict(self.model_config),
-                "tokenizer": self.tokenizer_state(), "clip_signature": self.clip_signature(ema)}
+        return {"version": configs.VERSION, "config": overrides.to_dict(self.config),
+                "model_config": asdict(self.model_config), "tokenizer": self.tokenizer_state(),
+                "clip_signature": self.clip_signature(ema)}
 
     def tokenizer_state(self):
         """The run's tokenizer, for the models that read captions; None for the upsamplers."""
