@@ -55,6 +55,8 @@ def test_what_is_out_of_date_is_not_shown(copied):
     whole = path.read_text()
     path.write_text(whole[:50])
     assert known(Maker(Lab(copied, 16, "cpu")), one) is None, "damaged"
+    path.write_text(whole.replace('"seconds": {', '"seconds": {"other": 7,'))
+    assert known(Maker(Lab(copied, 16, "cpu")), one) is None, "another value"
     path.write_text(whole)
     # One weight of the prior is another one. All goes, also what does not depend on the prior.
     saved = torch.load(copied / "prior.pt", weights_only=True)

@@ -8,6 +8,7 @@ from mini_dalle2.evaluate.lab import Lab
 from mini_dalle2.evaluate.making import Maker
 from mini_dalle2.evaluate.recipes import Embed, Sampled
 from mini_dalle2.pipeline import DALLE2
+from mini_dalle2.runtime.files import load_checkpoint, save_checkpoint
 
 SHAPES = [name for name, one in EXPERIMENTS.items() if one.data != "folder"]
 
@@ -81,3 +82,19 @@ def test_inversion_and_moves(evaluated):
     assert torch.allclose(
         lab.model.ar_prior.codes.project(full, lab.model.clip.cfg.clip_dim), full, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("damage", ["one bit", "a number that is not finite"])
+def test_a_damaged_file_of_the_cache_is_made_again(copied, damage):
+    maker = Maker(Lab(copied, 16, "cpu"))
+    recipe = maker.settled(Embed(16, prior="true"))
+    whole = maker.load_or_make(recipe)
+    path = maker.place(recipe)
+    if damage == "one bit":
+        data = bytearray(path.read_bytes())
+        data[data.index(whole.numpy().tobytes()) + 5] ^= 1
+        path.write_bytes(data)
+    else:
+        save_checkpoint(load_checkpoint(path) | {"made": whole / 0}, path)
+    assert torch.equal(maker.load_or_make(recipe), whole)
+    assert torch.equal(load_checkpoint(path, "cache")["made"], whole)
