@@ -331,7 +331,7 @@ RUNS = {
     "a hundred million layers in a flag": (train, [*FRESH, "--clip.vision_layers=100000000"], "vision_layers must be at most 500, not 100000000"),
     "a width beyond all machines": (train, [*FRESH, "--clip.vision_width=1000000000000"], "vision_width must be at most 1000000"),
     "a thousand levels": (train, [*FRESH, "--decoder.channel_mult=" + ",".join("1" * 1000)], "channel_mult has 1000 numbers"),
-    "a config.json that was edited": (train, MORE, "run/config.json cannot be used: it was changed after it was written", edited),
+    "a config.json that was edited": (train, MORE, "run/config.json cannot be used: it was edited or damaged", edited),
     "no CLIP yet": (train, [*MORE[:2], "--stage=prior"], "run/clip.pt is missing", gone("run/clip.pt", "run/prior.pt", "run/prior.resume.pt")),
     "half a CLIP": (train, MORE, "run/clip.pt cannot be read", cut("run/clip.pt")),
     "a prior of another CLIP": (train, MORE, "run/prior.pt was trained on the embeddings of another CLIP",

@@ -79,11 +79,13 @@ class Patient:
         return getattr(self.stream, name)
 
     def isatty(self):
+        """Return whether this is a terminal that is still there."""
         with contextlib.suppress(OSError, ValueError, AttributeError):
             return self.stream.isatty()
         return False
 
     def write(self, text):
+        """Write a text as well as it can be written. Return its length."""
         with contextlib.suppress(OSError, ValueError, AttributeError):
             try:
                 self.stream.write(text)
@@ -93,6 +95,7 @@ class Patient:
         return len(text)
 
     def flush(self):
+        """Hand what was written to the system, if it takes it."""
         with contextlib.suppress(OSError, ValueError, AttributeError):
             self.stream.flush()
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
+from .device import out_of_memory
 from .signals import waiting
-
 
 # The name under which a file is written.
 LEFTOVER = ".mini_dalle2-*.tmp"
@@ -84,10 +84,12 @@ class Digesting:
         self.digest = hashlib.sha256()
 
     def write(self, data):
+        """Write bytes. Return how many."""
         self.digest.update(data)
         return self.file.write(data)
 
     def flush(self):
+        """Hand what was written to the system."""
         self.file.flush()
 
 
@@ -109,10 +111,9 @@ def file_digest(path, end=0, more=b""):
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         left = os.fstat(file.fileno()).st_size - end
-        while left > 0:
-            part = file.read(min(left, 2 ** 20))
+        while left > 0 and (part := file.read(min(left, 2 ** 20))):
             digest.update(part)
-            left -= len(part) or left
+            left -= len(part)
     digest.update(more)
     return digest.hexdigest()
 
@@ -173,8 +174,8 @@ def unsound(value, name=""):
             if not is_sound(value):
                 return name
         elif isinstance(value, dict):
-            todo += [(f"{name} {key:.40}" if isinstance(key, str) else f"{name} {key}"
-                      if isinstance(key, int) else name, one) for key, one in value.items()]
+            for key, one in value.items():
+                todo.append((f"{name} {key}" if isinstance(key, (str, int)) else name, one))
         elif isinstance(value, (list, tuple)):
             todo += [(name, one) for one in value]
     return None
@@ -204,6 +205,9 @@ def load_checkpoint(path, stage=None):
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
+        # These two are no fault of the file.
+        if isinstance(error, PermissionError) or out_of_memory(error):
+            raise
         # torch raises half a dozen types for a damaged file, all of them with long texts.
         raise ValueError(f"{path} cannot be read as a checkpoint: "
                          f"it is damaged or not one ({type(error).__name__})") from None
@@ -220,7 +224,8 @@ def load_checkpoint(path, stage=None):
     if stage not in (None, checkpoint["stage"]):
         raise ValueError(f"{path} is a checkpoint of {checkpoint['stage'][:40]}, not of {stage}")
     if (name := unsound(checkpoint)) is not None:
-        raise ValueError(f"{path} cannot be used: {name.strip()} in it is not whole, or not finite")
+        raise ValueError(f"{path} cannot be used: {name.strip()[:80]} in it is not whole, or not "
+                         f"finite")
     return checkpoint
 
 
@@ -258,8 +263,9 @@ def read_json(path):
     if isinstance(value, dict) and DIGEST in value:
         digest = value.pop(DIGEST)
         if digest != json_digest(value):
-            raise ValueError(f"it was changed after it was written, as {DIGEST} in it shows; "
-                             f"settings are changed by flags of train.py, such as --decoder.lr=3e-4")
+            raise ValueError(f"it was edited or damaged: settings are changed with flags such as "
+                             f"--decoder.lr=3e-4; to use the file as it is, delete its line "
+                             f"{DIGEST}")
     return value
 
 
