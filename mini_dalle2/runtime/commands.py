@@ -20,7 +20,7 @@ from pathlib import Path
 from .device import out_of_memory, pick_device
 from .lock import alone_in
 from .processes import left_alone, processes
-from .signals import ending_as_ctrl_c, ignored
+from .signals import ending_as_ctrl_c
 
 
 def run_command(name, parse, work, argv=None, less="", stopped="", owns=None):
@@ -42,10 +42,9 @@ def run_command(name, parse, work, argv=None, less="", stopped="", owns=None):
                     lock.enter_context(alone_in(owns(args)))
                 return work(args, device) or 0
         except KeyboardInterrupt:
-            with ignored():
-                if stopped and first:
-                    print(f"\n{stopped}", file=sys.stderr)
-                return 130
+            if stopped and first:
+                print(f"\n{stopped}", file=sys.stderr)
+            return 130
         except (RuntimeError, MemoryError) as error:
             if left_alone(error):
                 rank = os.environ.get("RANK")

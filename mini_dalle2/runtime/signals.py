@@ -33,14 +33,16 @@ def handler(function):
             signal.signal(one, old)
 
 
+def end(number, frame):
+    """Raise KeyboardInterrupt. From now on the signals are ignored: they would disturb the end."""
+    for one in ENDING:
+        signal.signal(one, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 def ending_as_ctrl_c():
-    """Return a context in which each of the signals raises KeyboardInterrupt."""
-    return handler(signal.default_int_handler)
-
-
-def ignored():
-    """Return a context in which none of the signals does anything, because the end is near."""
-    return handler(signal.SIG_IGN)
+    """Return a context in which the first of the signals raises KeyboardInterrupt."""
+    return handler(end)
 
 
 @contextlib.contextmanager
@@ -69,7 +71,7 @@ class Interrupt:
 
     def _request(self, number, frame):
         if self.requested:
-            raise KeyboardInterrupt
+            end(number, frame)
         self.requested = True
 
     def __exit__(self, kind, *_):

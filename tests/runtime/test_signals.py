@@ -6,7 +6,6 @@ import threading
 
 import pytest
 
-from mini_dalle2.runtime import signals
 from mini_dalle2.runtime.files import atomic_open
 from mini_dalle2.runtime.signals import ENDING, Interrupt, ending_as_ctrl_c
 
@@ -107,7 +106,14 @@ def test_in_a_loop_the_second_request_waits_for_the_file_too(tmp_path):
     assert interrupt.requested and path.read_bytes() == b"whole"
 
 
-def test_nothing_interrupts_the_last_sentence():
-    with signals.ignored():
-        send("SIGINT")
-        send("SIGTERM")
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_disturbs_the_end(name):
+    """People press Ctrl-C many times. The first one ends the work; the others are not needed."""
+    with pytest.raises(KeyboardInterrupt), ending_as_ctrl_c():
+        try:
+            send(name)
+        except KeyboardInterrupt:
+            for other in NAMES:
+                send(other)
+            raise
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
