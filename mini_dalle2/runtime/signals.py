@@ -34,9 +34,10 @@ def handler(function):
 
 
 def end(number, frame):
-    """Raise KeyboardInterrupt. From now on the signals are ignored: they would disturb the end."""
+    """Raise KeyboardInterrupt. From now on the signals do nothing: they would disturb the end."""
     for one in ENDING:
-        signal.signal(one, signal.SIG_IGN)
+        # Not SIG_IGN: Python complains when a signal that is on its way finds that.
+        signal.signal(one, lambda number, frame: None)
     raise KeyboardInterrupt
 
 
