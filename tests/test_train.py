@@ -743,3 +743,35 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, capsys):
     assert call(capsys, "--out", out, "--stage=prior")[0] == 2             # not on a CLIP that is not finished
     assert call(capsys, "--out", out, "--resume", "--stage=clip", f"--clip.steps={step + 2}")[0] == 0
     assert load_checkpoint(out / "clip.pt")["step"] == step + 2
+
+
+# ---------------------------------------------------------------------------------------------------------------- said before the first step
+
+def test_compile_without_a_compiler_is_one_sentence(tmp_path, capsys, monkeypatch):
+    """torch says so with a text of many lines, when the first step is taken."""
+    def no_compiler(function):
+        raise RuntimeError("No working C++ compiler found\nand much more")
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    code, out, error = call(capsys, *SMALL, "--compile", "--out", tmp_path / "run")
+    assert code == 2 and out == "" and not (tmp_path / "run").exists()
+    assert error == ("train.py: torch.compile does not work on this machine (No working C++ compiler found): install a C++ compiler "
+                     "such as g++, or leave out --compile")
+    # Only the stages of this call count.
+    code, _, error = call(capsys, *SMALL, "--stage=tokenizer", "--clip.compile=true", "--out", tmp_path / "run")
+    assert code == 0, error
+
+
+def test_pictures_that_must_be_enlarged_are_counted(tmp_path, capsys):
+    for i, side in enumerate((16, 32, 100)):
+        Image.new("RGB", (side, side + 9)).save(tmp_path / f"{i}.png")
+        (tmp_path / f"{i}.txt").write_text("a picture")
+    cfg = overrides.override(configs.preset("micro"), [f"--data.source={tmp_path}"])
+    for names, said in ((configs.STAGES, "note: 2 of 3 pictures have less than the 64 pixels of upsampler2. They are enlarged up to 4.0 times"),
+                        (["upsampler1"], "note: 1 of 3 pictures have less than the 32 pixels of upsampler1. They are enlarged up to 2.0 times"),
+                        (["clip"], "")):
+        run = Run(cfg, tmp_path / "run", torch.device("cpu"), names=names)
+        capsys.readouterr()
+        run.note_small_pictures()
+        out = capsys.readouterr().out
+        assert out.startswith(said) and bool(out) == bool(said)
