@@ -300,12 +300,16 @@ class State:
         now = self.model.state_dict()
         weights = {name: like(value, now.get(name)) for name, value in saved["model"].items()}
         load_weights(self.model, weights)
-        params = [p for group in self.optimizer.param_groups for p in group["params"]]
+        numbered = dict(enumerate(
+            p for group in self.optimizer.param_groups for p in group["params"]))
+        if saved["step"] and not saved["optimizer"]:
+            raise ValueError("the moments are missing")
         moments = {}
         for i, of in saved["optimizer"].items():
-            if any(value.ndim and value.shape != params[i].shape for value in of.values()):
-                raise ValueError("the moments are those of other weights")
-            moments[i] = {key: like(value, params[i]) if value.ndim else value
+            p = numbered[i]
+            # AdamW takes moments of any size and type for those of its own weights.
+            check_weights({"step": torch.zeros(()), "exp_avg": p, "exp_avg_sq": p}, of)
+            moments[i] = {key: like(value, p) if value.ndim else value
                           for key, value in of.items()}
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
         check_weights(whole_tensors(self.ema.shadow), saved["ema"])

@@ -56,7 +56,7 @@ def test_types_come_first(values, said):
 
 @pytest.mark.parametrize("values, said", [
     ({"vision_layers": 10 ** 8}, "vision_layers must be at most 500, not 100000000"),
-    ({"num_res_blocks": 501}, "num_res_blocks must be at most 500"),
+    ({"num_res_blocks": 501}, "num_res_blocks must be at most 50, not 501"),
     ({"width": 10 ** 7}, "width must be at most 1000000"),
     ({"width": -10 ** 7}, "width must be at most 1000000"),
     ({"channel_mult": (1, 10 ** 9)}, "channel_mult must be at most 1000000"),
