@@ -221,8 +221,8 @@ def check_pipeline(folder):
         raise ValueError(f"{folder} is Karlo for image variations, which has no prior: copy the "
                          f"folder prior of Karlo for captions (karlo-v1-alpha) into it")
     if name not in (None, "UnCLIPPipeline", "UnCLIPImageVariationPipeline"):
-        raise ValueError(f"{folder} holds the pipeline {brief(name)}, which is another system than Karlo: use a "
-                         f"folder of UnCLIPPipeline")
+        raise ValueError(f"{folder} holds the pipeline {brief(name)}, which is another system than "
+                         f"Karlo: use a folder of UnCLIPPipeline")
 
 
 def standardise(prior, stats, what):

@@ -24,11 +24,11 @@ LEFTOVER = ".mini_dalle2-*.tmp"
 DIGEST = "sha256_of_the_rest"
 # The types of what a checkpoint may hold.
 FIELDS = {
-    "version": int, "step": int, "steps": int, "seconds": (int, float), "config": dict,
+    "version": (int, str), "step": int, "steps": int, "seconds": (int, float), "config": dict,
     "model_config": dict, "clip_signature": (str, type(None)), "tokenizer": (dict, type(None)),
     "ema": dict, "model": dict, "optimizer": dict, "streams": dict,
     "processes": list}
-# The floats that weights may be stored in. Those of fewer bits need a scale, which ours do not have.
+# The floats that weights may be stored in. Floats of fewer bits would need a scale beside them.
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # How the last part of a zip file begins, and the length of a comment of 64 characters.
 ZIP_END = b"PK\5\6"
