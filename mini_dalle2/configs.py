@@ -29,6 +29,7 @@ from .clip import CLIP, CLIPConfig
 from .decoder import Decoder, DecoderConfig
 from .prior import DiffusionPrior, PriorConfig
 from .runtime.checks import brief, check_bounds, check_types, fits
+from .runtime.files import FLOATS
 from .runtime.settings import (
     DataConfig, Stage, TokenizerConfig, TrainConfig, get, has, holder)
 from .tricks.patches import PatchUpsamplerConfig
@@ -170,7 +171,8 @@ def model_config(stage, values):
             check_bounds(known)
             return kind(**known)
         unknown.append(others)
-    raise TypeError(f"no class of the stage {stage} has the setting {min(unknown, key=len)[0][:40]}")
+    raise TypeError(f"no class of the stage {stage} has the setting "
+                    f"{min(unknown, key=len)[0][:40]}")
 
 
 def weights_for(model, state):
@@ -183,8 +185,10 @@ def weights_for(model, state):
                if name.startswith("whitening")}
     for name in surplus:
         if name.endswith(".matrix"):
-            D = len(state[name])
-            if not torch.equal(state[name].cpu(), torch.eye(D) * math.sqrt(D)):
+            D = model.cfg.clip_dim
+            # The shape comes first: an identity of other sizes would only take memory.
+            same = state[name].shape == (D, D)
+            if not same or not torch.equal(state[name].cpu(), torch.eye(D) * math.sqrt(D)):
                 raise RuntimeError(f"{name} whitens, but this model has no whitening: "
                                    f"its configuration must have whiten_z")
     return {name: value for name, value in state.items() if name not in surplus}
@@ -193,7 +197,7 @@ def weights_for(model, state):
 def check_weights(ours, theirs):
     """Raise RuntimeError unless two state dicts have the same names, shapes and kinds of numbers.
 
-    Half precision is fine, but whole numbers are no weights, and are not turned into floats.
+    Half precision is fine. Whole numbers and floats of eight bits are not turned into weights.
     """
     if ours.keys() != theirs.keys():
         names = ", ".join(map(brief, sorted(ours.keys() ^ theirs.keys(), key=str)[:3]))
@@ -204,7 +208,8 @@ def check_weights(ours, theirs):
         if value.shape != ours[name].shape:
             raise RuntimeError(f"{name} has the shape {tuple(value.shape)}, and this model's has "
                                f"{tuple(ours[name].shape)}")
-        if value.is_floating_point() != ours[name].is_floating_point():
+        kinds = FLOATS if ours[name].is_floating_point() else (ours[name].dtype,)
+        if value.dtype not in kinds:
             raise RuntimeError(f"{name} holds {value.dtype}, and this model's {ours[name].dtype}")
 
 
@@ -250,8 +255,8 @@ def changed(config, values):
     for (section, inner), new in grouped.items():
         part = parts.get(section, getattr(config, section))
         try:
+            check_bounds(new)
             if inner == "model":
-                check_bounds(new)
                 model = replace(part.model, **new)
                 # Without any of its tricks a configuration is the paper's.
                 new = {"model": model_config(section, asdict(model))}

@@ -90,8 +90,9 @@ def check_fits(path, checkpoint):
     again = how_to_train_again(Path(path).parent, checkpoint["stage"])
     version = checkpoint.get("version", VERSION)
     if version != VERSION:
-        raise ValueError(f"{path} is of version {brief(version)} of mini_dalle2's checkpoints, and this is "
-                         f"version {VERSION}: use the mini_dalle2 that made it, or begin a new run")
+        raise ValueError(f"{path} is of version {brief(version)} of mini_dalle2's checkpoints, and "
+                         f"this is version {VERSION}: use the mini_dalle2 that made it, or begin a "
+                         f"new run")
     try:
         # "meta" has shapes without memory.
         with torch.device("meta"):
@@ -125,6 +126,23 @@ def check_tokenizers(run, tokenizers):
         if state is not None and state != tokenizers["clip"]:
             raise ValueError(f"{run}/{stage}.pt was trained with another tokenizer than "
                              f"{run}/clip.pt: {how_to_train_again(run, stage)}")
+
+
+def check_words(run, models, tokenizer):
+    """Raise ValueError unless all models read the ids of this tokenizer, in rows of one length.
+
+    A z_img, too, must be as wide everywhere.
+    """
+    known = tokenizer.vocab_size, tokenizer.eot_id
+    clip = models["clip"].cfg
+    if (clip.vocab_size, clip.eot_id) != known:
+        raise ValueError(f"{run}/clip.pt has {clip.vocab_size} ids and a tokenizer of {known[0]}: "
+                         f"{how_to_train_again(run, 'clip')}")
+    for stage in ("prior", "ar_prior", "decoder"):
+        for key in ("clip_dim", "vocab_size", "context_length", "eot_id"):
+            if stage in models and getattr(models[stage].cfg, key) != getattr(clip, key):
+                raise ValueError(f"{run}/{stage}.pt has another {key} than {run}/clip.pt: "
+                                 f"{how_to_train_again(run, stage)}")
 
 
 def check_sides(run, models):
@@ -169,6 +187,7 @@ def load_run(run):
         models.pop("upsampler2", None)
     check_clip(run, signatures)
     check_tokenizers(run, tokenizers)
+    check_words(run, models, tokenizer)
     check_sides(run, models)
     return tokenizer, models
 

@@ -259,8 +259,8 @@ class BPETokenizer:
             # A token's string says how the token was built: no two merges make the same string.
             joins_two_tokens = len(pair) == 2 and known.issuperset(pair)
             if not joins_two_tokens or pair[0].endswith(END) or "".join(pair) in known:
-                raise ValueError(
-                    f"merge {i} joins {pair}, which makes no new token out of two earlier ones")
+                raise ValueError(f"merge {i} joins {' + '.join(map(str, pair))[:40]}, which makes "
+                                 f"no new token out of two earlier ones")
             token = "".join(pair)
             self.tokens.append(token)
             known.add(token)
@@ -297,7 +297,9 @@ class BPETokenizer:
                 words[word] += count
         if not words:
             raise ValueError("there is nothing to train a tokenizer on: no caption has any text")
-        return cls(learn_merges(words, vocab_size - SMALLEST_VOCABULARY))
+        # The pieces of a run of letters that was cut are no words, and take long to learn from.
+        whole = {word: count for word, count in words.items() if len(word) < LONGEST}
+        return cls(learn_merges(whole, vocab_size - SMALLEST_VOCABULARY))
 
     @classmethod
     def from_clip_merges(cls, path):

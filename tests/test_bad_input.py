@@ -88,9 +88,33 @@ def changed_weight(name, part, change):
     return spoil
 
 
+def kept_as(dtype):
+    """An AR prior whose list of components has another type."""
+    def spoil():
+        weights = load_checkpoint("run/ar_prior.pt")["ema"]
+        amended("run/ar_prior.pt", ema=weights | {"codes.kept": weights["codes.kept"].to(dtype)})()
+    return spoil
+
+
 # A list that holds itself.
 ENDLESS = []
 ENDLESS.append(ENDLESS)
+
+
+def changed_moments(change):
+    """A prior to go on with, whose first moments are changed by a function."""
+    def spoil():
+        moments = load_checkpoint("run/prior.resume.pt")["optimizer"]
+        amended("run/prior.resume.pt", optimizer=moments | {0: change(moments[0])})()
+    return spoil
+
+
+def more_words():
+    """Every stage has a tokenizer of one merge more than its model has ids for."""
+    for name in map("run/{}.pt".format, ("clip", "prior", "ar_prior", "decoder", "upsampler1", "upsampler2")):
+        tokenizer = load_checkpoint(name).get("tokenizer")
+        if tokenizer:
+            amended(name, tokenizer={"merges": [*tokenizer["merges"], "q q"]})()
 
 
 def other_tokenizer():
@@ -170,9 +194,9 @@ FLAGS = {
     "an average that never moves": (train, [*FRESH, "--prior.ema=1"], "ema must be at least 0 and below 1"),
     "a probability above one": (train, [*FRESH, "--decoder.z_drop=1.5"], "z_drop must be from 0 to 1"),
     "a seed below zero": (train, [*FRESH, "--data.seed=-1"], "seed must be from 0"),
-    "a seed of thirty digits": (train, [*FRESH, "--data.seed=" + "9" * 30], "seed must be from 0"),
+    "a seed of thirty digits": (train, [*FRESH, "--data.seed=" + "9" * 30], "data: seed must be at most 9223372036854775806"),
     "a number of ten thousand digits": (train, [*FRESH, "--data.seed=" + "9" * 10000], "data.seed"),
-    "more pictures than memory": (train, [*FRESH, "--data.images=1000000000000"], "clip needs at least"),
+    "more pictures than memory": (train, [*FRESH, "--data.images=1000000000"], "clip needs at least"),
     "a network larger than memory": (train, [*FRESH, "--decoder.model_channels=160000"], "decoder needs at least"),
     "more processes than memory": (train, FRESH, "in each of 1000000 processes, and this machine has",
                                    lambda: PATCH.setenv("LOCAL_WORLD_SIZE", "1000000")),
@@ -318,6 +342,21 @@ RUNS = {
     "moments that are no numbers": (train, MORE, "run/prior.resume.pt cannot be used: model", poisoned("run/prior.resume.pt", "model")),
     "weights that are whole numbers": (sample, ["text", "a circle", *DRAW], "run/decoder.pt does not fit this version's models", changed_weight(
         "run/decoder.pt", "ema", lambda value: value.to(torch.int8))),
+    "weights of eight bits": (sample, ["text", "a circle", *DRAW], "holds torch.float8_e4m3fn, and this model's torch.float32", changed_weight(
+        "run/decoder.pt", "ema", lambda value: value.to(torch.float8_e4m3fn))),
+    "places that are yes or no": (sample, ["text", "a circle", *DRAW], "codes.kept holds torch.bool, and this model's torch.int64", kept_as(torch.bool)),
+    "weights of several shapes": (sample, ["text", "a circle", *DRAW], "is not whole, or not finite", changed_weight(
+        "run/decoder.pt", "ema", lambda value: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.strided))),
+    "moments that are whole numbers": (train, MORE, "run/prior.resume.pt is not from training", changed_moments(
+        lambda of: of | {"exp_avg": of["exp_avg"].to(torch.int8)})),
+    "moments without spread": (train, MORE, "is not from training", changed_moments(lambda of: {"step": of["step"], "exp_avg": of["exp_avg"]})),
+    "no moments": (train, MORE, "is not from training", amended("run/prior.resume.pt", optimizer={})),
+    "a version that is a tensor": (sample, ["text", "a circle", *DRAW], "its version is a Tensor", amended("run/decoder.pt", version=torch.ones(3))),
+    "seconds without end": (train, MORE, "its seconds is no number of seconds", amended("run/prior.resume.pt", seconds=float("inf"))),
+    "a tokenizer of more words than its models": (sample, ["text", "a circle", *DRAW], "ids and a tokenizer of", more_words),
+    "a batch beyond all machines": (train, [*FRESH, "--prior.batch_size=1" + "0" * 400], "prior: batch_size must be at most 1000000"),
+    "pictures beyond all machines": (train, [*FRESH, "--data.images=1" + "0" * 400], "data: images must be at most 1000000000"),
+    "a rate without end": (train, MORE, "lr must be a finite number, not inf", configured("prior.train", lr=float("inf"))),
     "weights that are mostly left out": (sample, ["text", "a circle", *DRAW], "is not whole, or not finite", changed_weight(
         "run/decoder.pt", "ema", lambda value: value.to_sparse())),
     "weights that could be stretched": (train, MORE, "run/prior.resume.pt", changed_weight("run/prior.resume.pt", "ema", lambda value: value.flatten()[:1])),
@@ -433,6 +472,8 @@ ODD = {
         train, MORE, file("run/metrics.jsonl", b'{"stage": 1}\n[1]\n3\n\xff{"st\n' + b"[" * 10 ** 5)),
     "no metrics.jsonl": (train, MORE, gone("run/metrics.jsonl")),
     "damaged embeddings are made again": (train, MORE, cut("run/embeddings.pt")),
+    "embeddings of what are no captions too": (train, MORE, amended("run/embeddings.pt", captions=[1, 2])),
+    "embeddings of another kind too": (train, MORE, amended("run/embeddings.pt", z_img=3)),
     "what is no embeddings too": (train, MORE, copied("run/clip.pt", "run/embeddings.pt")),
     "one captioned picture is a data set": (train, [*FRESH, "--data=pictures", "--stage=tokenizer"], pictures(["a cat"])),
     "a caption of a hundred thousand words loses its end": (train, [*FRESH, "--data=pictures", "--stage=tokenizer"], pictures(["cat " * 10 ** 5])),

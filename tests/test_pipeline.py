@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 from mini_dalle2 import DALLE2
 from mini_dalle2.data.pixels import to_pil
 from mini_dalle2.data.shapes import CaptionedShapes
-from mini_dalle2.pipeline import load_model
+from mini_dalle2.pipeline import check_words, load_model
 from mini_dalle2.runtime.files import load_checkpoint, save_checkpoint
 from mini_dalle2.runtime.noise import seeded
 from pictures import CAPTIONS, half_mask, nearly, pixels, sampled
@@ -349,3 +350,17 @@ def test_weights_of_other_sizes_are_refused(copy):
     )
     with pytest.raises(ValueError, match="does not fit"):
         load_model(copy / "prior.pt")
+
+
+@pytest.mark.parametrize("stage", ["prior", "ar_prior", "decoder"])
+@pytest.mark.parametrize("key", ["clip_dim", "vocab_size", "context_length", "eot_id"])
+def test_a_model_of_other_embeddings_or_ids_is_refused(stage, key):
+    """Whatever its file says about the CLIP that it belongs to."""
+    sizes = dict(clip_dim=32, vocab_size=600, context_length=16, eot_id=599)
+    models = {name: SimpleNamespace(cfg=SimpleNamespace(**sizes))
+              for name in ("clip", "prior", "ar_prior", "decoder")}
+    tokenizer = SimpleNamespace(vocab_size=600, eot_id=599)
+    check_words("run", models, tokenizer)
+    setattr(models[stage].cfg, key, 24)
+    with pytest.raises(ValueError, match=f"run/{stage}.pt has another {key} than run/clip.pt: copy"):
+        check_words("run", models, tokenizer)

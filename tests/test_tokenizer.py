@@ -14,10 +14,12 @@ import pytest
 import regex
 import torch
 
+from mini_dalle2 import tokenizer as tokenizer_file
 from mini_dalle2.tokenizer import (
     BPETokenizer,
     CHAR_TO_BYTE,
     END,
+    LONGEST,
     WORD,
     clean,
     learn_merges,
@@ -561,3 +563,29 @@ def test_a_very_long_word_becomes_several(monkeypatch):
 
 def test_the_longest_word_that_stays_one():
     assert split_words("x" * 100) == ["x" * 100]
+
+
+def test_a_merge_from_a_file_is_not_written_out_whole():
+    with pytest.raises(ValueError, match="merge 0 joins x{37} \\+ , which makes no new") as error:
+        BPETokenizer.from_state_dict({"merges": ["x" * 37 + " " + "y" * 10 ** 5]})
+    assert len(str(error.value)) < 200
+
+
+def test_a_run_of_letters_that_is_cut_teaches_no_merges():
+    """A megabyte without a space would be ten thousand words that nobody wrote."""
+    captions = ["a small red circle", "two small red rings"]
+    usual = BPETokenizer.train(captions, 600)
+    run = "".join(chr(ord("a") + (n * n + n // 7) % 26) for n in range(LONGEST * 20))
+    tokenizer = BPETokenizer.train([*captions, run, run], 600)
+    assert tokenizer.merges == usual.merges and tokenizer.merges
+    assert "".join(tokenizer.decode(tokenizer.encode(run)).split()) == run
+    assert BPETokenizer.train([run], 600).merges == []
+    # The longest words that are whole are learned from.
+    assert BPETokenizer.train(["ab" * (LONGEST // 2 - 1)] * 2, 600).merges
+
+
+def test_train_looks_at_no_piece_of_a_run(monkeypatch):
+    seen = []
+    monkeypatch.setattr(tokenizer_file, "learn_merges", lambda words, limit: seen.append(words) or [])
+    BPETokenizer.train(["a cat " + "x" * (3 * LONGEST + 5)], 600)
+    assert seen == [{"a": 1, "cat": 1, "xxxxx": 1}]

@@ -82,7 +82,8 @@ class Maker:
         # A damaged file is made again.
         with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
             saved = load_checkpoint(path, "cache")
-            found, self.took[recipe] = saved["made"], saved["seconds"]
+            if torch.is_tensor(saved["made"]):
+                found, self.took[recipe] = saved["made"], saved["seconds"]
         if agreed(found is not None):
             return found
         began = time.perf_counter()

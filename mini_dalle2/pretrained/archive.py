@@ -137,9 +137,11 @@ def unwrapped(saved, what):
     what: where it comes from, for messages. Raises ValueError where there are no weights.
     """
     inner = saved
-    while isinstance(inner, dict):
-        saved = inner
-        inner = next((saved[key] for key in WRAPPERS if isinstance(saved.get(key), dict)), None)
+    # Not without end: a dict may hold itself.
+    for _ in WRAPPERS:
+        if isinstance(inner, dict):
+            saved = inner
+            inner = next((saved[key] for key in WRAPPERS if isinstance(saved.get(key), dict)), None)
     is_weights = isinstance(saved, dict) and saved and all(
         isinstance(name, str) and torch.is_tensor(value) for name, value in saved.items())
     if not is_weights:

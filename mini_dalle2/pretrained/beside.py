@@ -70,7 +70,8 @@ def agreed(path, what, vision, text):
     """Return what both towers say alike; None stands for a tower that is not there."""
     if None not in (vision, text) and vision != text:
         raise ValueError(f"{path}: the image tower has {what} {brief(vision)} and the text tower "
-                         f"{brief(text)}, but both of ours have the same: these weights cannot be used")
+                         f"{brief(text)}, but both of ours have the same: these weights cannot be "
+                         f"used")
     return text if vision is None else vision
 
 
@@ -130,8 +131,7 @@ def check_known(path, tower, known):
         ours = known.get(key, ())
         if value and ours is not None and value not in ours:
             raise ValueError(f"{path}: this CLIP has {key:.40} {brief(value)}, which ours does "
-                             f"not have: "
-                             f"use other weights")
+                             f"not have: use other weights")
 
 
 def open_clip(path, told):

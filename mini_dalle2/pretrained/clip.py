@@ -20,13 +20,13 @@ import torch
 from torch import nn
 
 from ..clip import CLIP, CLIPConfig
-from ..runtime.checks import check_above_zero, check_choice, check_types
+from ..runtime.checks import check_above_zero, check_bounds, check_choice, check_types
 from ..transformer import MLP, QuickGELU
 from .archive import unwrapped, without_buffers, without_prefixes
 from .beside import (
     ACTIVATIONS, OPENAI_MEAN, OPENAI_STD, check_is_clip, described, end_of_text, pixels)
 from .pieces import from_file, part
-from .rows import fill
+from .rows import fill, to_ours
 from .tables import clip_hf, clip_openai
 
 # Of every public CLIP, and of Karlo; but ViT-H has wider heads.
@@ -142,13 +142,29 @@ def clip_config(theirs, what="these weights"):
     # OpenAI's projection is (text W, D), Hugging Face's (D, text W).
     clip_dim = projection[1] if is_openai(theirs) else projection[0]
     patch_size = patches[-1]
-    return PublicCLIPConfig(
+    sizes = dict(
         clip_dim=clip_dim, image_size=round((places[0] - 1) ** 0.5) * patch_size,
         patch_size=patch_size, vision_width=patches[0],
         vision_layers=depth(theirs, names["vision_block"]), vision_heads=heads(patches[0]),
         vocab_size=tokens[0], context_length=context[0], eot_id=end_of_text(None, tokens[0]),
         text_width=tokens[1], text_layers=depth(theirs, names["text_block"]),
         text_heads=heads(tokens[1]), image_mean=OPENAI_MEAN, image_std=OPENAI_STD)
+    try:
+        check_bounds(sizes)
+        return PublicCLIPConfig(**sizes)
+    except ValueError as error:
+        raise ValueError(f"{what} is no CLIP that could be built: {error}") from None
+
+
+def check_shapes(cfg, rows, theirs, what):
+    """Compare all shapes with those of our CLIP before any memory is taken for it.
+
+    Raises ValueError.
+    """
+    # "meta" has shapes without memory.
+    with torch.device("meta"):
+        shapes = {name: p.shape for name, p in PublicCLIP(cfg).named_parameters()}
+    to_ours(rows, {name: value.to("meta") for name, value in theirs.items()}, shapes, what)
 
 
 def told_config(cfg, folder, openai):
@@ -164,7 +180,8 @@ def told_config(cfg, folder, openai):
         eot_id=end_of_text(told.eot_id, cfg.vocab_size), image_mean=mean, image_std=std)
     try:
         check_types(PublicCLIPConfig, values)
-    except TypeError as error:
+        check_bounds(values)
+    except (TypeError, ValueError) as error:
         raise ValueError(f"the configuration in {folder} cannot be used: {error}") from None
     return replace(cfg, **values)
 
@@ -233,5 +250,6 @@ def load_clip(path_or_state_dict, activation=None):
     cfg = told or cfg
     if activation is not None:
         cfg = replace(cfg, activation=activation)
-    table = clip_openai if is_openai(theirs) else clip_hf
-    return fill(PublicCLIP(cfg), table(cfg), theirs, what)
+    rows = clip_openai(cfg) if is_openai(theirs) else clip_hf(cfg)
+    check_shapes(cfg, rows, theirs, what)
+    return fill(PublicCLIP(cfg), rows, theirs, what)

@@ -15,6 +15,7 @@ import torch
 
 from ..configs import no_sketch, paper, preset
 from ..pipeline import DALLE2
+from ..runtime.checks import brief
 from ..runtime.device import pick_device
 from ..runtime.files import is_sound
 from .archive import read_weights, state_dict, without_buffers
@@ -147,8 +148,8 @@ class Diffusers:
             wanted = ("quick_gelu", 1e-5, cfg.vision_heads, cfg.text_heads, cfg.eot_id)
             if found != wanted:
                 raise ValueError(f"{self.folder / name} has another CLIP than Karlo's (activation, "
-                                 f"epsilon, heads, end-of-text: {found}, not {wanted}): use "
-                                 f"Karlo's own")
+                                 f"epsilon, heads, end-of-text: {', '.join(map(brief, found))}, "
+                                 f"not {', '.join(map(brief, wanted))}): use Karlo's own")
         if sees and (self.folder / "feature_extractor").is_dir():
             mean, std = pixels(self.folder / "feature_extractor", False)
             cfg = replace(cfg, image_mean=mean, image_std=std)
@@ -220,8 +221,8 @@ def check_pipeline(folder):
         raise ValueError(f"{folder} is Karlo for image variations, which has no prior: copy the "
                          f"folder prior of Karlo for captions (karlo-v1-alpha) into it")
     if name not in (None, "UnCLIPPipeline", "UnCLIPImageVariationPipeline"):
-        raise ValueError(f"{folder} holds a {name}, which is another system than Karlo: use a "
-                         f"folder of UnCLIPPipeline")
+        raise ValueError(f"{folder} holds the pipeline {brief(name)}, which is another system than "
+                         f"Karlo: use a folder of UnCLIPPipeline")
 
 
 def standardise(prior, stats, what):

@@ -90,15 +90,18 @@ def indexes(folder, suffix, variant):
 def pieces(index):
     """List the files that an index names. Raises ValueError for a file that is no index."""
     try:
-        listed = read_json(index)["weight_map"]
-        return sorted(set(listed.values()))
+        listed = sorted(set(read_json(index)["weight_map"].values()))
+        # Beside the index, and nowhere else.
+        if any(Path(name).name != name or len(name) > 255 for name in listed):
+            raise ValueError
+        return listed
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{index} is no index of pieces: copy it again") from None
 
 
 def missing_pieces(index):
     """List the files that an index names and that are not beside it."""
-    return [name for name in pieces(index) if not (index.parent / str(name)).is_file()]
+    return [name for name in pieces(index) if not (index.parent / name).is_file()]
 
 
 def joined_pieces(index):

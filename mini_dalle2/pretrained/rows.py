@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 
 from ..runtime.device import shorten
-from ..runtime.files import is_sound
+from ..runtime.files import FLOATS, is_sound
 
 
 class Row(NamedTuple):
@@ -113,7 +113,7 @@ def to_ours(rows, theirs, shapes, what):
         raise ValueError(f"{what} holds {some(surplus)}, which this model does not have: "
                          f"wrong model")
     for name in wanted:
-        if not theirs[name].is_floating_point():
+        if theirs[name].dtype not in FLOATS:
             raise ValueError(f"{what}: {name} holds {theirs[name].dtype}, and weights are floats: "
                              f"use the weights in full or half precision")
     ours = {}
@@ -150,11 +150,11 @@ def fill(model, rows, theirs, what, dtype=None):
     dtype: of its matrices (see DALLE2). Returns the model in eval mode.
     """
     shapes = {name: p.shape for name, p in model.named_parameters()}
+    # First of all, because a table may write out what is not stored.
+    for name, value in theirs.items():
+        if not is_sound(value):
+            raise ValueError(f"{what}: {name} is not whole, or not finite: copy the file again")
     ours = to_ours(rows, theirs, shapes, what)
-    for row in rows:
-        if not all(is_sound(ours[name]) for name in row.ours):
-            raise ValueError(f"{what}: {some(row.theirs)} is not whole, or not finite: copy the "
-                             f"file again")
     ours = {name: value.float().contiguous() for name, value in ours.items()}
     model.load_state_dict(ours, strict=False, assign=True)
     # Now, and not when all models are there, which takes twice the memory.

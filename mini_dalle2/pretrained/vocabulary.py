@@ -12,6 +12,7 @@ References: the file format of the package tokenizers. Read next: karlo_models.p
 import warnings
 from pathlib import Path
 
+from ..runtime.checks import brief
 from ..runtime.files import read_json
 from ..tokenizer import EOT, SOT, BPETokenizer
 from .beside import first_of
@@ -68,5 +69,6 @@ def from_json(path):
         raise ValueError(f"{path} cannot be read as CLIP's tokenizer: copy it again") from None
     if any(tokens.get(token) != i for token, i in tokenizer.ids.items()):
         raise ValueError(f"{path} numbers its tokens in another way than CLIP ({SOT} is "
-                         f"{tokens.get(SOT)}, {EOT} is {tokens.get(EOT)}): use CLIP's own")
+                         f"{brief(tokens.get(SOT))}, {EOT} is {brief(tokens.get(EOT))}): use "
+                         f"CLIP's own")
     return tokenizer, tokens

@@ -13,12 +13,13 @@ import typing
 
 import torch
 
-# Of a model's settings: the most layers, the largest other number, and the longest tuple and text.
-# The preset paper stays far below.
-MOST_LAYERS = 500
-MOST = 10 ** 6
+# The most that a whole number may be, by the end of its setting's name. The first end that fits
+# counts. The preset paper stays far below.
+MOST = {"layers": 500, "res_blocks": 50, "num_timesteps": 10 ** 6, "steps": 10 ** 9,
+        "every": 10 ** 9, "warmup": 10 ** 9, "images": 10 ** 9, "seed": 2 ** 63 - 2, "": 10 ** 6}
 LONGEST_TUPLE = 16
-LONGEST_TEXT = 10_000
+# As long as a path may be.
+LONGEST_TEXT = 4096
 
 
 def brief(value):
@@ -66,20 +67,23 @@ def check_types(kind, values):
 
 
 def check_bounds(values):
-    """Raise ValueError for a size of a model, {setting: value}, that no machine could build."""
+    """Raise ValueError for a number in {setting: value} that no machine could work with."""
     for key, value in values.items():
         if isinstance(value, tuple) and len(value) > LONGEST_TUPLE:
-            raise ValueError(f"{key} has {len(value)} numbers, and at most {LONGEST_TUPLE} are taken")
-        most = MOST_LAYERS if key.endswith(("layers", "res_blocks")) else MOST
+            raise ValueError(f"{key} has {len(value)} numbers, and at most {LONGEST_TUPLE} are "
+                             f"taken")
+        most = next(most for end, most in MOST.items() if key.endswith(end))
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, int) and not -most <= number <= most:
                 raise ValueError(f"{key} must be at most {most}, not {brief(number)}")
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ValueError(f"{key} must be a finite number, not {number}")
 
 
 def check_choice(name, value, choices):
     """Raise ValueError unless `value` is one of the words `choices`; `name` says what it is for."""
     if value not in choices:
-        raise ValueError(f"unknown {name} '{value}': it is one of {', '.join(choices)}")
+        raise ValueError(f"unknown {name} {brief(value)}: it is one of {', '.join(choices)}")
 
 
 def numbers_in(cfg, keys):

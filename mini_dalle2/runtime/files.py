@@ -24,9 +24,12 @@ LEFTOVER = ".mini_dalle2-*.tmp"
 DIGEST = "sha256_of_the_rest"
 # The types of what a checkpoint may hold.
 FIELDS = {
-    "step": int, "steps": int, "seconds": (int, float), "config": dict,
+    "version": (int, str), "step": int, "steps": int, "seconds": (int, float), "config": dict,
     "model_config": dict, "clip_signature": (str, type(None)), "tokenizer": (dict, type(None)),
-    "ema": dict, "model": dict, "optimizer": dict, "streams": dict}
+    "ema": dict, "model": dict, "optimizer": dict, "streams": dict,
+    "processes": list}
+# The floats that weights may be stored in. Floats of fewer bits would need a scale beside them.
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # How the last part of a zip file begins, and the length of a comment of 64 characters.
 ZIP_END = b"PK\5\6"
 COMMENT = (64).to_bytes(2, "little")
@@ -182,13 +185,16 @@ def unsound(value, name=""):
 
 
 def is_sound(tensor):
-    """Whether a tensor is a plain one, has all its numbers stored, and all of them are finite."""
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+    """Whether a tensor is a plain one, has all its numbers stored, and all of them are finite.
+
+    Whether its type is one of FLOATS is for others to say.
+    """
+    if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized or tensor.is_meta:
         return False
     # One stored number may stand for any number of them.
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         return False
-    return not tensor.is_floating_point() or bool(tensor.isfinite().all())
+    return tensor.dtype not in FLOATS or bool(tensor.isfinite().all())
 
 
 def load_checkpoint(path, stage=None):
@@ -217,10 +223,10 @@ def load_checkpoint(path, stage=None):
         if name in checkpoint and not isinstance(checkpoint[name], kind):
             raise ValueError(f"{path} is no checkpoint of mini_dalle2: its {name} is a "
                              f"{type(checkpoint[name]).__name__}")
-    for name in ("step", "steps"):
+    for name in ("step", "steps", "seconds"):
         if not 0 <= checkpoint.get(name, 0) < 2 ** 63:
             raise ValueError(f"{path} is no checkpoint of mini_dalle2: its {name} is no number of "
-                             f"steps")
+                             f"{name.removesuffix('s')}s")
     if stage not in (None, checkpoint["stage"]):
         raise ValueError(f"{path} is a checkpoint of {checkpoint['stage'][:40]}, not of {stage}")
     if (name := unsound(checkpoint)) is not None:

@@ -19,6 +19,7 @@ from ..runtime.commands import how_to_delete, how_to_train_again, is_run, train_
 from ..runtime.files import load_checkpoint, signature
 from . import overrides
 from .origin import sketch_in
+from .state import check_moments, make_optimizer
 
 # Settings of a training that do not change what a model learns.
 MEMORY_AND_SPEED = ("accumulate", "recompute", "shard", "compile", "save_every", "log_every")
@@ -229,8 +230,9 @@ def check_can_go_on(run, name, latest, fixed):
     """
     base = configs.VARIANTS.get(name, name)
     saved = load_checkpoint(latest, name)
+    untrained = ValueError(f"{latest} is not from training")
     if "optimizer" not in saved:
-        raise ValueError(f"{latest} is not from training")
+        raise untrained
     if name in configs.VARIANTS:
         check_variant(run, name, saved, latest)
     check_fits(latest, saved)
@@ -242,6 +244,14 @@ def check_can_go_on(run, name, latest, fixed):
         fits = False
     if not fits:
         raise ValueError(f"{latest} belongs to a model of other sizes")
+    stage = getattr(run.config_of(name), base)
+    # "meta" has shapes without memory.
+    with torch.device("meta"):
+        optimizer = make_optimizer(configs.build(stage.model), stage.train)
+    try:
+        check_moments(optimizer, saved["optimizer"])
+    except (AttributeError, KeyError, RuntimeError):
+        raise untrained from None
     if fixed and base in configs.ON_CLIP and saved.get("clip_signature") != run.frozen_clip()[1]:
         raise ValueError(f"{latest} was trained on the embeddings of another CLIP: "
                          f"{how_to_train_again(run.folder, name)}")

@@ -13,9 +13,9 @@ import typing
 from dataclasses import asdict, fields
 
 from ..configs import (
-    Config, DataConfig, FOLLOWS, LEARNED, MODELS, Stage, TokenizerConfig, TrainConfig, changed,
-    get, model_config, no_sketch)
-from ..runtime.checks import brief, check_types, fits
+    Config, DataConfig, FOLLOWS, LEARNED, MODELS, SKETCH, Stage, TokenizerConfig, TrainConfig,
+    changed, get, model_config)
+from ..runtime.checks import brief, check_bounds, check_types, fits
 
 WANTED = {bool: "true or false", int: "a whole number", float: "a finite number"}
 
@@ -52,7 +52,7 @@ def parse_value(text, kind, key):
         return tuple(parse_value(word, item, key) for word in words if word)
     try:
         value = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
-        if not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             raise ValueError
     except (ValueError, KeyError):
         raise ValueError(f'--{key} takes {WANTED[kind]}, not "{text[:40]}"') from None
@@ -117,7 +117,8 @@ def from_dict(saved):
         if "sketch" not in saved:
             clip_dim = saved["clip"]["model"]["clip_dim"]
             image_size = saved["decoder"]["model"]["image_size"]
-            saved = saved | {"sketch": asdict(no_sketch(clip_dim, image_size))}
+            model = {"clip_dim": clip_dim, "image_size": image_size}
+            saved = saved | {"sketch": {"model": model, "train": asdict(SKETCH)}}
         for name in saved.keys() - {section.name for section in fields(Config)}:
             raise KeyError(brief(name))
         data = checked(DataConfig, saved["data"])
@@ -126,7 +127,7 @@ def from_dict(saved):
         if not fits(saved["preset"], str):
             raise TypeError(f"preset is {brief(saved['preset'])}")
         return Config(saved["preset"], data, tokenizer, **stages)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"this is not the configuration of a run: {error}") from None
 
 
@@ -136,6 +137,10 @@ def saved_stage(name, saved):
 
 
 def checked(kind, values):
-    """kind(**values), a dataclass. Raises TypeError for a value of another type than its field."""
+    """kind(**values), a dataclass. Raises TypeError for a value of another type than its field.
+
+    Raises ValueError for a number that no machine could work with.
+    """
     check_types(kind, values)
+    check_bounds(values)
     return kind(**values)

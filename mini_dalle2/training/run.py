@@ -22,7 +22,7 @@ from ..data.tables import Pictures
 from ..pipeline import load_model
 from ..runtime.commands import word
 from ..runtime.files import (
-    atomic_open, load_checkpoint, read_json, save_checkpoint, signature, write_json)
+    FLOATS, atomic_open, load_checkpoint, read_json, save_checkpoint, signature, write_json)
 from ..runtime.processes import barrier, is_main, launcher, main_first
 from ..tokenizer import BPETokenizer
 from . import changes, guards, hints, made, overrides
@@ -240,10 +240,20 @@ class Run:
             # A damaged file is made again.
             with contextlib.suppress(FileNotFoundError, ValueError):
                 saved = load_checkpoint(path, "embeddings")
-            if saved.get("key") != made_from:
+            if saved.get("key") != made_from or not are_embeddings(saved, self.config.clip.model):
                 pictures, captions = self.table("train", self.config.clip.model.image_size)
                 z_img, z_txt = self.clip_embeddings(pictures, captions)
                 saved = {"stage": "embeddings", "key": made_from, "captions": captions,
                          "z_img": z_img.cpu(), "z_txt": z_txt.cpu()}
                 save_checkpoint(saved, path)
         return saved["captions"], saved["z_img"].to(self.device), saved["z_txt"].to(self.device)
+
+
+def are_embeddings(saved, cfg):
+    """Whether what embeddings.pt holds are captions with a z_img and a z_txt (N, D) each."""
+    captions = saved.get("captions")
+    if not isinstance(captions, list) or not all(isinstance(one, str) for one in captions):
+        return False
+    return all(torch.is_tensor(z) and z.dtype in FLOATS
+               and z.shape == (len(captions), cfg.clip_dim)
+               for z in (saved.get("z_img"), saved.get("z_txt")))

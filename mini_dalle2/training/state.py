@@ -64,6 +64,24 @@ def make_optimizer(model, cfg):
                              fused=fused)
 
 
+def numbered(optimizer):
+    """{number: parameter}, as the optimizer numbers what it keeps about them."""
+    return dict(enumerate(p for group in optimizer.param_groups for p in group["params"]))
+
+
+def check_moments(optimizer, moments):
+    """Raise KeyError or RuntimeError unless these, {number: AdamW's moments}, are of its weights.
+
+    AdamW itself would take moments of any size and type.
+    """
+    if not moments:
+        raise KeyError("moments")
+    params = numbered(optimizer)
+    for i, of in moments.items():
+        p = params[i]
+        check_weights({"step": torch.zeros(()), "exp_avg": p, "exp_avg_sq": p}, of)
+
+
 class Objective(nn.Module):
     """loss(model, batch, noise) as a module, in the precision of the training.
 
@@ -300,13 +318,11 @@ class State:
         now = self.model.state_dict()
         weights = {name: like(value, now.get(name)) for name, value in saved["model"].items()}
         load_weights(self.model, weights)
-        params = [p for group in self.optimizer.param_groups for p in group["params"]]
-        moments = {}
-        for i, of in saved["optimizer"].items():
-            if any(value.ndim and value.shape != params[i].shape for value in of.values()):
-                raise ValueError("the moments are those of other weights")
-            moments[i] = {key: like(value, params[i]) if value.ndim else value
-                          for key, value in of.items()}
+        check_moments(self.optimizer, saved["optimizer"])
+        params = numbered(self.optimizer)
+        moments = {i: {key: like(value, params[i]) if value.ndim else value
+                       for key, value in of.items()}
+                   for i, of in saved["optimizer"].items()}
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
         check_weights(whole_tensors(self.ema.shadow), saved["ema"])
         for name, value in self.ema.shadow.items():

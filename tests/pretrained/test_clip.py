@@ -24,7 +24,8 @@ from transformers import (
     ViTConfig, ViTModel)
 
 from mini_dalle2.clip import CLIP
-from mini_dalle2.pretrained import OPENAI_MEAN, OPENAI_STD, load_clip
+from mini_dalle2.pretrained import OPENAI_MEAN, OPENAI_STD, clip, load_clip
+from mini_dalle2.pretrained.clip import OPENAI_NAMES
 from public_models import random_weights
 
 SIDE, VOCAB, LENGTH, DIM = 16, 600, 9, 24
@@ -436,6 +437,13 @@ def other_program(path):
     return path
 
 
+def holds_itself():
+    """A checkpoint whose model is the checkpoint."""
+    loop = {}
+    loop["model"] = loop
+    return loop
+
+
 REFUSED = [
     ("another GELU", told(both_towers(hidden_act="gelu_new")), "has the activation 'gelu_new'"),
     ("towers that differ", told(lambda c: c["text_config"].update(hidden_act="gelu")),
@@ -459,6 +467,23 @@ REFUSED = [
     ("whole numbers for weights", lambda f, m: beside(
         f, m.laion.state_dict() | {"ln_final.weight": torch.ones(64, dtype=torch.int8)}, GELU),
      "ln_final.weight holds torch.int8, and weights are floats"),
+    ("weights of eight bits", lambda f, m: beside(
+        f, m.laion.state_dict() | {"ln_final.weight": torch.ones(64).to(torch.float8_e4m3fn)},
+        GELU), "ln_final.weight holds torch.float8_e4m3fn, and weights are floats"),
+    ("a number that stands for many", lambda f, m: write(f / "a.pt", m.laion.state_dict() | {
+        "ln_final.weight": torch.ones(1).expand(64)}), "ln_final.weight is not whole"),
+    ("heads without end", told(lambda c: c["vision_config"].update(num_attention_heads=10 ** 400)),
+     "vision_heads must be at most 1000000"),
+    ("a mean without end", lambda f, m: (saved(f, m.quick), write(
+        f / "preprocessor_config.json", {"image_mean": [1, 1, float("inf")]}))[0],
+     "image_mean must be a finite number"),
+    ("a wrapper that holds itself", lambda f, m: holds_itself(), "holds no weights of a model"),
+    ("an index of files elsewhere", lambda f, m: write(
+        f / "model.safetensors.index.json", {"weight_map": {"logit_scale": "../a.bin"}}),
+     "no index of pieces"),
+    ("an index of an endless name", lambda f, m: write(
+        f / "model.safetensors.index.json", {"weight_map": {"logit_scale": "x" * 10 ** 5}}),
+     "no index of pieces"),
     ("weights that are no numbers", lambda f, m: beside(
         f, m.laion.state_dict() | {"ln_final.weight": torch.full((64,), float("nan"))}, GELU),
      "ln_final.weight is not whole, or not finite"),
@@ -525,6 +550,18 @@ REFUSED = [
     ("no weights", lambda f, m: {"state_dict": {}}, "holds no weights"),
     ("plain values", lambda f, m: {"epoch": 1}, "holds no weights"),
     ("a model", lambda f, m: m.quick, "takes a path or a state dict, not CLIPModel")]
+
+
+def test_no_clip_is_built_of_sizes_that_do_not_agree(models, monkeypatch):
+    """One tensor may ask for a CLIP of any width: the others are compared first."""
+    monkeypatch.setattr(clip, "fill", lambda *_: pytest.fail("it was built"))
+    theirs = models.laion.state_dict()
+    patches = theirs["visual.conv1.weight"]
+    with pytest.raises(ValueError, match="is of another size"):
+        load_clip(theirs | {"visual.conv1.weight": torch.ones(1024, *patches.shape[1:])}, "gelu")
+    blocks = {OPENAI_NAMES["text_block"].format(n): torch.ones(1) for n in range(501)}
+    with pytest.raises(ValueError, match="text_layers must be at most 500, not 501"):
+        load_clip(theirs | blocks, "gelu")
 
 
 @pytest.mark.parametrize("name, layout, said", REFUSED, ids=[row[0] for row in REFUSED])

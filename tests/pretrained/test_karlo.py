@@ -350,7 +350,7 @@ def another_pipeline(folder):
 @pytest.mark.parametrize("change, said", [
     (without_prior, "Karlo for image variations, which has no prior: copy the folder prior"),
     (lambda f: (f / "prior").unlink(), "Karlo for image variations, which has no prior"),
-    (another_pipeline, "a StableUnCLIPPipeline, which is another system"),
+    (another_pipeline, "the pipeline 'StableUnCLIPPipeline', which is another system"),
     (lambda f: (f / "model_index.json").write_text("["), "no configuration"),
     (says("text_encoder", hidden_act="gelu"), "text_encoder has another CLIP than Karlo's .*gelu"),
     (says("text_encoder", layer_norm_eps=1e-6), "text_encoder has another CLIP than Karlo's"),

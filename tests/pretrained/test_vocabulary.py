@@ -76,7 +76,8 @@ def test_older_files_write_a_pair_as_one_string(original, saved_by_5, tmp_path):
 @pytest.mark.parametrize("text, said", [
     ("{", "cannot be read as CLIP's tokenizer"), ("{}", "cannot be read as CLIP's tokenizer"),
     ("[1]", "cannot be read as CLIP's tokenizer"),
-    ('{"model": {"merges": ["a b"], "vocab": {"a": 0}}}', "in another way than CLIP")])
+    ('{"model": {"merges": ["a b"], "vocab": {"a": 0}}}', "in another way than CLIP"),
+    ('{"model": {"merges": [], "vocab": {"<|startoftext|>": [[1]]}}}', "is a value of the type list")])
 def test_other_files_have_a_reason(tmp_path, text, said):
     (tmp_path / "tokenizer.json").write_text(text)
     with pytest.raises(ValueError, match=said):

@@ -6,7 +6,8 @@ import pytest
 
 from mini_dalle2 import configs
 from mini_dalle2.runtime.checks import brief, check_bounds, check_types, fits
-from mini_dalle2.runtime.settings import DataConfig, TrainConfig
+from mini_dalle2.runtime.settings import DataConfig, TokenizerConfig, TrainConfig
+from mini_dalle2.training import overrides
 
 
 def endless():
@@ -56,14 +57,35 @@ def test_types_come_first(values, said):
 
 @pytest.mark.parametrize("values, said", [
     ({"vision_layers": 10 ** 8}, "vision_layers must be at most 500, not 100000000"),
-    ({"num_res_blocks": 501}, "num_res_blocks must be at most 500"),
+    ({"num_res_blocks": 501}, "num_res_blocks must be at most 50, not 501"),
     ({"width": 10 ** 7}, "width must be at most 1000000"),
     ({"width": -10 ** 7}, "width must be at most 1000000"),
     ({"channel_mult": (1, 10 ** 9)}, "channel_mult must be at most 1000000"),
+    ({"batch_size": 10 ** 400}, "batch_size must be at most 1000000, not a value of the type int"),
+    ({"sampling_steps": 10 ** 10}, "sampling_steps must be at most 1000000000"),
+    ({"num_timesteps": 10 ** 9}, "num_timesteps must be at most 1000000"),
+    ({"seed": 2 ** 63}, "seed must be at most"),
+    ({"lr": float("inf")}, "lr must be a finite number, not inf"),
+    ({"image_mean": (0.5, float("nan"), 0.5)}, "image_mean must be a finite number, not nan"),
     ({"channel_mult": (1,) * 17}, "channel_mult has 17 numbers, and at most 16 are taken")])
 def test_sizes_that_no_machine_could_build(values, said):
     with pytest.raises(ValueError, match=said):
         check_bounds(values)
+
+
+def test_a_long_training_is_within_the_bounds():
+    check_bounds({"steps": 10 ** 9, "save_every": 10 ** 9, "images": 10 ** 9, "warmup": 10 ** 8,
+                  "lr": 1e300, "emb_channels": None, "seed": 2 ** 63 - 2})
+
+
+@pytest.mark.parametrize("kind", [TrainConfig, DataConfig, TokenizerConfig])
+def test_no_number_of_any_setting_is_without_a_bound(kind):
+    for key, value in vars(kind()).items():
+        if isinstance(value, (bool, str)):
+            continue
+        for foreign in (10 ** 30, 10 ** 400):
+            with pytest.raises(ValueError, match=f"{key} must be at most"):
+                overrides.checked(kind, {key: foreign})
 
 
 @pytest.mark.parametrize("name", configs.PRESETS)
@@ -74,7 +96,9 @@ def test_every_preset_is_far_below_the_bounds(name):
         check_bounds(vars(part.model))
         check_types(type(part.model), vars(part.model))
         check_types(TrainConfig, vars(part.train))
+        check_bounds(vars(part.train))
     check_types(DataConfig, vars(config.data))
+    check_bounds(vars(config.data) | vars(config.tokenizer))
 
 
 @pytest.mark.parametrize("stage", configs.MODELS)
