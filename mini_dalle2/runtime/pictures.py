@@ -122,9 +122,12 @@ def check_out(path, inputs, singles=False):
     A command asks this before it works, because afterwards would be too late.
     inputs: paths of the input pictures. singles: whether the pictures of a grid are written too.
     """
+    # Not Path.resolve, which raises RuntimeError for a link to itself.
+    real = Path(os.path.realpath(path))
     for other in map(Path, inputs):
-        is_out = other.resolve() == path.resolve()
-        is_beside = other.resolve().parent == path.resolve().parent
+        real_other = Path(os.path.realpath(other))
+        is_out = real_other == real
+        is_beside = real_other.parent == real.parent
         looks_single = re.fullmatch(re.escape(path.stem) + r"-\d+-\d+\.png", other.name)
         if is_out or (singles and is_beside and looks_single):
             raise ValueError(
