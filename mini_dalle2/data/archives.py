@@ -17,6 +17,8 @@ import zipfile
 from pathlib import Path
 
 ARCHIVES = (".tar", ".zip")
+# The most bytes of a text, or of a file in an archive: a small .zip may unpack to any length.
+MOST_BYTES = 2 ** 30
 OUTSIDE = "outside the folder (--data.outside=true reads it)"
 
 
@@ -24,7 +26,7 @@ class Tree:
     """The files below a folder, also those in its archives, without the hidden ones.
 
     Only regular files count: a pipe or a device has no end. Links that lead out of the folder are
-    left out, unless `outside`.
+    left out, unless `outside`. In an archive, no link is followed.
 
     `files`: {path: place}; place is None on disk, (archive, offset, size) in a .tar and
     (archive, name) in a .zip. `left_out`: [(path, reason, detail)]. `damaged`: {archive: why it
@@ -97,13 +99,19 @@ class Tree:
         """Add the files of one archive, or note why it cannot be read."""
         try:
             members = list(list_members(archive))
-        except (OSError, ValueError, tarfile.TarError, zipfile.BadZipFile) as error:
-            self.damaged[archive] = " ".join(str(error).split())
+        except Exception as error:
+            # tarfile and zipfile raise many kinds for a damaged archive.
+            self.damaged[archive] = str(error) or type(error).__name__
             return
         for name, place in members:
             path = Path(os.path.normpath(archive / name))
-            # Names such as "../a.png" lead out of the archive.
-            if path.is_relative_to(archive) and not Path(name).name.startswith("."):
+            if not path.is_relative_to(archive):
+                self.left_out.append((archive, "names that lead out of their archive", name))
+            elif Path(name).name.startswith("."):
+                continue
+            elif place is None:
+                self.left_out.append((path, "no regular file", "a link or a device"))
+            else:
                 self.files[path] = place
 
     def open(self, path):
@@ -123,20 +131,24 @@ class Tree:
             return file.read(64)
 
     def read(self, path):
-        """Return the bytes of a file. Raises OSError."""
+        """Return the bytes of a file. Raises OSError, also for more than MOST_BYTES."""
         place = self.files.get(path)
         if place is None:
+            check_length(path.stat().st_size)
             return path.read_bytes()
         if len(place) == 3:
             archive, offset, size = place
+            check_length(size)
             with open(archive, "rb") as file:
                 file.seek(offset)
                 return file.read(size)
         archive, name = place
         try:
+            check_length(opened_zip(archive).getinfo(name).file_size)
             return opened_zip(archive).read(name)
-        except (zipfile.BadZipFile, RuntimeError) as error:
-            # RuntimeError: the file has a password, or is packed in a way that Python lacks.
+        except Exception as error:
+            # A file may be damaged, have a password, or be packed in a way that Python lacks: each
+            # way of packing raises its own kind.
             raise OSError(f"{name} in {archive}: {error}") from error
 
     def version(self, path):
@@ -146,19 +158,29 @@ class Tree:
         return status.st_mtime_ns, status.st_size
 
 
+def check_length(nbytes):
+    """Raise OSError for more than MOST_BYTES bytes."""
+    if nbytes > MOST_BYTES:
+        raise OSError(f"it has {nbytes:,} bytes, and at most {MOST_BYTES:,} are read")
+
+
 def list_members(archive):
-    """Yield (name, place) for each file in an archive; see `Tree`."""
+    """Yield (name, place) for each file in an archive; see `Tree`. No place: a link, a device."""
     if archive.suffix.lower() == ".zip":
         with zipfile.ZipFile(archive) as file:
             for info in file.infolist():
                 if not info.is_dir():
-                    yield info.filename, (archive, info.filename)
+                    # The upper bits are those of a file on disk.
+                    is_link = stat.S_ISLNK(info.external_attr >> 16)
+                    yield info.filename, None if is_link else (archive, info.filename)
         return
     # "r:": not compressed. In a compressed archive, no file can be found by its place.
     with tarfile.open(archive, "r:") as file:
         for info in file:
-            if info.isfile():
-                yield info.name, (archive, info.offset_data, info.size)
+            if not info.isdir():
+                # A sparse file has holes, which are not in the archive.
+                is_whole = info.isfile() and not info.issparse()
+                yield info.name, (archive, info.offset_data, info.size) if is_whole else None
 
 
 @functools.lru_cache(maxsize=16)

@@ -23,6 +23,8 @@ FILE_COLUMNS = ("file_name", "image_file_name", "image", "filename", "file", "pa
 TEXT_COLUMNS = ("text", "caption", "captions", "prompt", "texts", "prompts", "description")
 # In this order; img2dataset writes .txt and .json.
 SIDECARS = (".txt", ".caption", ".json")
+# No system takes a longer path.
+LONGEST_PATH = 32_767
 EXAMPLE = '{"file_name": "tom.png", "text": "a grey cat"}'
 NOT_UNDERSTOOD = f"line not understood; a line looks like {EXAMPLE}"
 NO_COLUMN = "no fitting column"
@@ -95,6 +97,8 @@ def entry(row):
     file = file.get("path") if isinstance(file, dict) else file
     if not isinstance(file, str):
         raise TypeError(f"file_name is no text: {brief(file)}")
+    if len(file) > LONGEST_PATH:
+        raise TypeError(f"file_name is longer than any path: {brief(file)}")
     # A column may be empty in some rows.
     filled = (row[name] for name in TEXT_COLUMNS if row.get(name) is not None)
     return file, clean_texts(next(filled, []))
@@ -140,7 +144,8 @@ def rows_of_parquet(content):
         raise ImportError("reading it needs pyarrow: pip install pyarrow") from None
     try:
         rows = parquet.read_table(io.BytesIO(content)).to_pylist()
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError, ArithmeticError) as error:
+        # A damaged page is an OSError, and a date that Python lacks an OverflowError.
         raise ValueError(str(error)) from None
     for number, row in enumerate(rows, start=1):
         yield f"row {number}", row

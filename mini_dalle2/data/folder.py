@@ -16,6 +16,7 @@ import contextlib
 import copy
 import os
 import random
+import re
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..runtime.files import is_pointer
+from ..runtime.pictures import TOO_MANY_PIXELS, how_many_pixels
 from .archives import OUTSIDE, Tree
 from .captions import METADATA, SIDECARS, read_metadata, read_sidecar
 from .pixels import central_square, from_pil, to_float
@@ -51,6 +53,9 @@ def load_picture(file, size):
 
     file: a path or an open file. Raises whatever Pillow raises for a missing, foreign, corrupt or
     truncated file.
+    Memory: a pixel takes up to 28 bytes on the way, in a transparent WebP (a 16-bit one 14). Each
+    of 16 threads decodes up to MANY_PIXELS: less than 2 GB. One larger picture comes beside them:
+    at most 5 GB, because Pillow reads no more than 179 million pixels.
     """
     with Image.open(file) as image:
         if image.format == "JPEG":
@@ -61,6 +66,12 @@ def load_picture(file, size):
             return central_square(image, size)
 
 
+def one_large_at_a_time(lock):
+    """Let this process wait for a lock before it decodes a large picture."""
+    global ONE_LARGE
+    ONE_LARGE = lock
+
+
 def shorter_side(file):
     """Return the shorter side of a picture in pixels, from its header."""
     with Image.open(file) as image:
@@ -69,8 +80,7 @@ def shorter_side(file):
 
 UNREADABLE = "not an image that Pillow can read"
 LEFT_IN_LFS = "only stands for a picture, which git-lfs keeps elsewhere (run git lfs pull)"
-# Of pictures with more pixels, one at a time is decoded. A pixel takes up to ten bytes on the way,
-# so sixteen threads take at most 16 · 4 million · 10 bytes, and one large picture beside it.
+# Of pictures with more pixels, one at a time is decoded. Worker processes share a lock.
 MANY_PIXELS = 4_000_000
 ONE_LARGE = threading.Lock()
 # What `why_unreadable` has found: (path, change time, bytes) -> reason. So a file is decoded
@@ -92,12 +102,11 @@ def why_unreadable(tree, path, size):
     if version not in VERIFIED:
         try:
             if not tree.is_regular(path):
-                return "no regular file", "a pipe, a socket or a device"
+                return "no regular file", "a folder, a pipe, a socket or a device"
             load_picture(tree.open(path), size)
             VERIFIED[version] = None
-        except Image.DecompressionBombError:
-            most = 2 * Image.MAX_IMAGE_PIXELS
-            VERIFIED[version] = f"more than {most:,} pixels, which Pillow does not read", ""
+        except TOO_MANY_PIXELS as error:
+            VERIFIED[version] = "more pixels than Pillow reads", how_many_pixels(error)
         except UnidentifiedImageError:
             pointer = is_pointer(tree.start(path))
             VERIFIED[version] = (LEFT_IN_LFS if pointer else UNREADABLE), ""
@@ -108,8 +117,16 @@ def why_unreadable(tree, path, size):
 
 
 def printable(text):
-    """Return a text with \\x.. for what is not UTF-8, as names of files may be."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    """Return a text on one line, with \\x.. for what no terminal shows as a letter.
+
+    A name of a file may hold control characters, and bytes that are not UTF-8.
+    """
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", lambda odd: repr(odd[0])[1:-1], text)
+
+
+def cut(text):
+    """Return a text for a report, without its middle if it is long."""
+    return text if len(text) <= 300 else f"{text[:200]} … {text[-80:]}"
 
 
 # ------------------------------------------------------------------------------ the data set
@@ -140,7 +157,7 @@ class CaptionedFolder(Dataset):
             self._skip(file, reason, detail)
         self.pictures = self._readable(self._captioned())
         if not self.pictures:
-            first = {reason: f" ({file}: {detail})" if detail else ""
+            first = {reason: f" ({cut(file)}: {cut(detail)})" if detail else ""
                      for file, reason, detail in reversed(self.skipped)}
             reasons = [f"{n} × {reason}{first[reason]}" for reason, n in self._reasons().items()]
             why = ", ".join(reasons) or "no image files"
@@ -196,7 +213,7 @@ class CaptionedFolder(Dataset):
         entries, bad = read_metadata(file.name, content)
         folder = Path(os.path.relpath(file.parent, self.path)).as_posix()
         for place, reason, detail in bad:
-            self.skipped.append((place if folder == "." else f"{folder}/{place}", reason, detail))
+            self._note(place if folder == "." else f"{folder}/{place}", reason, detail)
         for name, texts in entries:
             picture = Path(os.path.normpath(file.parent / name))
             if picture not in self.tree.files:
@@ -204,14 +221,13 @@ class CaptionedFolder(Dataset):
                 other = Path(os.path.normpath(file.parent / name.replace("\\", "/")))
                 picture = other if other in self.tree.files else picture
             try:
-                may_read = picture in self.tree.files or self.tree.may_read(picture)
-            except (OSError, ValueError):
-                # A name that no system accepts is reported as missing.
-                may_read = True
-            if not may_read:
-                self._skip(picture, OUTSIDE)
-                continue
-            captions.setdefault(picture, []).extend(texts)
+                if picture in self.tree.files or self.tree.may_read(picture):
+                    captions.setdefault(picture, []).extend(texts)
+                else:
+                    self._skip(picture, OUTSIDE)
+            except (OSError, ValueError, RecursionError):
+                # No system accepts this name, or it is a link to a link to a link, and so on.
+                self._skip(picture, "file missing")
 
     def _beside(self, file, sidecars):
         """Return the captions of the files beside a picture; None if one cannot be read.
@@ -264,7 +280,10 @@ class CaptionedFolder(Dataset):
 
     def _skip(self, file, reason, detail=""):
         """Note that a file was left out."""
-        name = Path(os.path.relpath(file, self.path)).as_posix()
+        self._note(Path(os.path.relpath(file, self.path)).as_posix(), reason, detail)
+
+    def _note(self, name, reason, detail):
+        """Note that something with this name in the folder was left out."""
         self.skipped.append((printable(name), reason, printable(" ".join(detail.split()))))
 
     def _reasons(self):
@@ -274,9 +293,10 @@ class CaptionedFolder(Dataset):
     @property
     def report(self):
         """Say what was read and what was skipped: text of a few lines, five names a reason."""
-        lines = [f"{len(self)} captioned pictures in {self.path}, {len(self.skipped)} skipped"]
+        lines = [f"{len(self)} captioned pictures in {printable(str(self.path))}, "
+                 f"{len(self.skipped)} skipped"]
         for reason, n in self._reasons().items():
-            named = [f"{file} ({detail})" if detail else file
+            named = [f"{cut(file)} ({cut(detail)})" if detail else cut(file)
                      for file, why, detail in self.skipped if why == reason]
             more = f" and {n - 5} more" if n > 5 else ""
             lines.append(f"  {n} × {reason}: {', '.join(named[:5])}{more}")

@@ -117,12 +117,20 @@ def is_in_unit_range(image):
     return bool(extremes) and all(low >= 0 and high <= 1 for low, high in extremes)
 
 
+def to_255(marked):
+    """Return uint8 values of 255 where a bool array is true, and 0 elsewhere.
+
+    np.where would make whole numbers of eight bytes first.
+    """
+    return marked.astype(np.uint8) * np.uint8(255)
+
+
 def opacity(image):
     """Return how opaque each pixel of a PIL image is: uint8 (H, W), 0 for transparent."""
     clear = image.info.get("transparency")
     if image.mode.startswith("I"):
         # Pillow leaves the transparent value of 16-bit grey to us.
-        return np.where(np.asarray(image) == clear, 0, 255).astype(np.uint8)
+        return to_255(np.asarray(image) != clear)
     if clear is None and "A" not in image.getbands():
         return np.full((image.height, image.width), 255, np.uint8)
     return np.asarray(image.convert("RGBA").getchannel("A"))
@@ -144,10 +152,10 @@ def to_mask(picture):
     clear = opaque < opaque.max() / 2
     strokes = grey[opaque == opaque.max()].min() > 250
     if clear.any() and not strokes:
-        return Image.fromarray(np.where(clear, 255, 0).astype(np.uint8)), "transparent"
+        return Image.fromarray(to_255(clear)), "transparent"
     # More than half of 255 · 255.
     white = grey * opaque > 32512
-    return Image.fromarray(np.where(white, 255, 0).astype(np.uint8)), "white"
+    return Image.fromarray(to_255(white)), "white"
 
 
 def mask_square(mask, size):

@@ -33,7 +33,7 @@ from tqdm import tqdm
 from ..runtime.commands import is_run, word
 from ..runtime.device import machine_memory, on_device
 from ..runtime.processes import is_main
-from .folder import CaptionedFolder, shorter_side
+from .folder import CaptionedFolder, one_large_at_a_time, shorter_side
 from .pixels import to_float, to_uint8
 from .shapes import CaptionedShapes
 from .split import splits
@@ -62,9 +62,11 @@ def load_items(dataset, indices):
 _dataset = None
 
 
-def _start_worker(dataset):
+def _start_worker(dataset, one_large):
     global _dataset
     _dataset = dataset
+    # Of all workers together, one decodes a large picture at a time.
+    one_large_at_a_time(one_large)
     # Ctrl-C reaches all processes of a terminal. The first one decides what to do about it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -152,7 +154,8 @@ def load_table(dataset, progress=True, folder=None):
             # Spawn: forking a process that runs torch's threads may hang.
             spawn = get_context("spawn")
             try:
-                with ProcessPoolExecutor(workers, spawn, _start_worker, (dataset,)) as pool:
+                shared = (dataset, spawn.Lock())
+                with ProcessPoolExecutor(workers, spawn, _start_worker, shared) as pool:
                     store(pool.map(_load_in_worker, chunks))
             except BrokenProcessPool:
                 # A script without `if __name__ == "__main__"` cannot start workers. The next

@@ -14,6 +14,16 @@ from PIL import Image
 from .files import atomic_open
 
 
+# The second is an exception under `python -W error` only.
+TOO_MANY_PIXELS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+
+
+def how_many_pixels(error):
+    """Say how many pixels a picture has, and how many Pillow takes, by its own exception."""
+    # Image size (… pixels) exceeds limit of … pixels, could be …
+    return str(error).partition(",")[0]
+
+
 def scale_transparency(image):
     """Bring the transparent value of a PNG, still unread, to the 8 bits that its pixels get.
 
@@ -35,19 +45,27 @@ def open_picture(path):
     Raises FileNotFoundError for a missing file, ValueError for a file that Pillow cannot read.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no picture {path}")
+        raise FileNotFoundError(f"there is no picture {path}{what_is_there(path)}")
     try:
         with Image.open(path) as image:
             scale_transparency(image)
             image.load()
             return image
-    except Image.DecompressionBombError:
-        raise ValueError(f"{path} has more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels, which "
-                         f"Pillow does not read: make it smaller") from None
+    except TOO_MANY_PIXELS as error:
+        raise ValueError(f"{path} has more pixels than Pillow reads ({how_many_pixels(error)}): "
+                         f"make it smaller") from None
     except Exception as error:
         # Pillow raises half a dozen types for a damaged file.
         raise ValueError(
             f"{path} cannot be read as a picture ({type(error).__name__})") from None
+
+
+def what_is_there(path):
+    """Say what a path is that is no file, for the end of a message; "" if nothing is there."""
+    if not Path(path).exists():
+        return ""
+    kind = "a folder" if Path(path).is_dir() else "a pipe, a socket or a device"
+    return f": this is {kind}, so name a picture file"
 
 
 def samples_file(folder, verb):
@@ -104,9 +122,12 @@ def check_out(path, inputs, singles=False):
     A command asks this before it works, because afterwards would be too late.
     inputs: paths of the input pictures. singles: whether the pictures of a grid are written too.
     """
+    # Not Path.resolve, which raises RuntimeError for a link to itself.
+    real = Path(os.path.realpath(path))
     for other in map(Path, inputs):
-        is_out = other.resolve() == path.resolve()
-        is_beside = other.resolve().parent == path.resolve().parent
+        real_other = Path(os.path.realpath(other))
+        is_out = real_other == real
+        is_beside = real_other.parent == real.parent
         looks_single = re.fullmatch(re.escape(path.stem) + r"-\d+-\d+\.png", other.name)
         if is_out or (singles and is_beside and looks_single):
             raise ValueError(

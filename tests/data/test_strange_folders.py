@@ -3,7 +3,12 @@ that is left out has its reason."""
 
 import json
 import os
+import subprocess
+import sys
+import tarfile
 import tracemalloc
+import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +16,14 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import noisy
+from conftest import ROOT, noisy
 from mini_dalle2.configs import DataConfig
 from mini_dalle2.data import archives, folder, tables
 from mini_dalle2.data.archives import OUTSIDE, Tree
 from mini_dalle2.data.folder import CaptionedFolder
-from mini_dalle2.data.pixels import to_rgb
+from mini_dalle2.data.pixels import to_mask, to_rgb
 from mini_dalle2.data.tables import Pictures
-from mini_dalle2.runtime.pictures import open_picture
+from mini_dalle2.runtime.pictures import check_out, open_picture
 
 
 def save(path, text="a picture"):
@@ -115,8 +120,11 @@ def test_what_is_no_regular_file_is_left_out(pictures):
         assert found[name] == "no regular file"
     assert found["zero.png"] == OUTSIDE and found["nowhere.png"] == "link to nowhere"
     assert found["circle.png"] in ("file cannot be read", "file missing", "link to nowhere")
-    with pytest.raises(FileNotFoundError, match="no picture"):
-        open_picture(pictures / "pipe.png")
+    for name, said in (("pipe.png", "this is a pipe, a socket or a device"),
+                       ("../private", "this is a folder"), ("circle.png", "no picture")):
+        with pytest.raises(FileNotFoundError, match=said):
+            open_picture(pictures / name)
+    check_out(pictures / "out.png", [pictures / "circle.png"])
     everything = reasons(CaptionedFolder(pictures, 8, outside=True))
     assert everything["zero.png"] == "no regular file"
 
@@ -185,6 +193,22 @@ def test_names_that_are_not_utf_8(pictures, capsys):
     assert found.table("train", 8, 10)[1] == ["a picture"] and len(found.fingerprint()) == 64
 
 
+def test_all_that_is_said_about_a_folder_can_be_printed(pictures):
+    """Control characters, bytes that are not UTF-8, and endless names, anywhere."""
+    root = pictures / os.fsdecode(b"caf\xe9")
+    save(root / "a.png")
+    noisy((8, 8)).save(root / "two\nlines\x1b[2J.png")
+    (root / "metadata.csv").write_text("x" * 10 ** 5 + "\n1\n")
+    inner = root / os.fsdecode(b"\xe4")
+    inner.mkdir()
+    (inner / "metadata.jsonl").write_text('{"\\udce9": 1}')
+    dataset = CaptionedFolder(root, 8)
+    report = dataset.report
+    assert report.encode() and "caf\\udce9, 3 skipped" in report and len(report) < 2000
+    assert "two\\nlines\\x1b[2J.png" in report and report.count("\n") == 2
+    assert "\\udce4/metadata.jsonl" in report and "the columns are \\udce9" in report
+
+
 def test_captions_with_half_a_character(pictures):
     (pictures / "metadata.jsonl").write_text('{"file_name": "good.png", "text": "half \\udce9"}')
     assert CaptionedFolder(pictures, 8)[0]["text"] == "half ?"
@@ -198,15 +222,99 @@ def test_brackets_within_brackets(pictures):
     assert all(len(detail) < 200 for _, _, detail in dataset.skipped) and len(dataset.skipped) == 2
 
 
+def test_names_that_lead_nowhere(pictures):
+    """A link to a link to a link, and so on, and a name that is longer than any path."""
+    for i in range(1200):
+        (pictures / f"{i}.lnk").symlink_to(f"{i + 1}.lnk")
+    names = ["0.lnk", "a/" * 10 ** 6]
+    lines = [json.dumps({"file_name": name, "text": "x"}) for name in names]
+    (pictures / "metadata.jsonl").write_text("\n".join(lines))
+    dataset = CaptionedFolder(pictures, 8)
+    assert [file.name for file, _ in dataset.pictures] == ["good.png"]
+    assert ("0.lnk", "file missing", "") in dataset.skipped
+    assert "file_name is longer than any path" in dataset.report
+
+
+# ------------------------------------------------------------------------------ archives, tables
+
+def test_members_of_archives_that_are_no_files_of_it(pictures):
+    with tarfile.open(pictures / "a.tar", "w") as tar:
+        for kind, name in ((tarfile.SYMTYPE, "link.png"), (tarfile.FIFOTYPE, "pipe.txt"),
+                           (tarfile.DIRTYPE, "folder"), (tarfile.REGTYPE, "/good.png")):
+            member = tarfile.TarInfo(name)
+            member.type = kind
+            member.linkname = "../private/secret.png"
+            tar.addfile(member)
+    with zipfile.ZipFile(pictures / "b.zip", "w") as file:
+        link = zipfile.ZipInfo("good.txt")
+        link.external_attr = 0o120777 << 16
+        file.writestr(link, "../private/secret.txt")
+        file.writestr("../good.txt", "another caption")
+    dataset = CaptionedFolder(pictures, 8)
+    assert [texts for _, texts in dataset.pictures] == [["a picture"]]
+    leads_out = "names that lead out of their archive"
+    assert sorted(dataset.skipped) == [
+        ("a.tar", leads_out, "/good.png"), ("a.tar/link.png", "no regular file", "a link or a device"),
+        ("a.tar/pipe.txt", "no regular file", "a link or a device"),
+        ("b.zip", leads_out, "../good.txt"),
+        ("b.zip/good.txt", "no regular file", "a link or a device")]
+
+
+def packed(path):
+    """A .zip of a table of captions, and where the packed table begins in it."""
+    rows = [f'{{"file_name": "{i}.png", "text": "picture {i}"}}' for i in range(60)]
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("metadata.jsonl", "\n".join(rows))
+    return 30 + len("metadata.jsonl")
+
+
+def parquet(path):
+    """A table of captions, and where its first page begins."""
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+    parquet.write_table(pyarrow.table({"file_name": ["a.png"] * 60, "text": ["a cat"] * 60}), path)
+    return 4
+
+
+@pytest.mark.parametrize("make, name, left_out", [
+    (packed, "a.zip", "a.zip/metadata.jsonl"), (parquet, "metadata.parquet", "metadata.parquet")])
+def test_a_damaged_table_stops_nothing(pictures, make, name, left_out):
+    start = make(pictures / name)
+    content = bytearray((pictures / name).read_bytes())
+    content[start:start + 12] = b"\xff" * 12
+    (pictures / name).write_bytes(content)
+    dataset = CaptionedFolder(pictures, 8)
+    assert len(dataset) == 1 and reasons(dataset) == {left_out: "captions cannot be read"}
+
+
+def test_texts_of_any_length_are_not_read(pictures, monkeypatch):
+    monkeypatch.setattr(archives, "MOST_BYTES", 100)
+    save(pictures / "b.png", "x" * 101)
+    (pictures / "metadata.csv").write_text("file_name,text\n" + "\n" * 100)
+    packed(pictures / "a.zip")
+    dataset = CaptionedFolder(pictures, 8)
+    assert [texts for _, texts in dataset.pictures] == [["a picture"]]
+    assert reasons(dataset) == {
+        "b.png": "side-car text cannot be read", "metadata.csv": "captions cannot be read",
+        "a.zip/metadata.jsonl": "captions cannot be read"}
+    assert "it has 101 bytes, and at most 100 are read" in dataset.report
+
+
 # ------------------------------------------------------------------------------ sizes
 
 def test_more_pixels_than_pillow_reads_has_a_reason_of_its_own(pictures, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    said = "more than 200 pixels, which Pillow does not read"
-    with pytest.raises(ValueError, match=said):
-        CaptionedFolder(pictures, 8)
-    with pytest.raises(ValueError, match=said):
-        open_picture(pictures / "good.png")
+    # 24 · 20 pixels. Up to twice Pillow's limit is read, with a warning.
+    for limit, action in ((200, "default"), (400, "error")):
+        folder.VERIFIED.clear()
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100 if action == "default" else limit)
+        said = rf"more pixels than Pillow reads.*480 pixels\) exceeds limit of {limit} pixels"
+        with warnings.catch_warnings():
+            warnings.simplefilter(action)
+            with pytest.raises(ValueError, match=said):
+                CaptionedFolder(pictures, 8)
+            with pytest.raises(ValueError, match=said):
+                open_picture(pictures / "good.png")
 
 
 @pytest.mark.parametrize("mode", ["I;16", "F"])
@@ -243,6 +351,54 @@ def test_large_pictures_are_decoded_one_at_a_time(pictures, monkeypatch):
     monkeypatch.setattr(folder.os, "cpu_count", lambda: 8)
     CaptionedFolder(pictures, 7)
     assert most == [1]
+
+
+# Four pictures that wait for the lock, loaded in two worker processes. Each notes when.
+LOAD = """
+import time, torch
+from mini_dalle2.data import folder, tables
+
+class Large:
+    def __len__(self):
+        return 40
+    def __getitem__(self, i):
+        began = time.time()
+        if i >= 36:
+            with folder.ONE_LARGE:
+                began = time.time()
+                time.sleep(0.2)
+                with open(NOTES, "a") as file:
+                    file.write(f"{began} {time.time()}\\n")
+        return {"image": torch.zeros(3, 1, 1), "text": ""}
+
+if __name__ == "__main__":
+    tables.available_cores = lambda: 2
+    tables.WORTH_PROCESSES = 0
+    tables.CHUNK_EXAMPLES = 1
+    print(len(tables.load_table(Large())[1]))
+"""
+
+
+def test_large_pictures_are_decoded_one_at_a_time_in_all_workers(tmp_path):
+    (tmp_path / "load.py").write_text(LOAD.replace("NOTES", repr(str(tmp_path / "notes"))))
+    done = subprocess.run([sys.executable, str(tmp_path / "load.py")], capture_output=True,
+                          text=True, timeout=120, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.stdout == "40\n", done.stderr
+    times = sorted(tuple(map(float, line.split()))
+                   for line in (tmp_path / "notes").read_text().splitlines())
+    assert len(times) == 4
+    assert all(end <= began for (_, end), (began, _) in zip(times, times[1:]))
+
+
+def test_masks_take_no_whole_numbers_of_eight_bytes():
+    values = np.zeros((1000, 1000), np.uint16)
+    values[:300] = 65535
+    tracemalloc.start()
+    mask, mark = to_mask(Image.fromarray(values))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert mark == "white" and np.array_equal(np.asarray(mask), (values > 0) * np.uint8(255))
+    assert peak < 12 * values.size
 
 
 def test_small_pictures_are_counted(pictures):
