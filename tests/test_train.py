@@ -556,7 +556,7 @@ def test_batches_follow_from_seed_and_step_alone():
     (["--decoder.lrr=1"], "closest is --decoder.lr"), (["--decoder.lr=fast"], "takes a finite number"), (["--lr", "3"], "no setting --lr"),
     (["stray"], "not understood"), (["--data=no/such/folder"], "no such folder"), (["--resume"], "nothing to resume"),
     (["--decoder.head_dim=5"], "decoder"), (["--clip.vision_heads=7"], "clip"), (["--clip.patch_size=32"], "clip"),
-    (["--stage=tokenizer", "--upsampler2.model_channels=20"], "upsampler2"), (["--data.images=1000000000000"], "clip needs at least"),
+    (["--stage=tokenizer", "--upsampler2.model_channels=20"], "upsampler2"), (["--data.images=1000000000"], "clip needs at least"),
     (["--stage=clip"], "tokenizer.json is missing"), (["--stage=prior"], "tokenizer.json is missing"),
     (["--out"], "expected one argument")])
 def test_mistakes_are_one_sentence(arguments, said, tmp_path, capsys):
