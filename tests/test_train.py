@@ -775,3 +775,17 @@ def test_pictures_that_must_be_enlarged_are_counted(tmp_path, capsys):
         run.note_small_pictures()
         out = capsys.readouterr().out
         assert out.startswith(said) and bool(out) == bool(said)
+
+
+def test_folders_whose_names_are_not_utf_8(tmp_path, capsys):
+    pictures, run = (Path(os.fsdecode(os.fsencode(tmp_path) + name)) for name in (b"/caf\xe9", b"/r\xe9n"))
+    pictures.mkdir()
+    for i in range(3):
+        Image.new("RGB", (40, 40), (80 * i, 0, 0)).save(pictures / f"{i}.png")
+        (pictures / f"{i}.txt").write_text("a picture")
+    code, _, error = call(capsys, *SMALL, "--data", pictures, "--out", run)
+    assert code == 0, error
+    assert b"caf\xe9" in (run / "commands.txt").read_bytes()
+    code, _, error = call(capsys, "--resume", "--prior.steps=4", "--out", run)
+    assert code == 0, error
+    assert load_checkpoint(run / "prior.pt")["config"]["data"]["source"] == str(pictures)

@@ -136,7 +136,7 @@ def ship(run, out, commit):
     out = Path(out)
     small, lines = small_checkpoints(run)
     config = overrides.from_dict(read_json(run / "config.json"))
-    commands = (run / "commands.txt").read_text(encoding="utf-8").splitlines()
+    commands = (run / "commands.txt").read_text("utf-8", "backslashreplace").splitlines()
     commands = [on_lines(shlex.split(line)) for line in commands]
     figures = figures_of(run)
     out.mkdir(parents=True, exist_ok=True)

@@ -145,7 +145,8 @@ class Run:
             before = path.read_bytes() if path.is_file() else b""
             line = f"{launcher()} {shlex.join(['train.py', *words])}\n"
             with atomic_open(path) as file:
-                file.write(before + line.encode())
+                # The names of files need not be UTF-8.
+                file.write(before + line.encode(errors="surrogateescape"))
 
     # ------------------------------------------------------------------------ earlier stages
 
